@@ -3,8 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod interrupt;
+pub mod progress;
 pub mod shape;
 
 pub use error::{Error, Result};
+pub use interrupt::Interrupt;
+pub use progress::Progress;
 pub use shape::DType;
 pub use wgpu;

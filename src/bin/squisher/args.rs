@@ -1,0 +1,62 @@
+//! What every subcommand understands, and the list of subcommands.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    failure
+  2    usage
+  3    an input file is damaged, missing or of a kind that is not read
+  4    the inputs are sound but do not fit together
+  5    no adapter answers to the request
+  6    the device was lost or is out of memory
+  7    the output cannot be written
+  130  interrupted (SIGINT); 143 terminated (SIGTERM)
+
+Standard output carries the result only; progress, warnings and errors go to standard error.
+Environment: RUST_LOG overrides the log level, NO_COLOR turns colours off.";
+
+/// Which parameters of a neural network matter, and what to do with that
+///
+/// Computes Fisher information on any GPU or on the host, or recycles the squared-gradient accumulator that Adam
+/// left in the optimizer state, and merges, prunes, masks and compares models with it.
+#[derive(Parser)]
+#[command(name = "squisher", version, after_help = EXIT_CODES, propagate_version = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The flags that every subcommand takes, before or after its name.
+#[derive(Args)]
+pub(crate) struct Global {
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output options")]
+    pub(crate) quiet: bool,
+
+    /// Say more on standard error; twice for debugging
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output options")]
+    pub(crate) verbose: u8,
+}
+
+/// The subcommands, in the order of `--help`.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    Completions(commands::completions::Completions),
+    Man(commands::man::Man),
+}
+
+impl Command {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Completions(args) => args.run(),
+            Self::Man(args) => args.run(),
+        }
+    }
+}

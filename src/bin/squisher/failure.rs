@@ -1,0 +1,69 @@
+//! The one place that prints an error and chooses the exit code.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use squisher::Error;
+
+/// Print `squisher: operation: …` with every cause, once, and give the exit code of the library's error in the chain.
+pub(crate) fn report(operation: &str, error: &anyhow::Error) -> ExitCode {
+    // Nobody may be reading standard error; that changes nothing about how the command ended.
+    let _ = writeln!(std::io::stderr(), "squisher: {}", message(operation, error));
+    ExitCode::from(exit_code(error))
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+    known.map_or(1, Error::exit_code)
+}
+
+/// The chain on one line. A cause that the message before it already ends with is not said twice, nor is an operation
+/// that the message begins with (`merge: merge.fisher: …`).
+fn message(operation: &str, error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    match text.strip_prefix(operation) {
+        Some(rest) if rest.starts_with([':', '.', ' ']) => text,
+        _ => format!("{operation}: {text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    fn missing() -> Error {
+        Error::io("open", "a.safetensors", std::io::ErrorKind::NotFound.into())
+    }
+
+    #[test]
+    fn the_exit_code_is_found_below_any_context() {
+        let wrapped = Err::<(), _>(missing()).context("while reading the base").unwrap_err();
+        assert_eq!(exit_code(&wrapped), missing().exit_code());
+        assert_eq!(exit_code(&anyhow::anyhow!("something else")), 1);
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let text = message("merge", &missing().into());
+        assert_eq!(text, "merge: a.safetensors: open: entity not found");
+        let text = message("merge", &Error::argument("merge.fisher", "no models").into());
+        assert_eq!(text, "merge.fisher: no models");
+        let text = message("merge", &Error::argument("mergers", "no models").into());
+        assert_eq!(text, "merge: mergers: no models");
+    }
+
+    #[test]
+    fn every_cause_is_said() {
+        let wrapped = Err::<(), _>(missing()).context("base model").unwrap_err();
+        assert_eq!(message("merge", &wrapped), "merge: base model: a.safetensors: open: entity not found");
+    }
+}

@@ -1,0 +1,37 @@
+//! Warnings and notes on standard error, one line each, in the way errors are printed.
+
+use std::io::Write;
+
+use env_logger::{Builder, Target};
+use log::{Level, LevelFilter, Record};
+
+use crate::args::Global;
+
+/// Start the log: warnings, with `-v` notes, with `-vv` everything; `RUST_LOG` overrides.
+pub(crate) fn start(global: &Global) {
+    let own = match (global.quiet, global.verbose) {
+        (true, _) => LevelFilter::Error,
+        (false, 0) => LevelFilter::Warn,
+        (false, 1) => LevelFilter::Info,
+        (false, _) => LevelFilter::Debug,
+    };
+    // Drivers and wgpu warn about what no user can change; they are heard when asked.
+    let others = if global.verbose > 1 { LevelFilter::Info } else { LevelFilter::Error };
+    Builder::new()
+        .filter_level(others)
+        .filter_module("squisher", own)
+        .parse_default_env()
+        .target(Target::Stderr)
+        .format(line)
+        .init();
+}
+
+fn line(to: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> std::io::Result<()> {
+    let kind = match record.level() {
+        Level::Error => "error: ",
+        Level::Warn => "warning: ",
+        Level::Info => "",
+        Level::Debug | Level::Trace => "debug: ",
+    };
+    writeln!(to, "squisher: {kind}{}", record.args())
+}
