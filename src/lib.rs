@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod error;
 pub mod interrupt;
 pub mod progress;
