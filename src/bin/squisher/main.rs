@@ -9,7 +9,13 @@ mod args;
 mod commands;
 mod failure;
 mod logging;
+#[cfg(test)]
+mod merge_request;
+#[cfg(test)]
+mod model_groups;
 mod output;
+#[cfg(test)]
+mod recipe;
 mod signals;
 
 use std::process::ExitCode;
