@@ -1,0 +1,185 @@
+//! Where steps run: a wgpu device, or the host's own threads.
+
+use crate::error::{Error, Result};
+use crate::gpu::{Caps, Gpu};
+use crate::memory::{Element, HostMemory, Memory, View};
+use crate::record::Recording;
+
+/// One of the two executions of every kernel. Nothing above [`record`](crate::record) asks which one it is.
+#[derive(Clone)]
+pub enum Backend {
+    /// The host's threads and memory. Needs no driver; as fast as the cores and memory allow.
+    Host,
+    /// A wgpu device.
+    Gpu(Gpu),
+}
+
+impl From<Gpu> for Backend {
+    fn from(gpu: Gpu) -> Self {
+        Self::Gpu(gpu)
+    }
+}
+
+impl Backend {
+    /// What it allows.
+    #[must_use]
+    pub fn caps(&self) -> Caps {
+        match self {
+            Self::Host => Caps::host(),
+            Self::Gpu(gpu) => gpu.caps().clone(),
+        }
+    }
+
+    /// Its name for reports.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Host => format!("host ({} threads)", rayon::current_num_threads()),
+            Self::Gpu(gpu) => gpu.caps().name.clone(),
+        }
+    }
+
+    /// A new zeroed buffer of `len` elements that every kernel can bind and that can be read back.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] above the device's buffer or binding size, [`Error::Device`] where memory ran out.
+    pub fn alloc(&self, len: u64, element: impl Into<Element>) -> Result<View> {
+        let element = element.into();
+        let size = element.padded_bytes(len);
+        let memory = match self {
+            Self::Host => Memory::Host(HostMemory::zeroed(size)),
+            Self::Gpu(gpu) => Memory::Device(device_buffer(gpu, size)?),
+        };
+        View::new(memory, 0, len, element)
+    }
+
+    /// A new buffer with these elements.
+    ///
+    /// # Errors
+    /// As [`Backend::alloc`] and [`Backend::upload`].
+    pub fn buffer<T: bytemuck::NoUninit>(&self, values: &[T], element: impl Into<Element>) -> Result<View> {
+        let element = element.into();
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let view = self.alloc((bytes.len() / element.bytes()) as u64, element)?;
+        self.upload(&view, bytes)?;
+        Ok(view)
+    }
+
+    /// Writes a view's elements.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the lengths differ, [`Error::Device`] after a loss.
+    pub fn upload(&self, view: &View, bytes: &[u8]) -> Result<()> {
+        check_bytes("upload", view, bytes.len())?;
+        match (self, view.memory()) {
+            (Self::Host, Memory::Host(memory)) => memory.write(|all| {
+                let start = usize_of(view.offset());
+                all[start..start + bytes.len()].copy_from_slice(bytes);
+            }),
+            (Self::Gpu(gpu), Memory::Device(buffer)) => gpu.upload(buffer, view.offset(), bytes),
+            _ => Err(wrong_backend("upload")),
+        }
+    }
+
+    /// Reads a view's elements, after everything submitted before.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the lengths differ, [`Error::Device`] after a loss.
+    pub fn download_into(&self, view: &View, out: &mut [u8]) -> Result<()> {
+        check_bytes("download", view, out.len())?;
+        match (self, view.memory()) {
+            (Self::Host, Memory::Host(memory)) => memory.read(|all| {
+                let start = usize_of(view.offset());
+                out.copy_from_slice(&all[start..start + out.len()]);
+            }),
+            (Self::Gpu(gpu), Memory::Device(buffer)) => gpu.download(buffer, view.offset(), out),
+            _ => Err(wrong_backend("download")),
+        }
+    }
+
+    /// A view's elements.
+    ///
+    /// # Errors
+    /// As [`Backend::download_into`].
+    pub fn download<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&self, view: &View) -> Result<Vec<T>> {
+        let mut out = vec![T::zeroed(); usize_of(view.bytes()) / size_of::<T>()];
+        self.download_into(view, bytemuck::cast_slice_mut(&mut out))?;
+        Ok(out)
+    }
+
+    /// Runs a recording to its end: on a device, submits it and waits.
+    ///
+    /// An application that submits its own encoder uses [`Recording::encode`] instead.
+    ///
+    /// # Errors
+    /// [`Error::Device`] after a loss.
+    pub fn run(&self, recording: &Recording) -> Result<()> {
+        match self {
+            Self::Host => recording.run_on_host(),
+            Self::Gpu(gpu) => {
+                self.submit(recording)?;
+                gpu.wait()
+            }
+        }
+    }
+
+    /// Starts a recording: on a device, submits it and returns at once; on the host, runs it.
+    ///
+    /// # Errors
+    /// [`Error::Device`] after a loss.
+    pub fn submit(&self, recording: &Recording) -> Result<()> {
+        match self {
+            Self::Host => recording.run_on_host(),
+            Self::Gpu(gpu) => {
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                recording.encode(&mut encoder)?;
+                gpu.queue().submit([encoder.finish()]);
+                gpu.check("submit")
+            }
+        }
+    }
+}
+
+/// A storage buffer, made inside error scopes so that a refusal is an error and not a panic.
+fn device_buffer(gpu: &Gpu, size: u64) -> Result<wgpu::Buffer> {
+    let caps = gpu.caps();
+    for (limit, max) in [
+        ("max_storage_buffer_binding_size", caps.max_binding_bytes),
+        ("max_buffer_size", caps.max_buffer_bytes),
+    ] {
+        if size > max {
+            return Err(Error::Limit { op: "alloc".into(), limit: limit.into(), max, asked: size });
+        }
+    }
+    let memory = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("squisher.buffer"),
+        size,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let refused = pollster::block_on(validation.pop()).or(pollster::block_on(memory.pop()));
+    match refused {
+        None => Ok(buffer),
+        Some(error) => Err(Error::Device {
+            op: format!("alloc of {size} bytes"),
+            message: crate::gpu::error_chain(&error),
+        }),
+    }
+}
+
+fn check_bytes(op: &str, view: &View, bytes: usize) -> Result<()> {
+    if view.bytes() == bytes as u64 {
+        return Ok(());
+    }
+    Err(Error::shape(op, "the host slice", format!("{} bytes", view.bytes()), format!("{bytes} bytes")))
+}
+
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a view lies inside memory, so its size fits usize")
+}
+
+pub(crate) fn wrong_backend(op: &str) -> Error {
+    Error::argument(op, "a host view was given to a device, or a device view to the host")
+}

@@ -1,0 +1,117 @@
+//! Finding an adapter: which are here, which one a name or number means, and opening it.
+
+use crate::error::{Error, Result};
+
+/// Which adapter to use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdapterChoice {
+    /// An index into the list of [`adapters`], or part of a name (case does not matter).
+    pub wanted: Option<String>,
+    /// Only adapters of these backends.
+    pub backends: Option<wgpu::Backends>,
+    /// Software adapters count too, though no name asks for one. They are slower than the host backend.
+    pub software: bool,
+}
+
+/// One adapter of this machine.
+#[derive(Clone, Debug)]
+pub struct AdapterReport {
+    /// Its place in the list, by which `--adapter` can name it.
+    pub index: usize,
+    /// Name, driver, backend and kind, as wgpu reports them.
+    pub info: wgpu::AdapterInfo,
+    /// Its own limits.
+    pub limits: wgpu::Limits,
+    /// Its own features.
+    pub features: wgpu::Features,
+}
+
+impl AdapterReport {
+    /// Whether this is a program and not a device: Mesa's lavapipe, SwiftShader, WARP.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        self.info.device_type == wgpu::DeviceType::Cpu
+    }
+}
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+}
+
+/// Every adapter of this machine, in wgpu's order.
+pub async fn adapters() -> Vec<AdapterReport> {
+    list(wgpu::Backends::all()).await.into_iter().map(|(_, report)| report).collect()
+}
+
+async fn list(backends: wgpu::Backends) -> Vec<(wgpu::Adapter, AdapterReport)> {
+    let found = instance().enumerate_adapters(backends).await;
+    found
+        .into_iter()
+        .enumerate()
+        .map(|(index, adapter)| {
+            let report = AdapterReport {
+                index,
+                info: adapter.get_info(),
+                limits: adapter.limits(),
+                features: adapter.features(),
+            };
+            (adapter, report)
+        })
+        .collect()
+}
+
+/// The adapter that `choice` means. Without a name: discrete before integrated before the rest, software last
+/// and only if asked for.
+pub(super) async fn find(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterReport)> {
+    let all = list(wgpu::Backends::all()).await;
+    let names: Vec<String> =
+        all.iter().map(|(_, r)| format!("{} {} ({:?})", r.index, r.info.name, r.info.backend)).collect();
+    let fits = |report: &AdapterReport| {
+        let backend = choice.backends.is_none_or(|b| b.contains(report.info.backend.into()));
+        let named = match &choice.wanted {
+            None => choice.software || !report.is_software(),
+            Some(wanted) => match wanted.parse::<usize>() {
+                Ok(index) => report.index == index,
+                Err(_) => report.info.name.to_lowercase().contains(&wanted.to_lowercase()),
+            },
+        };
+        backend && named
+    };
+    all.into_iter().filter(|(_, report)| fits(report)).min_by_key(|(_, report)| rank(report)).ok_or_else(
+        || {
+            let asked = choice.wanted.as_ref().map_or("a hardware adapter".into(), |w| format!("\"{w}\""));
+            let here = if names.is_empty() { "none".into() } else { names.join(", ") };
+            let message = format!(
+                "{asked} was not found; here: {here}; the host backend (--backend host) needs none, and \
+                 Mesa's software Vulkan comes with mesa-vulkan-drivers"
+            );
+            Error::Adapter { message }
+        },
+    )
+}
+
+fn rank(report: &AdapterReport) -> (u8, u8, usize) {
+    let kind = match report.info.device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    let backend = u8::from(report.info.backend == wgpu::Backend::Gl);
+    (kind, backend, report.index)
+}
+
+pub(super) async fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
+    let optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("squisher"),
+        required_features: adapter.features() & optional,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    adapter
+        .request_device(&descriptor)
+        .await
+        .map_err(|e| Error::Adapter { message: format!("{} refused a device: {e}", adapter.get_info().name) })
+}

@@ -1,0 +1,76 @@
+//! The few limits and features on which kernels and plans depend.
+
+/// What a device allows, as it was created (not what its adapter could).
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// The adapter's name, with its driver.
+    pub name: String,
+    /// Which forms of a kernel suit it.
+    pub class: DeviceClass,
+    /// The most bytes of one storage binding.
+    pub max_binding_bytes: u64,
+    /// The most bytes of one buffer.
+    pub max_buffer_bytes: u64,
+    /// The most workgroups of one dimension of a dispatch.
+    pub max_groups: u32,
+    /// The most invocations of one workgroup.
+    pub max_invocations: u32,
+    /// The most bytes of workgroup memory.
+    pub max_workgroup_bytes: u32,
+    /// Storage bindings start at multiples of this.
+    pub offset_alignment: u64,
+    /// Dispatches can be timed by the device's own clock.
+    pub timestamps: bool,
+    /// Storage buffers can be mapped: no staging copy is needed.
+    pub mappable_storage: bool,
+}
+
+/// Which form of a product kernel suits a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceClass {
+    /// A processor's cores behind a graphics interface: no workgroup memory, long register tiles.
+    Software,
+    /// Everything else.
+    Gpu,
+}
+
+impl Caps {
+    /// Reads a device's limits, features and name.
+    #[must_use]
+    pub fn of(device: &wgpu::Device) -> Self {
+        let limits = device.limits();
+        let features = device.features();
+        let info = device.adapter_info();
+        let class =
+            if info.device_type == wgpu::DeviceType::Cpu { DeviceClass::Software } else { DeviceClass::Gpu };
+        Self {
+            name: format!("{} ({:?} {})", info.name, info.backend, info.driver_info).replace(" )", ")"),
+            class,
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            max_groups: limits.max_compute_workgroups_per_dimension,
+            max_invocations: limits.max_compute_invocations_per_workgroup,
+            max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            mappable_storage: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+        }
+    }
+
+    /// What the host backend allows: sizes that fit in memory, and no other limit.
+    #[must_use]
+    pub fn host() -> Self {
+        Self {
+            name: "host".into(),
+            class: DeviceClass::Software,
+            max_binding_bytes: u64::from(u32::MAX),
+            max_buffer_bytes: u64::from(u32::MAX),
+            max_groups: u32::MAX,
+            max_invocations: u32::MAX,
+            max_workgroup_bytes: u32::MAX,
+            offset_alignment: crate::shape::GROUP_BYTES,
+            timestamps: false,
+            mappable_storage: true,
+        }
+    }
+}

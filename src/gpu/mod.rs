@@ -1,0 +1,103 @@
+//! The lent device: what it can do, its pipelines, and moving bytes to and from it.
+//!
+//! A [`Gpu`] wraps a `wgpu::Device` and `wgpu::Queue` that an application made ([`Gpu::from_wgpu`]) or that
+//! this library asked for ([`Gpu::request`], for tools and tests). On a lent device nothing is requested,
+//! no handler is installed, and nothing is submitted or polled by recording: the application stays in charge.
+//!
+//! After a device is lost, wgpu accepts every call and does nothing. So that bytes of a dead device are
+//! never taken for results, a sticky flag is checked before each readback is trusted ([`Gpu::check`]). The
+//! flag of an own device is set by wgpu's callback; a lent device has one callback, which is the
+//! application's, so the application passes the news on with [`Gpu::mark_lost`].
+
+mod adapters;
+mod caps;
+mod pipeline;
+mod readback;
+
+use std::sync::{Arc, OnceLock};
+
+pub use adapters::{AdapterChoice, AdapterReport, adapters};
+pub use caps::{Caps, DeviceClass};
+pub(crate) use pipeline::{Pipeline, PipelineKey, Source, error_chain};
+
+use crate::error::{Error, Result};
+
+/// A device that was lent to us, or that we asked for, and what we learned about it. Cheap to clone.
+#[derive(Clone)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    caps: Caps,
+    pipelines: pipeline::Cache,
+    lost: Arc<OnceLock<String>>,
+}
+
+impl Gpu {
+    /// Takes an application's device and queue. Only the limits and features that the device was created with are used.
+    #[must_use]
+    pub fn from_wgpu(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let caps = Caps::of(&device);
+        let inner =
+            Inner { device, queue, caps, pipelines: pipeline::Cache::default(), lost: Arc::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Opens an adapter with its own limits and the optional features that kernels and benches can use.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if none answers to `choice`, or if it refuses a device.
+    pub async fn request(choice: &AdapterChoice) -> Result<Self> {
+        let (adapter, _) = adapters::find(choice).await?;
+        let (device, queue) = adapters::open(&adapter).await?;
+        let gpu = Self::from_wgpu(device, queue);
+        let lost = Arc::clone(&gpu.inner.lost);
+        gpu.device().set_device_lost_callback(move |reason, message| {
+            let _already_set = lost.set(format!("{reason:?}: {message}"));
+        });
+        Ok(gpu)
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The queue.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// What the device allows.
+    #[must_use]
+    pub fn caps(&self) -> &Caps {
+        &self.inner.caps
+    }
+
+    /// Notes that the device is lost. For applications, whose lost callback is their own.
+    pub fn mark_lost(&self, message: impl Into<String>) {
+        let _already_set = self.inner.lost.set(message.into());
+    }
+
+    /// An error if the device was lost at any time: what it returns can't be trusted.
+    ///
+    /// # Errors
+    /// [`Error::Device`], with the driver's words.
+    pub fn check(&self, op: &str) -> Result<()> {
+        match self.inner.lost.get() {
+            None => Ok(()),
+            Some(message) => {
+                Err(Error::Device { op: op.into(), message: format!("device lost ({message})") })
+            }
+        }
+    }
+
+    pub(crate) fn pipeline(&self, key: PipelineKey, source: &Source<'_>) -> Result<Arc<Pipeline>> {
+        self.inner.pipelines.get(&self.inner.device, key, source)
+    }
+}

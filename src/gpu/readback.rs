@@ -1,0 +1,83 @@
+//! Moving bytes between the host and a device, in pieces that keep staging memory small.
+
+use std::sync::mpsc;
+
+use super::Gpu;
+use crate::error::{Error, Result};
+
+/// One piece of an upload. Pieces of 4 to 16 MiB, each submitted, are four times as fast as one large
+/// `write_buffer`, which allocates (and touches) a staging buffer of its whole size.
+const PIECE: usize = 8 << 20;
+
+impl Gpu {
+    /// Writes `bytes` to `buffer` at `offset` (a multiple of 4; a tail is padded with zeros to four bytes).
+    ///
+    /// # Errors
+    /// [`Error::Device`] after the device was lost.
+    pub fn upload(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        let whole = bytes.len() / 4 * 4;
+        let mut at = offset;
+        for piece in bytes[..whole].chunks(PIECE) {
+            self.queue().write_buffer(buffer, at, piece);
+            at += piece.len() as u64;
+            if piece.len() == PIECE {
+                self.queue().submit([]);
+            }
+        }
+        if whole < bytes.len() {
+            let mut tail = [0_u8; 4];
+            tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            self.queue().write_buffer(buffer, at, &tail);
+        }
+        self.check("upload")
+    }
+
+    /// Reads `out.len()` bytes of `buffer` from `offset` (a multiple of 4). Submits, and waits for everything submitted before.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device was lost, also in the meantime.
+    pub fn download(&self, buffer: &wgpu::Buffer, offset: u64, out: &mut [u8]) -> Result<()> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let size = (out.len() as u64).next_multiple_of(4);
+        let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("squisher.readback"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device().create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
+        self.queue().submit([encoder.finish()]);
+        self.read_mapped(&staging, out)
+    }
+
+    /// Maps a staging buffer, waits, and copies its first bytes out.
+    pub(crate) fn read_mapped(&self, staging: &wgpu::Buffer, out: &mut [u8]) -> Result<()> {
+        let failed = |message: String| Error::Device { op: "readback".into(), message };
+        let (send, receive) = mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            let _receiver_gone = send.send(result);
+        });
+        self.wait()?;
+        let mapped = receive.recv().map_err(|_| failed("the map callback was dropped".into()))?;
+        mapped.map_err(|e| failed(e.to_string()))?;
+        self.check("readback")?;
+        let view = staging.get_mapped_range(..).map_err(|e| failed(e.to_string()))?;
+        out.copy_from_slice(&view[..out.len()]);
+        drop(view);
+        staging.unmap();
+        Ok(())
+    }
+
+    /// Blocks until all submitted work is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device was lost.
+    pub fn wait(&self) -> Result<()> {
+        let polled = self.device().poll(wgpu::PollType::wait_indefinitely());
+        polled.map_err(|e| Error::Device { op: "wait".into(), message: e.to_string() })?;
+        self.check("wait")
+    }
+}

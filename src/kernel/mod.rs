@@ -1,0 +1,71 @@
+//! What a kernel is: one description with two executions, WGSL on a device and a function on the host.
+//!
+//! A kernel's **value** is its specialisation: tile sizes, storage types, switches. On a device they become
+//! the shader's `override` constants. Its [`Params`] are the numbers of one step (the uniform block at
+//! binding 0) and its [`Args`] are that step's named buffers (storage bindings from 1). [`Kernel::launch`] is
+//! pure: it checks shapes and says how many workgroups. [`Kernel::host`] does the same step over slices.
+//!
+//! Both executions are held to the same f64 definition by the cases that a kernel brings along
+//! ([`Checked`]); tests, benches and `squisher verify` walk the registry and need no list of their own.
+
+mod args;
+mod case;
+mod grid;
+mod host;
+mod params;
+
+pub use args::{Access, Args, Binding, Slice, SliceMut, Slot};
+pub use case::{Bench, Case, CaseBuffer, Checked, Fill, Visitor, Want, noise};
+pub use grid::{groups_for, groups_of};
+pub use host::{BLOCK, Floats, for_blocks, narrow, narrow_into, widen, widen_into};
+pub use params::{Field, Params};
+
+use crate::error::Result;
+use crate::gpu::Caps;
+
+/// One step that a device or the host can run. See the module's text.
+pub trait Kernel: Clone + Send + Sync + 'static {
+    /// The dotted name, `family.quantity`: label, report line, and the path of its two files.
+    const NAME: &'static str;
+
+    /// The uniform block at binding 0.
+    type Params: Params;
+
+    /// The storage buffers, from binding 1.
+    type Args: Args;
+
+    /// The shader: the kernel's own text first, so that line numbers in messages are the file's, then shared parts.
+    fn wgsl(&self) -> Vec<&'static str>;
+
+    /// The values of the shader's `override` constants.
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        Vec::new()
+    }
+
+    /// Checks shapes and limits, and says how many workgroups to start. Pure: no device call.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) and [`Error::Limit`](crate::Error::Limit), naming the argument.
+    fn launch(&self, params: &Self::Params, args: &Self::Args, caps: &Caps) -> Result<[u32; 3]>;
+
+    /// The same step on the host's threads. Called only after [`Kernel::launch`] accepted the arguments.
+    fn host(&self, params: &Self::Params, args: <Self::Args as Args>::Slices<'_>);
+
+    /// The fewest bytes this step must move and the fewest operations it must do.
+    fn cost(&self, params: &Self::Params, args: &Self::Args) -> Cost;
+}
+
+/// The least work of one step, to hold measured times against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes read plus bytes written, each element once.
+    pub bytes: u64,
+    /// Floating-point operations; a multiply-add counts two.
+    pub flops: u64,
+}
+
+#[doc(hidden)]
+pub mod private {
+    //! What the macros of this module expand to.
+    pub use super::params::Scalar;
+}

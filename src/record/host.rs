@@ -1,0 +1,106 @@
+//! A recording on the host's threads.
+
+use std::sync::{RwLockReadGuard, RwLockWriteGuard};
+
+use bytemuck::{cast_slice, cast_slice_mut};
+
+use super::{Recording, Step};
+use crate::backend::wrong_backend;
+use crate::error::Result;
+use crate::kernel::{Access, Args, Binding, Cost, Kernel, Slice, SliceMut, Slot};
+use crate::memory::{Memory, View, busy};
+
+/// One kernel's host execution with its arguments bound.
+pub(super) struct HostStep {
+    label: &'static str,
+    cost: Cost,
+    run: Box<dyn Fn() -> Result<()> + Send + Sync>,
+}
+
+impl HostStep {
+    pub(super) fn new<K: Kernel>(kernel: &K, params: K::Params, args: &K::Args, cost: Cost) -> Self {
+        let kernel = kernel.clone();
+        let views: Vec<View> = args.views().into_iter().cloned().collect();
+        let run = move || {
+            let mut guards = lock(&views, K::Args::BINDINGS)?;
+            let slots = views.iter().zip(&mut guards).map(|(view, guard)| guard.slot(view)).collect();
+            kernel.host(&params, K::Args::slices(slots));
+            Ok(())
+        };
+        Self { label: K::NAME, cost, run: Box::new(run) }
+    }
+
+    pub(super) fn label(&self) -> &'static str {
+        self.label
+    }
+
+    pub(super) fn cost(&self) -> Cost {
+        self.cost
+    }
+}
+
+impl Recording {
+    /// Runs the steps in order.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) if the recording was made for a device, or if other steps use the same memory at the same time.
+    pub(crate) fn run_on_host(&self) -> Result<()> {
+        for step in &self.steps {
+            match step {
+                Step::Host(step) => (step.run)()?,
+                Step::Clear(view) => clear(view)?,
+                Step::Copy { from, to } => copy(from, to)?,
+                Step::Dispatch(_) => return Err(wrong_backend("run on the host")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A lock on one argument's memory, as long as the step runs.
+enum Guard<'a> {
+    Read(RwLockReadGuard<'a, Vec<u128>>),
+    Write(RwLockWriteGuard<'a, Vec<u128>>),
+}
+
+impl Guard<'_> {
+    fn slot(&mut self, view: &View) -> Slot<'_> {
+        let range = range(view);
+        match self {
+            Self::Read(words) => Slot::Read(Slice::new(&cast_slice(words)[range], view.element())),
+            Self::Write(words) => {
+                Slot::Write(SliceMut::new(&mut cast_slice_mut(words)[range], view.element()))
+            }
+        }
+    }
+}
+
+fn range(view: &View) -> std::ops::Range<usize> {
+    let start = usize::try_from(view.offset()).expect("a host view's offset fits usize");
+    let bytes = usize::try_from(view.bytes()).expect("a host view's size fits usize");
+    start..start + bytes
+}
+
+/// Locks without waiting: a lock that is taken means a step that shares memory it should not.
+fn lock<'a>(views: &'a [View], bindings: &[Binding]) -> Result<Vec<Guard<'a>>> {
+    let one = |(view, binding): (&'a View, &Binding)| {
+        let Memory::Host(memory) = view.memory() else { return Err(wrong_backend("run on the host")) };
+        match binding.access {
+            Access::Read => memory.words().try_read().map(Guard::Read).map_err(|_| busy()),
+            Access::Write => memory.words().try_write().map(Guard::Write).map_err(|_| busy()),
+        }
+    };
+    views.iter().zip(bindings).map(one).collect()
+}
+
+fn clear(view: &View) -> Result<()> {
+    let Memory::Host(memory) = view.memory() else { return Err(wrong_backend("clear")) };
+    memory.write(|bytes| bytes[range(view)].fill(0))
+}
+
+fn copy(from: &View, to: &View) -> Result<()> {
+    let (Memory::Host(source), Memory::Host(target)) = (from.memory(), to.memory()) else {
+        return Err(wrong_backend("copy"));
+    };
+    source.read(|source| target.write(|target| target[range(to)].copy_from_slice(&source[range(from)])))?
+}

@@ -1,0 +1,6 @@
+//! The definitions, in f64: what every quantity means, written as the formula and nothing else.
+//!
+//! Plain loops over slices, no tiling, no identity, no helper shared with the kernels, so that a mistake
+//! can't be made twice in the same way. Only the kernels' cases call this; no result comes from here.
+
+pub mod optimizer;
