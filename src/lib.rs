@@ -10,6 +10,7 @@ pub mod interrupt;
 pub mod kernel;
 pub mod kernels;
 pub mod memory;
+pub mod methods;
 pub mod progress;
 pub mod record;
 pub mod reference;

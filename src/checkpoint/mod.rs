@@ -36,18 +36,37 @@
 //! failed; it does not sync, makes files of mode 0600, and replaces a symbolic link instead of what it points to.
 //! The crate remains the judge: tests compare every byte with its writer and read everything back with its reader.
 
+#[cfg(feature = "pytorch")]
+mod accumulator;
 mod coverage;
 mod disk;
 mod header;
 mod index;
 mod layout;
+#[cfg(feature = "pytorch")]
+mod model;
+#[cfg(feature = "pytorch")]
+mod names;
 mod open;
+#[cfg(feature = "pytorch")]
+mod optimizer;
 mod output;
 mod partial;
+#[cfg(feature = "pytorch")]
+mod pickle;
 mod target;
+
+#[cfg(feature = "pytorch")]
+pub use accumulator::{Accumulator, Scale, momentum_bound};
 
 pub use header::{MAX_AXES, MAX_HEADER_BYTES, MAX_TENSORS};
 pub use layout::{OutputFile, OutputLayout, OutputTensor};
+#[cfg(feature = "pytorch")]
+pub use model::ModelParams;
+#[cfg(feature = "pytorch")]
+pub use names::{GroupRule, NameHints, NameMap, NameSource, Named, Param, SNIPPET, resolve};
 pub use open::{Checkpoint, Shard, TensorInfo};
+#[cfg(feature = "pytorch")]
+pub use optimizer::{OptimizerState, ParamGroup, ParamId, StateEntry, StateTensor};
 pub use output::{Output, OutputSlot};
 pub use safetensors::Dtype;

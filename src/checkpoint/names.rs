@@ -1,0 +1,648 @@
+//! Which parameter of the model each entry of an optimizer state belongs to, with the evidence.
+//!
+//! A wrong map is the worst outcome: every number looks right and belongs to another parameter. So a map is accepted only where
+//! it is said, or where nothing else is possible; a guess is never accepted. Sources, best first:
+//!
+//! 1. **Stored**: the state is keyed by name or carries `param_names`.
+//! 2. **File**: the user names a file with the names in the optimizer's order.
+//! 3. **Shapes**: every entry's shape occurs once in the state and once in the model. No order is needed.
+//! 4. **Order**: the model's order of definition is known (a `pytorch_model.bin` or a state dict beside the optimizer; safetensors
+//!    files are sorted and know no order), and the parameters were given to the optimizer in that order.
+//! 5. **Group rule**: as 4, and the parameters were split into two groups by a rule of a known trainer, each in the model's order.
+//!
+//! For 4 and 5 the hypotheses are a short list. One *fits* when every group's parameters can be laid onto the group's part of the model,
+//! in order, with every shape matching, the group without decay has weight decay 0, and no other layout is possible. Frozen parameters and
+//! buffers are in the model and not in the optimizer, so a layout may leave tensors out: it is the only one exactly if laying from the left and
+//! laying from the right give the same. If two hypotheses fit and differ, or one leaves two layouts, the state is refused and the way to write
+//! a names file is printed.
+//!
+//! Every source is checked against every shape. Wrappers' parts of names (`module.`, `_orig_mod.`, …) are dropped where the model lacks them;
+//! two names that become one are refused. Parameters without an entry (frozen, or never given a gradient) are absent from the map.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use super::optimizer::OptimizerState;
+use crate::error::{Error, Result, printable};
+use crate::shape::shape_text;
+
+/// A parameter of the model: its name and shape.
+pub type Param = (String, Vec<u64>);
+
+/// Where a map of names comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameSource {
+    /// The state itself.
+    Stored,
+    /// A names file.
+    File(PathBuf),
+    /// Shapes that each occur once.
+    Shapes,
+    /// The model's order of definition, through all groups.
+    Order,
+    /// The model's order of definition inside groups made by a known rule.
+    GroupRule(GroupRule),
+}
+
+impl fmt::Display for NameSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stored => f.write_str("names stored in the optimizer state"),
+            Self::File(path) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                write!(f, "names file {}", printable(&name))
+            }
+            Self::Shapes => f.write_str("shapes: each occurs once in the state and once in the model"),
+            Self::Order => f.write_str("the model's order of definition"),
+            Self::GroupRule(rule) => write!(f, "the model's order of definition, grouped: {rule}"),
+        }
+    }
+}
+
+impl Serialize for NameSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A known trainer's way to split parameters into a group with weight decay and one without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupRule {
+    /// Names with `bias` last.
+    Bias,
+    /// Names with `bias` or `LayerNorm.weight` last: the examples of transformers.
+    BiasAndLayerNorm,
+    /// Names with `bias`, `layernorm`, `rmsnorm` last, whatever their case: the Trainer of January 2025.
+    TrainerNames,
+    /// As [`Self::TrainerNames`], and parts called `norm` or ending in `_norm`: the Trainer since.
+    TrainerPatterns,
+    /// Names with `bias` and everything of one axis last: the Trainer where norm layers are known by class.
+    BiasAndVectors,
+    /// Everything of one axis last: nanoGPT.
+    Vectors,
+    /// Everything of one axis and every name that ends in `.bias` first: timm.
+    VectorsFirst,
+}
+
+impl GroupRule {
+    const ALL: [Self; 7] = [
+        Self::Bias,
+        Self::BiasAndLayerNorm,
+        Self::TrainerNames,
+        Self::TrainerPatterns,
+        Self::BiasAndVectors,
+        Self::Vectors,
+        Self::VectorsFirst,
+    ];
+
+    /// Whether a parameter goes into the group without weight decay.
+    fn without_decay(self, name: &str, shape: &[u64]) -> bool {
+        let lower = name.to_lowercase();
+        let any = |parts: &[&str]| parts.iter().any(|part| lower.contains(part));
+        let vector = shape.len() < 2;
+        match self {
+            Self::Bias => name.contains("bias"),
+            Self::BiasAndLayerNorm => name.contains("bias") || name.contains("LayerNorm.weight"),
+            Self::TrainerNames => any(&["bias", "layernorm", "rmsnorm"]),
+            Self::TrainerPatterns => {
+                let norm = |part: &str| part == "norm" || part.ends_with("_norm");
+                any(&["bias", "layernorm", "rmsnorm"]) || lower.split('.').any(norm)
+            }
+            Self::BiasAndVectors => name.contains("bias") || vector,
+            Self::Vectors => vector,
+            Self::VectorsFirst => vector || name.ends_with(".bias"),
+        }
+    }
+
+    /// The group that takes the parameters without decay.
+    const fn group_without_decay(self) -> usize {
+        match self {
+            Self::VectorsFirst => 0,
+            _ => 1,
+        }
+    }
+}
+
+impl fmt::Display for GroupRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bias => "biases last",
+            Self::BiasAndLayerNorm => "biases and LayerNorm weights last",
+            Self::TrainerNames => "biases, layernorm and rmsnorm last (transformers Trainer)",
+            Self::TrainerPatterns => "biases and norms by pattern last (transformers Trainer)",
+            Self::BiasAndVectors => "biases and vectors last (transformers Trainer, norms by class)",
+            Self::Vectors => "vectors last (nanoGPT)",
+            Self::VectorsFirst => "vectors and biases first (timm)",
+        })
+    }
+}
+
+/// What else is known about names.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NameHints<'a> {
+    /// A names file: a JSON list or one name per line, in the order of the optimizer's parameters.
+    pub names_file: Option<&'a Path>,
+    /// The model's tensors in their order of definition ([`super::ModelParams::definition_order`]).
+    pub definition_order: Option<&'a [String]>,
+}
+
+/// A resolved name of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The entry's index in [`OptimizerState::entries`].
+    pub entry: usize,
+    /// The model's own name of the parameter.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+}
+
+/// The map from entries to the model's names.
+#[derive(Clone, Debug)]
+pub struct NameMap {
+    /// One for every entry, in the entries' order.
+    pub named: Vec<Named>,
+    /// The evidence.
+    pub source: NameSource,
+    /// Names that lost a wrapper's part: as given, and the model's.
+    pub renamed: Vec<(String, String)>,
+    /// Tensors of the model without an entry: frozen, never given a gradient, tied or no parameters at all.
+    pub absent: Vec<String>,
+}
+
+/// Map every entry of `state` to a tensor of `model`. `max` as in [`OptimizerState::accumulator`].
+///
+/// # Errors
+/// [`Error::Mismatch`] where the evidence does not suffice or contradicts itself, listing what is open and how to settle it;
+/// [`Error::Tensor`] where an entry has no accumulator; [`Error::File`] where the names file cannot be read.
+pub fn resolve(state: &OptimizerState, model: &[Param], hints: NameHints<'_>, max: bool) -> Result<NameMap> {
+    let question = Question::new(state, model, max)?;
+    let file = hints.names_file.map(|path| question.by_file(path)).transpose()?;
+    if let Some(stored) = question.by_stored_names()? {
+        return match file {
+            Some(file) if file.named != stored.named => Err(Error::mismatch(
+                OP,
+                format!("the {} contradicts the names stored in the state; leave --names out", file.source),
+            )),
+            _ => Ok(stored),
+        };
+    }
+    if let Some(map) = file {
+        return Ok(map);
+    }
+    question.every_shape_occurs()?;
+    if let Some(map) = question.by_shapes() {
+        return Ok(map);
+    }
+    question.by_order(hints.definition_order)
+}
+
+const OP: &str = "extract: names";
+
+/// What has to be answered: the entries' shapes against the model's.
+struct Question<'a> {
+    state: &'a OptimizerState,
+    model: &'a [Param],
+    /// The shape of each entry's parameter.
+    shapes: Vec<Vec<u64>>,
+    lookup: Lookup<'a>,
+}
+
+impl<'a> Question<'a> {
+    fn new(state: &'a OptimizerState, model: &'a [Param], max: bool) -> Result<Self> {
+        if state.entries().is_empty() {
+            let problem = "its state is empty: SGD without momentum keeps none, and neither does an optimizer before its first step";
+            return Err(Error::file(state.path(), problem));
+        }
+        let shape = |entry| state.param_shape(entry, state.accumulator(entry, max)?);
+        let shapes = state.entries().iter().map(shape).collect::<Result<Vec<_>>>()?;
+        Ok(Self { state, model, shapes, lookup: Lookup::new(model) })
+    }
+
+    fn mismatch<T>(&self, problem: impl fmt::Display) -> Result<T> {
+        Err(Error::mismatch(OP, format!("{}: {problem}", self.state.path().display())))
+    }
+
+    /// Finish a map from the model's index of every entry.
+    fn map(&self, source: NameSource, indices: &[usize], renamed: Vec<(String, String)>) -> NameMap {
+        let taken: HashSet<usize> = indices.iter().copied().collect();
+        let named = indices
+            .iter()
+            .enumerate()
+            .map(|(entry, &at)| Named {
+                entry,
+                name: self.model[at].0.clone(),
+                shape: self.model[at].1.clone(),
+            })
+            .collect();
+        let absent =
+            (0..self.model.len()).filter(|at| !taken.contains(at)).map(|at| self.model[at].0.clone());
+        NameMap { named, source, renamed, absent: absent.collect() }
+    }
+
+    fn by_stored_names(&self) -> Result<Option<NameMap>> {
+        let names: Option<Vec<&str>> = self.state.entries().iter().map(|e| e.name.as_deref()).collect();
+        names.map(|names| self.by_names(NameSource::Stored, &names)).transpose()
+    }
+
+    fn by_file(&self, path: &Path) -> Result<NameMap> {
+        let names = read_names(path)?;
+        let count = self.state.param_count();
+        if names.len() != count {
+            return self.mismatch(format!(
+                "the names file {} has {} names, the optimizer lists {count} parameters{}",
+                path.display(),
+                names.len(),
+                SNIPPET
+            ));
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
+            return self.mismatch(format!(
+                "the names file {} has {} twice",
+                path.display(),
+                printable(twice)
+            ));
+        }
+        let of_entries: Vec<&str> = self.state.entries().iter().map(|e| names[e.position].as_str()).collect();
+        self.by_names(NameSource::File(path.to_owned()), &of_entries)
+    }
+
+    /// The map that `names`, one per entry, say; checked against the model.
+    fn by_names(&self, source: NameSource, names: &[&str]) -> Result<NameMap> {
+        let (mut indices, mut renamed, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+        let mut owner: HashMap<usize, &str> = HashMap::new();
+        for (&name, shape) in names.iter().zip(&self.shapes) {
+            let Some(at) = self.lookup.find(name) else {
+                problems.push(format!("{} {} is not in the model", printable(name), shape_text(shape)));
+                continue;
+            };
+            let (own, expected) = &self.model[at];
+            if let Some(other) = owner.insert(at, name) {
+                problems.push(format!(
+                    "{} and {} are both the model's {}",
+                    printable(other),
+                    printable(name),
+                    printable(own)
+                ));
+            } else if expected != shape {
+                let (got, expected) = (shape_text(shape), shape_text(expected));
+                problems
+                    .push(format!("{} is {got} in the state and {expected} in the model", printable(name)));
+            }
+            if own != name {
+                renamed.push((name.to_owned(), own.clone()));
+            }
+            indices.push(at);
+        }
+        if problems.is_empty() {
+            return Ok(self.map(source, &indices, renamed));
+        }
+        self.mismatch(format!("{source} do not fit the model: {}", listed(&problems, problems.len())))
+    }
+
+    /// A shape that the model lacks, or has less often, shows that the state is another model's.
+    fn every_shape_occurs(&self) -> Result<()> {
+        let in_model = census(self.model.iter().map(|(_, shape)| shape.as_slice()));
+        let in_state = census(self.shapes.iter().map(Vec::as_slice));
+        let short: Vec<String> = in_state
+            .iter()
+            .filter_map(|(shape, entries)| {
+                let there = in_model.get(shape).map_or(0, Vec::len);
+                (there < entries.len())
+                    .then(|| format!("{} × {}, the model has {there}", entries.len(), shape_text(shape)))
+            })
+            .collect();
+        if short.is_empty() {
+            return Ok(());
+        }
+        self.mismatch(format!("the state is not this model's: it has {}", listed(&short, short.len())))
+    }
+
+    /// Accepted only where no other assignment has the same shapes.
+    fn by_shapes(&self) -> Option<NameMap> {
+        let in_model = census(self.model.iter().map(|(_, shape)| shape.as_slice()));
+        let in_state = census(self.shapes.iter().map(Vec::as_slice));
+        let only = |shape: &Vec<u64>| match (
+            in_state.get(shape.as_slice())?.len(),
+            in_model.get(shape.as_slice())?.as_slice(),
+        ) {
+            (1, &[at]) => Some(at),
+            _ => None,
+        };
+        let indices = self.shapes.iter().map(only).collect::<Option<Vec<usize>>>()?;
+        Some(self.map(NameSource::Shapes, &indices, Vec::new()))
+    }
+
+    fn by_order(&self, given: Option<&[String]>) -> Result<NameMap> {
+        let beside = self.state.model_orders();
+        let orders: Vec<&[String]> = given.into_iter().chain(beside.iter().map(Vec::as_slice)).collect();
+        let orders: Vec<Vec<usize>> =
+            orders.into_iter().filter_map(|order| self.whole_order(order)).collect();
+        let mut fits: Vec<(NameSource, Vec<usize>)> = Vec::new();
+        let mut notes = Vec::new();
+        for order in &orders {
+            for (source, parts) in self.hypotheses(order) {
+                match self.lay(&parts) {
+                    Laid::Only(indices) => fits.push((source, indices)),
+                    Laid::Several => notes.push(format!("{source} leaves more than one possibility")),
+                    Laid::Never => {}
+                }
+            }
+        }
+        let Some((source, indices)) = fits.first() else {
+            return Err(self.refuse(if orders.is_empty() { NO_ORDER } else { NO_RULE }, &notes));
+        };
+        if let Some((other, _)) = fits.iter().find(|(_, others)| others != indices) {
+            notes = vec![format!("{source} and {other} both fit and differ")];
+            return Err(self.refuse("two rules give different maps", &notes));
+        }
+        // A hypothesis that fits in several ways could be the true one, and then differ.
+        if !notes.is_empty() {
+            notes.insert(0, format!("{source} fits"));
+            return Err(self.refuse("more than one rule is possible", &notes));
+        }
+        Ok(self.map(source.clone(), indices, Vec::new()))
+    }
+
+    /// An order as indices into the model; nothing where it does not hold every tensor of the model.
+    fn whole_order(&self, order: &[String]) -> Option<Vec<usize>> {
+        let mut seen = HashSet::new();
+        let indices: Vec<usize> =
+            order.iter().filter_map(|name| self.lookup.find(name)).filter(|at| seen.insert(*at)).collect();
+        let whole = indices.len() == self.model.len();
+        whole.then(|| indices.into_iter().filter(|&at| !is_running_statistic(&self.model[at].0)).collect())
+    }
+
+    /// Each hypothesis with the part of the model that each group would have been made from.
+    fn hypotheses(&self, order: &[usize]) -> Vec<(NameSource, Vec<Part>)> {
+        let groups = self.state.groups();
+        let whole = Part { groups: (0..groups.len()).collect(), tensors: order.to_vec() };
+        let mut all = vec![(NameSource::Order, vec![whole])];
+        if groups.len() != 2 {
+            return all;
+        }
+        for rule in GroupRule::ALL {
+            let without = rule.group_without_decay();
+            if groups[without].weight_decay != 0.0 {
+                continue;
+            }
+            let (last, first): (Vec<usize>, Vec<usize>) = order.iter().partition(|&&at| {
+                let (name, shape) = &self.model[at];
+                rule.without_decay(name, shape)
+            });
+            let parts = vec![
+                Part { groups: vec![1 - without], tensors: first },
+                Part { groups: vec![without], tensors: last },
+            ];
+            all.push((NameSource::GroupRule(rule), parts));
+        }
+        all
+    }
+
+    /// Lay the parameters of each part's groups onto its tensors, in order.
+    fn lay(&self, parts: &[Part]) -> Laid {
+        let mut indices = vec![None; self.shapes.len()];
+        let mut several = false;
+        for part in parts {
+            let params = self.params_of(&part.groups);
+            let from_left = leftmost(&params, &part.tensors, self.model);
+            let reversed: (Vec<_>, Vec<_>) =
+                (params.iter().rev().copied().collect(), part.tensors.iter().rev().copied().collect());
+            let from_right = leftmost(&reversed.0, &reversed.1, self.model);
+            let (Some(left), Some(mut right)) = (from_left, from_right) else { return Laid::Never };
+            right.reverse();
+            for ((entry, l), r) in params.iter().map(|p| p.entry).zip(left).zip(right) {
+                let Some(entry) = entry else { continue };
+                several |= l != r;
+                indices[entry] = Some(l);
+            }
+        }
+        match (several, indices.into_iter().collect()) {
+            (false, Some(indices)) => Laid::Only(indices),
+            _ => Laid::Several,
+        }
+    }
+
+    /// The parameters that some groups list, in order; those without an entry have an unknown shape.
+    fn params_of(&self, groups: &[usize]) -> Vec<Laying<'_>> {
+        let entry_at: HashMap<usize, usize> =
+            self.state.entries().iter().enumerate().map(|(index, e)| (e.position, index)).collect();
+        let mut position = 0;
+        let mut params = Vec::new();
+        for (index, group) in self.state.groups().iter().enumerate() {
+            for _ in &group.params {
+                if groups.contains(&index) {
+                    let entry = entry_at.get(&position).copied();
+                    params.push(Laying { entry, shape: entry.map(|e| self.shapes[e].as_slice()) });
+                }
+                position += 1;
+            }
+        }
+        params
+    }
+
+    /// The refusal: what is open, and how to settle it.
+    fn refuse(&self, why: &str, notes: &[String]) -> Error {
+        let in_model = census(self.model.iter().map(|(_, shape)| shape.as_slice()));
+        let in_state = census(self.shapes.iter().map(Vec::as_slice));
+        let mut open = Vec::new();
+        for (shape, entries) in &in_state {
+            let names = in_model.get(shape).map(Vec::as_slice).unwrap_or_default();
+            if entries.len() == 1 && names.len() == 1 {
+                continue;
+            }
+            let ids: Vec<String> = entries.iter().map(|&e| self.state.entries()[e].id.to_string()).collect();
+            let names: Vec<String> = names.iter().map(|&at| printable(&self.model[at].0)).collect();
+            open.push(format!(
+                "\n  {}: ids {} could be {}",
+                shape_text(shape),
+                listed(&ids, ids.len()),
+                listed(&names, names.len())
+            ));
+        }
+        let notes: String = notes.iter().map(|note| format!("\n  {note}")).collect();
+        let shown = open.len().min(8);
+        let more = if open.len() > shown {
+            format!("\n  and {} more shapes", open.len() - shown)
+        } else {
+            String::new()
+        };
+        let hint = self.names_file_nearby();
+        Error::mismatch(
+            OP,
+            format!(
+                "{}: which parameter each id means is not certain: {why}{notes}{}{more}{hint}{SNIPPET}",
+                self.state.path().display(),
+                open[..shown].concat()
+            ),
+        )
+    }
+
+    /// A names file beside the optimizer is pointed out, never read without being asked.
+    fn names_file_nearby(&self) -> String {
+        let nearby = self.state.path().with_file_name("parameters.json");
+        if !nearby.is_file() {
+            return String::new();
+        }
+        format!(
+            "\nThere is a parameters.json beside it; if it has this optimizer's order, pass --names {}",
+            nearby.display()
+        )
+    }
+}
+
+const NO_ORDER: &str = "equal shapes, and the model's order of definition is unknown (safetensors files are sorted; \
+                        a pytorch_model.bin given as --model would tell it)";
+const NO_RULE: &str = "no known order or grouping rule fits in exactly one way";
+
+/// How to write a names file.
+pub const SNIPPET: &str = r#"
+Write a names file where the optimizer lives (Trainer: model = trainer.model, optimizer = trainer.optimizer), then pass --names parameters.json:
+  import json
+  name_of = {id(p): n for n, p in model.named_parameters()}
+  names = [name_of[id(p)] for g in optimizer.param_groups for p in g["params"]]
+  with open("parameters.json", "w") as f:
+      json.dump(names, f)"#;
+
+/// Some groups, and the tensors they would have been made from, in order.
+struct Part {
+    groups: Vec<usize>,
+    tensors: Vec<usize>,
+}
+
+/// A parameter to lay: its entry, and its shape where it has one.
+#[derive(Clone, Copy)]
+struct Laying<'a> {
+    entry: Option<usize>,
+    shape: Option<&'a [u64]>,
+}
+
+enum Laid {
+    Only(Vec<usize>),
+    Several,
+    Never,
+}
+
+/// The layout that takes every tensor as early as possible.
+fn leftmost(params: &[Laying<'_>], tensors: &[usize], model: &[Param]) -> Option<Vec<usize>> {
+    let mut rest = tensors.iter();
+    let fits = |param: &Laying<'_>, at: usize| param.shape.is_none_or(|shape| shape == model[at].1);
+    params.iter().map(|param| rest.by_ref().copied().find(|&at| fits(param, at))).collect()
+}
+
+/// Positions by shape, shapes in order.
+fn census<'a>(shapes: impl Iterator<Item = &'a [u64]>) -> BTreeMap<&'a [u64], Vec<usize>> {
+    let mut all: BTreeMap<&[u64], Vec<usize>> = BTreeMap::new();
+    for (position, shape) in shapes.enumerate() {
+        all.entry(shape).or_default().push(position);
+    }
+    all
+}
+
+/// The first five, and how many more there are.
+fn listed(items: &[String], count: usize) -> String {
+    let some = items[..items.len().min(5)].join(", ");
+    if count > 5 { format!("{some} and {} more", count - 5) } else { some }
+}
+
+/// The model's tensors by name, with and without the parts that wrappers add.
+struct Lookup<'a> {
+    exact: HashMap<&'a str, usize>,
+    /// By the bare name; nothing where two tensors share one.
+    bare: HashMap<String, Option<usize>>,
+}
+
+impl<'a> Lookup<'a> {
+    fn new(model: &'a [Param]) -> Self {
+        let exact = model.iter().enumerate().map(|(at, (name, _))| (name.as_str(), at)).collect();
+        let mut all: HashMap<String, Option<usize>> = HashMap::new();
+        for (at, (name, _)) in model.iter().enumerate() {
+            all.entry(bare(name)).and_modify(|one| *one = None).or_insert(Some(at));
+        }
+        Self { exact, bare: all }
+    }
+
+    /// The tensor of exactly this name, else the one tensor whose name differs by wrappers alone.
+    fn find(&self, name: &str) -> Option<usize> {
+        self.exact.get(name).copied().or_else(|| self.bare.get(&bare(name)).copied().flatten())
+    }
+}
+
+/// Buffers of torch's batch norms; they have the shape of the parameters beside them and no optimizer knows them.
+fn is_running_statistic(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    matches!(last, "running_mean" | "running_var" | "num_batches_tracked")
+}
+
+/// A name without what wrappers add: DDP's `module.` in front, the parts of `torch.compile`, FSDP and activation checkpointing
+/// anywhere, and PEFT's adapter name.
+fn bare(name: &str) -> String {
+    const ANYWHERE: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+    let parts: Vec<&str> = name.split('.').filter(|part| !ANYWHERE.contains(part)).collect();
+    let leading = parts.iter().take_while(|part| **part == "module").count();
+    let kept = &parts[leading.min(parts.len().saturating_sub(1))..];
+    let adapter = |i: usize| kept[i] == "default" && i > 0 && kept[i - 1].starts_with("lora_");
+    let kept: Vec<&str> = (0..kept.len()).filter(|&i| !adapter(i)).map(|i| kept[i]).collect();
+    kept.join(".")
+}
+
+/// The names of a names file: a JSON list of texts, or one name per line (blank lines are skipped).
+fn read_names(path: &Path) -> Result<Vec<String>> {
+    const MOST: u64 = 64 << 20;
+    let bytes = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+    if bytes > MOST {
+        return Err(Error::file(path, format!("has {bytes} bytes; a names file has at most {MOST}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => {
+            Error::file(path, "is not UTF-8; expected a JSON list of names or one name per line")
+        }
+        _ => Error::io("read", path, e),
+    })?;
+    if text.trim_start().starts_with(['[', '{']) {
+        return serde_json::from_str(&text).map_err(|e| {
+            Error::file(path, format!("is no JSON list of names ({e}); expected [\"a.weight\", …]"))
+        });
+    }
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrappers_are_dropped_and_nothing_else() {
+        assert_eq!(bare("module._orig_mod.a.weight"), "a.weight");
+        assert_eq!(bare("module.module.a"), "a");
+        assert_eq!(bare("layers.0._checkpoint_wrapped_module.w"), "layers.0.w");
+        assert_eq!(bare("q.lora_A.default.weight"), "q.lora_A.weight");
+        assert_eq!(bare("encoder.module.w"), "encoder.module.w");
+        assert_eq!(bare("default.w"), "default.w");
+        assert_eq!(bare("module"), "module");
+    }
+
+    #[test]
+    fn names_that_differ_by_wrappers_alone_find_nothing_where_two_are_possible() {
+        let model = vec![("module.a".to_owned(), vec![1]), ("_orig_mod.a".to_owned(), vec![1])];
+        let lookup = Lookup::new(&model);
+        assert_eq!(lookup.find("module.a"), Some(0));
+        assert_eq!(lookup.find("a"), None);
+    }
+
+    #[test]
+    fn rules_split_as_their_trainers_do() {
+        let two = [8, 8];
+        assert!(GroupRule::TrainerPatterns.without_decay("model.norm.weight", &[8]));
+        assert!(GroupRule::TrainerPatterns.without_decay("a.q_norm.weight", &[8]));
+        assert!(!GroupRule::TrainerPatterns.without_decay("a.normal.weight", &two));
+        assert!(!GroupRule::TrainerNames.without_decay("model.norm.weight", &[8]));
+        assert!(GroupRule::TrainerNames.without_decay("a.input_layernorm.weight", &[8]));
+        assert!(GroupRule::Bias.without_decay("relative_attention_bias.weight", &two));
+        assert!(!GroupRule::Vectors.without_decay("relative_attention_bias.weight", &two));
+    }
+}
