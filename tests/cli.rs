@@ -1,8 +1,12 @@
 //! The command-line tool as a program: what it prints where, and how it ends.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use assert_cmd::cargo::CommandCargoExt;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 fn squisher(args: &[&str]) -> Command {
     let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
@@ -25,6 +29,33 @@ fn shell(script: &str) -> Output {
     Command::new("bash").args(["-c", script]).env("SQUISHER", tool).output().expect("bash can be started")
 }
 
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder can be made")
+}
+
+/// A file of f32 tensors, a Fisher file where `kind` is given.
+fn write(folder: &Path, name: &str, tensors: &[(&str, &[usize], &[f32])], kind: Option<&str>) -> PathBuf {
+    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| bytes(values)).collect();
+    let views = tensors.iter().zip(&data).map(|((name, shape, _), data)| {
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), data).expect("shape and values fit"))
+    });
+    let metadata = kind.map(|kind| [("squisher.kind".to_owned(), kind.to_owned())].into());
+    let path = folder.join(name);
+    serialize_to_file(views, metadata, &path).expect("the file can be written");
+    path
+}
+
+fn arg(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}
+
+fn json_of(args: &[&str]) -> Value {
+    let done = output(args);
+    assert!(done.status.success(), "{done:?}");
+    serde_json::from_slice(&done.stdout).expect("stdout is one JSON object")
+}
+
 fn subcommands() -> Vec<String> {
     let help = text(&output(&["--help"]).stdout);
     let listed = help.split("Commands:").nth(1).and_then(|rest| rest.split("\n\n").next());
@@ -37,7 +68,7 @@ fn help_goes_to_stdout_and_lists_commands_and_exit_codes() {
     let help = output(&["--help"]);
     assert!(help.status.success());
     let help = text(&help.stdout);
-    for word in ["completions", "man", "Exit codes:", "130", "NO_COLOR"] {
+    for word in ["completions", "inspect", "man", "Exit codes:", "130", "NO_COLOR"] {
         assert!(help.contains(word), "--help does not mention {word}:\n{help}");
     }
 }
@@ -128,4 +159,130 @@ fn no_color_is_honoured() {
     let coloured = |key: &str| squisher(&["frobnicate"]).env(key, "1").output().expect("it starts").stderr;
     assert!(coloured("CLICOLOR_FORCE").contains(&0x1b), "this test would not see colours");
     assert!(!coloured("NO_COLOR").contains(&0x1b));
+}
+
+#[test]
+fn inspect_shows_tensors_and_escapes_their_names() {
+    let folder = folder();
+    let tensors: [(&str, &[usize], &[f32]); 2] =
+        [("w\u{1b}[2J", &[2, 3], &[0.0; 6]), ("scalar", &[], &[1.0])];
+    let model = write(folder.path(), "m.safetensors", &tensors, None);
+    let shown = text(&output(&["inspect", arg(&model)]).stdout);
+    assert!(shown.contains(r#""w\u{1b}[2J"  F32    [2, 3]         6  24 B"#), "{shown}");
+    assert!(shown.ends_with("2 tensors, 7 elements, 28 B in 1 file\n"), "{shown}");
+    assert!(!shown.contains('\u{1b}'), "an escape sequence reached the terminal");
+}
+
+#[test]
+fn inspect_json_has_stable_keys() {
+    let folder = folder();
+    let fisher =
+        write(folder.path(), "f.safetensors", &[("w", &[4], &[0.0, 1.0, 4.0, 3.0])], Some("empirical"));
+    let path = arg(&fisher);
+    let mut values = json!({"min": 0.0, "max": 4.0, "mean": 2.0, "sum": 8.0, "zeros": 1, "invalid": 0});
+    let tensor = json!({
+        "name": "w", "dtype": "F32", "shape": [4], "elements": 4, "bytes": 16, "file": path, "fisher": values,
+    });
+    let top = json!({"top_fraction": 0.005, "top_elements": null, "top_threshold": null, "top_share": null});
+    values.as_object_mut().expect("an object").extend(top.as_object().expect("an object").clone());
+    let contents = json!({
+        "path": path, "files": 1, "elements": 4, "bytes": 16, "metadata": {"squisher.kind": "empirical"},
+        "tensors": [tensor], "fisher": values,
+    });
+    let want = json!({"schema_version": 1, "command": "inspect", "checkpoints": [contents]});
+    assert_eq!(json_of(&["inspect", "--json", path]), want);
+    assert_eq!(json_of(&["--json", "inspect", path]), want, "global flags may stand before the command");
+}
+
+#[test]
+fn inspect_tells_what_the_largest_values_of_a_fisher_hold() {
+    let folder = folder();
+    let mut values = [1.0_f32; 1000];
+    (values[7], values[900]) = (501.0, 501.0);
+    let fisher = write(folder.path(), "f.safetensors", &[("w", &[1000], &values)], Some("empirical"));
+    let shown = json_of(&["inspect", "--json", arg(&fisher)]);
+    let totals = &shown["checkpoints"][0]["fisher"];
+    assert_eq!(totals["top_elements"], 5, "round-half-even of 1000 · 0.005");
+    assert_eq!(totals["top_threshold"], 1.0);
+    assert_eq!(totals["top_share"], 1005.0 / 2000.0);
+    let shown = text(&output(&["inspect", arg(&fisher)]).stdout);
+    assert!(shown.contains("the largest 0.5 % (5 values) hold 50.25 % of the sum"), "{shown}");
+}
+
+#[test]
+fn inspect_refuses_what_is_missing_or_damaged_with_stdout_empty() {
+    let folder = folder();
+    let damaged = folder.path().join("d.safetensors");
+    std::fs::write(&damaged, b"version https://git-lfs.github.com/spec/v1\n").expect("it can be written");
+    let sound = write(folder.path(), "m.safetensors", &[("w", &[1], &[1.0])], None);
+    for bad in [damaged, folder.path().join("missing.safetensors")] {
+        for flags in [&["inspect"][..], &["inspect", "--json"]] {
+            let refused = output(&[flags, &[arg(&sound), arg(&bad)]].concat());
+            assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+            assert!(refused.stdout.is_empty(), "{refused:?}");
+            let message = text(&refused.stderr);
+            assert!(message.starts_with(&format!("squisher: inspect: {}: ", arg(&bad))), "{message}");
+        }
+    }
+}
+
+#[test]
+fn without_a_terminal_progress_is_silent() {
+    let folder = folder();
+    let fisher = write(folder.path(), "f.safetensors", &[("w", &[1], &[1.0])], Some("empirical"));
+    let done = output(&["inspect", arg(&fisher)]);
+    assert!(done.stderr.is_empty(), "{done:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn growing_a_file_past_its_limit_is_an_error_and_not_a_death() {
+    let folder = folder();
+    let script = format!("ulimit -f 1; \"$SQUISHER\" completions bash > {}/script", arg(folder.path()));
+    let ended = shell(&script);
+    assert_eq!(ended.status.code(), Some(7), "{ended:?}");
+    assert!(text(&ended.stderr).contains("standard output: File too large"), "{ended:?}");
+}
+
+/// A Fisher file of 256 GiB of zeros that takes no space.
+#[cfg(unix)]
+fn endless_fisher(folder: &Path) -> PathBuf {
+    let bytes = 1_u64 << 38;
+    let header = json!({
+        "__metadata__": {"squisher.kind": "empirical"},
+        "w": {"dtype": "F32", "shape": [bytes / 4], "data_offsets": [0, bytes]},
+    });
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let path = folder.join("endless.safetensors");
+    let start = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
+    std::fs::write(&path, &start).expect("the header can be written");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("it was just written");
+    file.set_len(start.len() as u64 + bytes).expect("the file system has sparse files");
+    path
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_a_long_job_with_its_exit_code() {
+    use std::io::{BufRead, BufReader};
+
+    let folder = folder();
+    let path = endless_fisher(folder.path());
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let mut job = squisher(&["inspect", "-v", arg(&path)]);
+        let mut job =
+            job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the tool can be started");
+        let mut lines = BufReader::new(job.stderr.take().expect("stderr is a pipe")).lines();
+        let first = lines.next().expect("it says that it began").expect("the pipe can be read");
+        assert_eq!(first, "squisher: inspect: reading 256.0 GiB");
+        let kill = Command::new("kill").args([&format!("-{signal}"), &job.id().to_string()]).status();
+        assert!(kill.expect("kill can be started").success());
+        let rest: Vec<String> = lines.map_while(Result::ok).collect();
+        assert_eq!(job.wait().expect("it ends").code(), Some(code), "{rest:?}");
+        assert!(
+            rest.iter().any(|line| line.starts_with("squisher: inspect: interrupted by signal")),
+            "{rest:?}"
+        );
+    }
 }

@@ -54,6 +54,7 @@ mod output;
 mod partial;
 #[cfg(feature = "pytorch")]
 mod pickle;
+mod statistics;
 mod target;
 
 #[cfg(feature = "pytorch")]
@@ -70,3 +71,4 @@ pub use open::{Checkpoint, Shard, TensorInfo};
 pub use optimizer::{OptimizerState, ParamGroup, ParamId, StateEntry, StateTensor};
 pub use output::{Output, OutputSlot};
 pub use safetensors::Dtype;
+pub use statistics::{Statistics, Summary, TopShare, statistics};

@@ -36,6 +36,10 @@ pub(crate) struct Cli {
 /// The flags that every subcommand takes, before or after its name.
 #[derive(Args)]
 pub(crate) struct Global {
+    /// Print the result as one JSON object with stable keys
+    #[arg(long, global = true, help_heading = "Output options")]
+    pub(crate) json: bool,
+
     /// Say nothing on standard error but errors
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output options")]
     pub(crate) quiet: bool,
@@ -48,13 +52,15 @@ pub(crate) struct Global {
 /// The subcommands, in the order of `--help`.
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    Inspect(commands::inspect::Inspect),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
 }
 
 impl Command {
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         match self {
+            Self::Inspect(args) => args.run(global),
             Self::Completions(args) => args.run(),
             Self::Man(args) => args.run(),
         }

@@ -6,6 +6,7 @@ use env_logger::{Builder, Target};
 use log::{Level, LevelFilter, Record};
 
 use crate::args::Global;
+use crate::progress::between_bars;
 
 /// Start the log: warnings, with `-v` notes, with `-vv` everything; `RUST_LOG` overrides.
 pub(crate) fn start(global: &Global) {
@@ -21,7 +22,7 @@ pub(crate) fn start(global: &Global) {
         .filter_level(others)
         .filter_module("squisher", own)
         .parse_default_env()
-        .target(Target::Stderr)
+        .target(Target::Pipe(Box::new(BesideBars)))
         .format(line)
         .init();
 }
@@ -34,4 +35,17 @@ fn line(to: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> std::io::Re
         Level::Debug | Level::Trace => "debug: ",
     };
     writeln!(to, "squisher: {kind}{}", record.args())
+}
+
+/// Standard error, with no progress bar in the way of a line.
+struct BesideBars;
+
+impl Write for BesideBars {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        between_bars(|| std::io::stderr().write(line))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
 }

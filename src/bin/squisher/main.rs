@@ -14,9 +14,11 @@ mod merge_request;
 #[cfg(test)]
 mod model_groups;
 mod output;
+mod progress;
 #[cfg(test)]
 mod recipe;
 mod signals;
+mod table;
 
 use std::process::ExitCode;
 
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|refusal| usage_error(refusal));
     logging::start(&cli.global);
     let operation = matches.subcommand_name().unwrap_or_default();
-    match signals::survive_file_limit().and_then(|()| cli.command.run()) {
+    match signals::survive_file_limit().and_then(|()| cli.command.run(&cli.global)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(operation, &error),
     }

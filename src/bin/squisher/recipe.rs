@@ -16,6 +16,8 @@
 //! here is refused by name, and so is any key that neither of the two knows.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use clap::ValueEnum;
@@ -30,9 +32,24 @@ use crate::merge_request::{MergeRequest, Method, Normalize, Options, Source};
 /// # Errors
 /// [`Error::Io`] where it cannot be read; [`Error::File`] with line and column for everything it gets wrong.
 pub(crate) fn read(path: &Path) -> Result<MergeRequest, Error> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
+    let text = read_text(path).map_err(|error| Error::io("read", path, error))?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(Error::file(
+            path,
+            format!("above {MAX_BYTES} bytes, which no recipe needs; is this a model?"),
+        ));
+    }
     let folder = path.parent().unwrap_or(Path::new(""));
     parse(&text, folder).map_err(|problem| Error::file(path, problem))
+}
+
+/// No recipe is longer; what is longer was meant to be something else.
+const MAX_BYTES: u64 = 1 << 20;
+
+fn read_text(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// The request that `text` makes, with paths relative to `folder`.
@@ -333,5 +350,8 @@ dtype: bfloat16
         assert!(refusal("models: [").starts_with("line 1"));
         let missing = read(Path::new("no-such-recipe.yml")).expect_err("there is no such file");
         assert_eq!(missing.exit_code(), 3);
+        let long = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(long.path(), vec![b' '; MAX_BYTES as usize + 1]).expect("it can be written");
+        assert!(read(long.path()).expect_err("too long").to_string().contains("is this a model?"));
     }
 }

@@ -1,4 +1,5 @@
 //! The subcommands, one file each: its arguments with their help, and what it does with them.
 
 pub(crate) mod completions;
+pub(crate) mod inspect;
 pub(crate) mod man;

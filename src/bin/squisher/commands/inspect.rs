@@ -1,0 +1,228 @@
+//! `squisher inspect PATH…`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use squisher::Interrupt;
+use squisher::checkpoint::{self, Checkpoint, Statistics, Summary, TensorInfo};
+use squisher::error::printable;
+use squisher::shape::shape_text;
+
+use crate::args::Global;
+use crate::table::{Column, Table, count, counted, size, value};
+use crate::{output, progress, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  squisher inspect model.safetensors
+  squisher inspect finetuned/ fisher.safetensors
+  squisher inspect --json fisher.safetensors | jq '.checkpoints[0].fisher.top_share'";
+
+/// How many of the largest values are asked what they hold: the fraction that FISH masks keep.
+const TOP: f64 = 0.005;
+
+/// Show tensors, types, shapes and sizes; for a Fisher file its values too
+///
+/// Reads headers only, except for Fisher files (those whose metadata name a `squisher.kind`), which are read twice.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Inspect {
+    /// Checkpoints: .safetensors files, folders or index files
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+impl Inspect {
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let interrupt = signals::listen()?;
+        let contents = |path: &PathBuf| inspect(path, global, &interrupt);
+        let checkpoints = self.paths.iter().map(contents).collect::<anyhow::Result<_>>()?;
+        output::report(global, "inspect", &Inspection { checkpoints })
+    }
+}
+
+fn inspect(path: &Path, global: &Global, interrupt: &Interrupt) -> anyhow::Result<Contents> {
+    let checkpoint = Checkpoint::open(path)?;
+    let statistics = if checkpoint.metadata().contains_key("squisher.kind") {
+        let reporter = progress::reporter(global, "inspect");
+        Some(checkpoint::statistics(&checkpoint, TOP, reporter.as_ref(), interrupt)?)
+    } else {
+        None
+    };
+    Ok(Contents::new(&checkpoint, statistics.as_ref()))
+}
+
+/// The result.
+#[derive(Serialize)]
+struct Inspection {
+    checkpoints: Vec<Contents>,
+}
+
+/// One checkpoint.
+#[derive(Serialize)]
+struct Contents {
+    path: PathBuf,
+    files: usize,
+    elements: u64,
+    bytes: u64,
+    metadata: BTreeMap<String, String>,
+    tensors: Vec<Tensor>,
+    fisher: Option<FisherTotals>,
+}
+
+#[derive(Serialize)]
+struct Tensor {
+    name: String,
+    dtype: String,
+    shape: Vec<u64>,
+    elements: u64,
+    bytes: u64,
+    file: PathBuf,
+    fisher: Option<Values>,
+}
+
+/// What the values of a Fisher look like.
+#[derive(Serialize)]
+struct Values {
+    min: Option<f32>,
+    max: Option<f32>,
+    mean: Option<f64>,
+    sum: f64,
+    zeros: u64,
+    invalid: u64,
+}
+
+#[derive(Serialize)]
+struct FisherTotals {
+    #[serde(flatten)]
+    values: Values,
+    top_fraction: f64,
+    top_elements: Option<u64>,
+    top_threshold: Option<f32>,
+    top_share: Option<f64>,
+}
+
+impl Contents {
+    fn new(checkpoint: &Checkpoint, statistics: Option<&Statistics>) -> Self {
+        let mut tensors: Vec<Tensor> =
+            checkpoint.tensors().iter().map(|tensor| Tensor::new(checkpoint, tensor)).collect();
+        for (at, summary) in statistics.iter().flat_map(|statistics| &statistics.tensors) {
+            tensors[*at].fisher = Some(summary.into());
+        }
+        Self {
+            path: checkpoint.path().to_owned(),
+            files: checkpoint.shards().len(),
+            elements: tensors.iter().map(|tensor| tensor.elements).sum(),
+            bytes: checkpoint.total_bytes(),
+            metadata: checkpoint.metadata().clone(),
+            tensors,
+            fisher: statistics.map(FisherTotals::from),
+        }
+    }
+
+    fn table(&self) -> Table {
+        let mut columns = vec![
+            Column::Left("TENSOR"),
+            Column::Left("DTYPE"),
+            Column::Left("SHAPE"),
+            Column::Right("ELEMENTS"),
+            Column::Right("SIZE"),
+        ];
+        if self.fisher.is_some() {
+            columns.extend(["MIN", "MEAN", "MAX", "ZEROS"].map(Column::Right));
+        }
+        let mut table = Table::new(&columns);
+        self.tensors.iter().for_each(|tensor| table.row(tensor.cells()));
+        table
+    }
+}
+
+impl Tensor {
+    fn new(checkpoint: &Checkpoint, tensor: &TensorInfo) -> Self {
+        Self {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype.to_string(),
+            shape: tensor.shape.clone(),
+            elements: tensor.elements(),
+            bytes: tensor.bytes,
+            file: checkpoint.file_of(tensor).to_owned(),
+            fisher: None,
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let shape = shape_text(&self.shape);
+        let mut cells =
+            vec![printable(&self.name), self.dtype.clone(), shape, count(self.elements), size(self.bytes)];
+        if let Some(Values { min, mean, max, zeros, .. }) = &self.fisher {
+            cells.extend([value(min.map(f64::from)), value(*mean), value(max.map(f64::from)), count(*zeros)]);
+        }
+        cells
+    }
+}
+
+impl From<&Summary> for Values {
+    fn from(summary: &Summary) -> Self {
+        let &Summary { min, max, sum, zeros, invalid, .. } = summary;
+        Self { min, max, mean: summary.mean(), sum, zeros, invalid }
+    }
+}
+
+impl From<&Statistics> for FisherTotals {
+    fn from(statistics: &Statistics) -> Self {
+        let top = statistics.top;
+        Self {
+            values: (&statistics.total).into(),
+            top_fraction: TOP,
+            top_elements: top.map(|top| top.kept),
+            top_threshold: top.map(|top| top.threshold),
+            top_share: top.map(|top| top.share),
+        }
+    }
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, contents) in self.checkpoints.iter().enumerate() {
+            let gap = if at == 0 { "" } else { "\n\n" };
+            write!(f, "{gap}{contents}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.path.display())?;
+        for (key, text) in self.metadata.iter().filter(|(key, _)| key.starts_with("squisher.")) {
+            writeln!(f, "{}: {}", key.escape_debug(), text.escape_debug())?;
+        }
+        writeln!(f, "{}", self.table())?;
+        let (tensors, files) =
+            (counted(self.tensors.len() as u64, "tensor"), counted(self.files as u64, "file"));
+        write!(f, "{tensors}, {}, {} in {files}", counted(self.elements, "element"), size(self.bytes))?;
+        self.fisher.iter().try_for_each(|fisher| write!(f, "\n{fisher}"))
+    }
+}
+
+impl fmt::Display for FisherTotals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Values { min, max, mean, sum, zeros, invalid } = &self.values;
+        let (min, max) = (value(min.map(f64::from)), value(max.map(f64::from)));
+        write!(
+            f,
+            "values {min} to {max}, mean {}, sum {sum:.3e}, {}",
+            value(*mean),
+            counted(*zeros, "zero")
+        )?;
+        if *invalid > 0 {
+            write!(f, ", {} negative, infinite or not numbers", count(*invalid))?;
+        }
+        let (Some(elements), Some(share)) = (self.top_elements, self.top_share) else { return Ok(()) };
+        let (fraction, share) = (100.0 * self.top_fraction, 100.0 * share);
+        write!(f, "\nthe largest {fraction} % ({}) hold {share:.2} % of the sum", counted(elements, "value"))
+    }
+}
