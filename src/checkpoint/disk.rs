@@ -142,7 +142,7 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
 
 /// Puts `new` in the place of the existing folder `old`, and the old content where `new` was.
 ///
-/// One atomic step where the file system can exchange names, else two renames with a way back.
+/// One atomic step where the file system can exchange names, else renames by way of the free name `aside`.
 pub(super) fn swap_folders(new: &Path, old: &Path, aside: &Path) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
     {
@@ -151,12 +151,20 @@ pub(super) fn swap_folders(new: &Path, old: &Path, aside: &Path) -> io::Result<(
             return Ok(());
         }
     }
+    swap_by_renames(new, old, aside)
+}
+
+fn swap_by_renames(new: &Path, old: &Path, aside: &Path) -> io::Result<()> {
     fs::rename(old, aside)?;
     if let Err(error) = fs::rename(new, old) {
         fs::rename(aside, old)?;
         return Err(error);
     }
-    fs::rename(aside, new)
+    // The new content is in place: what is left of the old one is no failure.
+    if let Err(error) = fs::rename(aside, new) {
+        log::warn!("{}: the replaced output could not be removed: {error}", aside.display());
+    }
+    Ok(())
 }
 
 /// What `path` leads to through symbolic links, also where the last link points to nothing yet.
@@ -187,9 +195,37 @@ pub(super) fn parent_of(path: &Path) -> PathBuf {
     }
 }
 
-/// Whether another process holds the lock on what is open in `file`; takes the lock where it is free.
-///
-/// A file system without locks holds none.
-pub(super) fn locked_elsewhere(file: &File) -> bool {
-    matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with `new` and `old`, each holding a file of its own name.
+    fn two_folders() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["new", "old"] {
+            fs::create_dir(folder.path().join(name)).expect("creates");
+            fs::write(folder.path().join(name).join(name), "").expect("writes");
+        }
+        folder
+    }
+
+    #[test]
+    fn both_ways_to_swap_swap() {
+        for swap in [swap_folders, swap_by_renames] {
+            let folder = two_folders();
+            let at = |name: &str| folder.path().join(name);
+            swap(&at("new"), &at("old"), &at("aside")).expect("swaps");
+            assert!(at("new/old").exists() && at("old/new").exists() && !at("aside").exists());
+        }
+    }
+
+    #[test]
+    fn a_swap_that_fails_leaves_the_old_content() {
+        for swap in [swap_folders, swap_by_renames] {
+            let folder = two_folders();
+            let at = |name: &str| folder.path().join(name);
+            assert!(swap(&at("missing"), &at("old"), &at("aside")).is_err(), "there is nothing to put there");
+            assert!(at("old/old").exists() && !at("aside").exists());
+        }
+    }
 }

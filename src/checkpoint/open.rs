@@ -156,7 +156,7 @@ impl Checkpoint {
     /// The bytes of all tensors.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tensor.bytes).sum()
+        self.tensors.iter().fold(0, |sum, tensor| sum.saturating_add(tensor.bytes))
     }
 
     /// The files, in the order of their names.

@@ -112,7 +112,7 @@ impl Output {
     /// The bytes of all safetensors files, headers included.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.file_bytes).sum()
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.file_bytes))
     }
 
     /// Writes `bytes` into the tensor at `tensor` of [`Self::tensors`], from `byte_offset` on.
@@ -152,6 +152,7 @@ impl Output {
     ///
     /// [`Error::Output`] where a byte was never written, the system refuses, or the target has changed in a way that
     /// [`create`](Self::create) would have refused. The old output is then as it was, and the partial is removed.
+    /// One failure comes later, and says so: that of making the last step durable.
     pub fn finish(self) -> Result<()> {
         self.refuse_gaps()?;
         for file in &self.files {

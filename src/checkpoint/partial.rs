@@ -1,11 +1,14 @@
 //! The partial beside a target: made, locked, and told from those of others.
 //!
 //! A partial is called `.NAME.partial-PID-XXXXXX` and locked while its writer lives; the system drops the lock with
-//! the process, however that ends. So a partial without a lock is an orphan and is removed, and one with a lock
-//! belongs to a run that is still writing the same output.
+//! the process, however that ends. So a partial whose lock is free is an orphan and is removed, and one that is locked
+//! belongs to a run that is still writing the same output. Where a file system cannot tell, partials are left alone.
+//!
+//! Two runs that start within the same instant may both be refused, or one may lose its partial before it has locked
+//! it and fail at the end; neither publishes anything but its own whole output.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +38,7 @@ pub(super) fn file(target: &Path) -> Result<(Partial, File)> {
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let create = |error: io::Error| refused(target, "create a partial beside it", &error);
     let (file, path) = builder.tempfile_in(&parent).map_err(create)?.into_parts();
-    disk::locked_elsewhere(&file);
+    lock(&file);
     settle_others(target, &path)?;
     Ok((Partial::File(path), file))
 }
@@ -51,10 +54,7 @@ pub(super) fn folder(target: &Path) -> Result<Partial> {
     let create = |error: io::Error| refused(target, "create a partial beside it", &error);
     let folder = builder.tempdir_in(&parent).map_err(create)?;
     // Not every system opens folders; without a lock, others leave this partial alone (see `settle_others`).
-    let lock = File::open(folder.path()).ok();
-    if let Some(lock) = &lock {
-        disk::locked_elsewhere(lock);
-    }
+    let lock = File::open(folder.path()).ok().inspect(lock);
     settle_others(target, folder.path())?;
     Ok(Partial::Folder(folder, lock))
 }
@@ -69,16 +69,28 @@ impl Partial {
     }
 }
 
+/// Locks a partial that no one else knows of yet.
+fn lock(partial: &File) {
+    // A file system without locks refuses; others then cannot take the lock either, and leave the partial alone.
+    if let Err(error) = partial.try_lock() {
+        log::debug!("a partial could not be locked: {error}");
+    }
+}
+
 /// Removes what dead runs left beside `target`, and refuses if a living one is writing it.
 fn settle_others(target: &Path, own: &Path) -> Result<()> {
     for path in others(target, own) {
         let Ok(handle) = File::open(&path) else { continue };
-        if disk::locked_elsewhere(&handle) {
-            let problem = format!(
-                "another run is writing this output (its partial is {}); wait for it, or stop it",
-                path.display()
-            );
-            return Err(Error::output(target, problem));
+        match handle.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let problem = format!(
+                    "another run is writing this output (its partial is {}); wait for it, or stop it",
+                    path.display()
+                );
+                return Err(Error::output(target, problem));
+            }
+            Err(TryLockError::Error(_)) => continue,
         }
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
