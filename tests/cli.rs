@@ -60,7 +60,9 @@ fn subcommands() -> Vec<String> {
     let help = text(&output(&["--help"]).stdout);
     let listed = help.split("Commands:").nth(1).and_then(|rest| rest.split("\n\n").next());
     let lines = listed.expect("the help lists the commands").lines();
-    lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    // A line that goes on with the text of the one before it is indented further.
+    let begun = lines.filter_map(|line| line.strip_prefix("  ").filter(|rest| !rest.starts_with(' ')));
+    begun.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 #[test]
@@ -68,7 +70,9 @@ fn help_goes_to_stdout_and_lists_commands_and_exit_codes() {
     let help = output(&["--help"]);
     assert!(help.status.success());
     let help = text(&help.stdout);
-    for word in ["completions", "inspect", "man", "Exit codes:", "130", "NO_COLOR"] {
+    for word in
+        ["adapters", "verify", "inspect", "extract", "completions", "man", "Exit codes:", "130", "NO_COLOR"]
+    {
         assert!(help.contains(word), "--help does not mention {word}:\n{help}");
     }
 }
@@ -189,7 +193,8 @@ fn inspect_json_has_stable_keys() {
         "path": path, "files": 1, "elements": 4, "bytes": 16, "metadata": {"squisher.kind": "empirical"},
         "tensors": [tensor], "fisher": values,
     });
-    let want = json!({"schema_version": 1, "command": "inspect", "checkpoints": [contents]});
+    let want =
+        json!({"schema_version": 1, "command": "inspect", "checkpoints": [contents], "optimizers": []});
     assert_eq!(json_of(&["inspect", "--json", path]), want);
     assert_eq!(json_of(&["--json", "inspect", path]), want, "global flags may stand before the command");
 }
@@ -285,4 +290,149 @@ fn a_signal_ends_a_long_job_with_its_exit_code() {
             "{rest:?}"
         );
     }
+}
+
+const STATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/optimizer");
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().expect("an object").keys().map(String::as_str).collect()
+}
+
+#[test]
+fn extract_writes_the_accumulator_under_the_models_names() {
+    let (folder, state) = (folder(), format!("{STATES}/adamw_f32"));
+    let optimizer = format!("{state}/optimizer.pt");
+    let out = folder.path().join("fisher.safetensors");
+    let args = ["extract", &optimizer, "--model", &state, "-o", arg(&out)];
+    let planned = json_of(&[&args[..], &["--json", "--dry-run"]].concat());
+    assert!(!out.exists(), "a dry run wrote its output");
+    let done = json_of(&[&args[..], &["--json"]].concat());
+    assert_eq!(
+        keys(&done),
+        [
+            "schema_version",
+            "command",
+            "tensors",
+            "evidence",
+            "renamed",
+            "absent",
+            "warnings",
+            "scale",
+            "scale_factor",
+            "elements",
+            "bytes_written",
+            "output"
+        ]
+    );
+    for key in ["tensors", "evidence", "renamed", "absent", "elements"] {
+        assert_eq!(planned[key], done[key], "the plan and what was done differ in {key}");
+    }
+    let model = json_of(&["inspect", "--json", &state]);
+    let fisher = json_of(&["inspect", "--json", arg(&out)]);
+    let names = |shown: &Value| -> Vec<String> {
+        let tensors = shown["checkpoints"][0]["tensors"].as_array().expect("a list").iter();
+        tensors.map(|tensor| format!("{} {}", tensor["name"], tensor["shape"])).collect()
+    };
+    assert_eq!(names(&fisher), names(&model));
+    assert_eq!(fisher["checkpoints"][0]["metadata"]["squisher.scale"], "raw");
+}
+
+#[test]
+fn an_output_that_exists_is_kept_unless_told_otherwise() {
+    let (folder, state) = (folder(), format!("{STATES}/adamw_f32"));
+    let optimizer = format!("{state}/optimizer.pt");
+    let out = folder.path().join("fisher.safetensors");
+    std::fs::write(&out, "precious").expect("it can be written");
+    let args = ["extract", &optimizer, "--model", &state, "-o", arg(&out)];
+    let refused = output(&args);
+    assert_eq!(refused.status.code(), Some(7), "{refused:?}");
+    assert!(text(&refused.stderr).contains("--overwrite"), "the remedy is not named: {refused:?}");
+    assert_eq!(std::fs::read(&out).expect("it is there"), b"precious");
+    assert!(output(&[&args[..], &["--overwrite"]].concat()).status.success());
+    assert_ne!(std::fs::read(&out).expect("it is there"), b"precious");
+}
+
+#[test]
+fn extract_refuses_by_kind_of_fault() {
+    let folder = folder();
+    let out = folder.path().join("fisher.safetensors");
+    let refusals = [
+        ("refused_other_model", &[][..], 4, "the state is not this model's"),
+        ("refused_nan", &[], 3, "optimizer.pt: tensor "),
+        ("adamw_f32", &["--scale", "mean"], 2, "pass --batch-size"),
+        ("adamw_f32", &["--scale", "median"], 2, "median"),
+        ("adamw_f32", &["--batch-size", "0"], 2, "--batch-size"),
+    ];
+    for (case, flags, code, problem) in refusals {
+        let (optimizer, model) = (format!("{STATES}/{case}/optimizer.pt"), format!("{STATES}/{case}"));
+        let args = ["extract", &optimizer, "--model", &model, "-o", arg(&out)];
+        let refused = output(&[&args[..], flags].concat());
+        assert_eq!(refused.status.code(), Some(code), "{case} {flags:?}: {refused:?}");
+        assert!(refused.stdout.is_empty() && !out.exists(), "{case} {flags:?} left something");
+        assert!(text(&refused.stderr).contains(problem), "{case} {flags:?}: {refused:?}");
+    }
+}
+
+#[test]
+fn warnings_are_on_stderr_until_quiet() {
+    let (folder, state) = (folder(), format!("{STATES}/adamw_f32"));
+    let optimizer = format!("{state}/optimizer.pt");
+    let out = folder.path().join("fisher.safetensors");
+    let args = ["extract", &optimizer, "--model", &state, "--dry-run", "-o", arg(&out)];
+    assert!(text(&output(&args).stderr).contains("squisher: warning: "));
+    assert!(output(&[&args[..], &["-q"]].concat()).stderr.is_empty());
+}
+
+#[test]
+fn inspect_shows_an_optimizers_names_with_their_evidence() {
+    let state = format!("{STATES}/trainer_groups");
+    let optimizer = format!("{state}/optimizer.pt");
+    let alone = json_of(&["inspect", "--json", &optimizer]);
+    let alone = &alone["optimizers"][0];
+    assert_eq!(keys(alone), ["path", "container", "groups", "entries", "map"]);
+    assert!(alone["map"].is_null());
+    let mapped = json_of(&["inspect", "--json", &optimizer, "--model", &state]);
+    let map = &mapped["optimizers"][0]["map"];
+    assert!(
+        map["evidence"].as_str().is_some_and(|evidence| evidence.contains("order of definition")),
+        "{map}"
+    );
+    assert_eq!(map["tensors"].as_array().map(Vec::len), alone["entries"].as_array().map(Vec::len));
+    let shown = text(&output(&["inspect", &optimizer, "--model", &state]).stdout);
+    assert!(shown.contains("names: the model's order of definition"), "{shown}");
+    assert!(shown.contains("group 1: "), "{shown}");
+}
+
+#[test]
+fn adapters_lists_the_host_and_marks_one_default() {
+    let listing = json_of(&["adapters", "--json"]);
+    assert_eq!(keys(&listing), ["schema_version", "command", "host", "adapters"]);
+    let adapters = listing["adapters"].as_array().expect("a list");
+    let defaults = adapters.iter().chain([&listing["host"]]).filter(|entry| entry["default"] == true);
+    assert_eq!(defaults.count(), 1);
+    let software = adapters.iter().filter(|adapter| adapter["software"] == true);
+    assert!(software.clone().all(|adapter| adapter["default"] == false), "{listing}");
+    assert!(text(&output(&["adapters"]).stdout).contains("threads"));
+}
+
+#[test]
+fn verify_holds_every_kernel_on_the_host() {
+    let verdicts = json_of(&["verify", "--backend", "host", "--json"]);
+    assert_eq!(verdicts["passed"], true);
+    assert!(verdicts["adapter"].as_str().is_some_and(|name| name.starts_with("host")), "{verdicts}");
+    for kernel in verdicts["kernels"].as_array().expect("a list") {
+        assert_eq!(keys(kernel), ["kernel", "cases", "elements", "worst", "failures"]);
+        assert!(kernel["elements"].as_u64() > Some(0), "{kernel} compared nothing");
+    }
+}
+
+#[test]
+fn an_adapter_that_is_not_there_exits_5() {
+    for flags in [&["--adapter", "no such adapter"][..], &["--adapter", "4096"]] {
+        let refused = output(&[&["verify"], flags].concat());
+        assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+        assert!(text(&refused.stderr).contains("--backend host"), "the remedy is not named: {refused:?}");
+    }
+    let refused = output(&["verify", "--adapter", "0", "--backend", "host"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
 }

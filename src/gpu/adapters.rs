@@ -90,6 +90,12 @@ pub(super) async fn find(choice: &AdapterChoice) -> Result<(wgpu::Adapter, Adapt
     )
 }
 
+/// The adapter that is taken where nothing is asked for; nothing where all are software, which the host outruns.
+#[must_use]
+pub fn default_adapter(reports: &[AdapterReport]) -> Option<&AdapterReport> {
+    reports.iter().filter(|report| !report.is_software()).min_by_key(|report| rank(report))
+}
+
 fn rank(report: &AdapterReport) -> (u8, u8, usize) {
     let kind = match report.info.device_type {
         wgpu::DeviceType::DiscreteGpu => 0,

@@ -16,7 +16,7 @@ mod readback;
 
 use std::sync::{Arc, OnceLock};
 
-pub use adapters::{AdapterChoice, AdapterReport, adapters};
+pub use adapters::{AdapterChoice, AdapterReport, adapters, default_adapter};
 pub use caps::{Caps, DeviceClass};
 pub(crate) use pipeline::{Pipeline, PipelineKey, Source, error_chain};
 

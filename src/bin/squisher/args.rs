@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
+use crate::device::DeviceFlags;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -36,6 +37,17 @@ pub(crate) struct Cli {
 /// The flags that every subcommand takes, before or after its name.
 #[derive(Args)]
 pub(crate) struct Global {
+    #[command(flatten)]
+    pub(crate) device: DeviceFlags,
+
+    /// Replace an output that exists
+    #[arg(long, global = true, help_heading = "Output options")]
+    pub(crate) overwrite: bool,
+
+    /// Show what would be done, from headers alone, and write nothing
+    #[arg(long, global = true, help_heading = "Output options")]
+    pub(crate) dry_run: bool,
+
     /// Print the result as one JSON object with stable keys
     #[arg(long, global = true, help_heading = "Output options")]
     pub(crate) json: bool,
@@ -52,7 +64,10 @@ pub(crate) struct Global {
 /// The subcommands, in the order of `--help`.
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    Adapters(commands::adapters::Adapters),
+    Verify(commands::verify::Verify),
     Inspect(commands::inspect::Inspect),
+    Extract(commands::extract::Extract),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
 }
@@ -60,7 +75,10 @@ pub(crate) enum Command {
 impl Command {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         match self {
+            Self::Adapters(args) => args.run(global),
+            Self::Verify(args) => args.run(global),
             Self::Inspect(args) => args.run(global),
+            Self::Extract(args) => args.run(global),
             Self::Completions(args) => args.run(),
             Self::Man(args) => args.run(),
         }

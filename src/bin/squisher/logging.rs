@@ -16,8 +16,8 @@ pub(crate) fn start(global: &Global) {
         (false, 1) => LevelFilter::Info,
         (false, _) => LevelFilter::Debug,
     };
-    // Drivers and wgpu warn about what no user can change; they are heard when asked.
-    let others = if global.verbose > 1 { LevelFilter::Info } else { LevelFilter::Error };
+    // Drivers and wgpu complain about what no user can change (a missing display); what matters comes back as an error.
+    let others = if global.verbose > 1 { LevelFilter::Info } else { LevelFilter::Off };
     Builder::new()
         .filter_level(others)
         .filter_module("squisher", own)

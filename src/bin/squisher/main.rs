@@ -7,6 +7,7 @@
 
 mod args;
 mod commands;
+mod device;
 mod failure;
 mod logging;
 #[cfg(test)]

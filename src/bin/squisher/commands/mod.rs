@@ -1,5 +1,8 @@
 //! The subcommands, one file each: its arguments with their help, and what it does with them.
 
+pub(crate) mod adapters;
 pub(crate) mod completions;
+pub(crate) mod extract;
 pub(crate) mod inspect;
 pub(crate) mod man;
+pub(crate) mod verify;

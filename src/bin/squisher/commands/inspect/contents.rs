@@ -1,10 +1,9 @@
-//! `squisher inspect PATH…`.
+//! A model or Fisher in safetensors, as `squisher inspect` shows it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
 use serde::Serialize;
 use squisher::Interrupt;
 use squisher::checkpoint::{self, Checkpoint, Statistics, Summary, TensorInfo};
@@ -12,58 +11,15 @@ use squisher::error::printable;
 use squisher::shape::shape_text;
 
 use crate::args::Global;
+use crate::progress;
 use crate::table::{Column, Table, count, counted, size, value};
-use crate::{output, progress, signals};
-
-const EXAMPLES: &str = "\
-Examples:
-  squisher inspect model.safetensors
-  squisher inspect finetuned/ fisher.safetensors
-  squisher inspect --json fisher.safetensors | jq '.checkpoints[0].fisher.top_share'";
 
 /// How many of the largest values are asked what they hold: the fraction that FISH masks keep.
 const TOP: f64 = 0.005;
 
-/// Show tensors, types, shapes and sizes; for a Fisher file its values too
-///
-/// Reads headers only, except for Fisher files (those whose metadata name a `squisher.kind`), which are read twice.
-#[derive(Args)]
-#[command(after_help = EXAMPLES)]
-pub(crate) struct Inspect {
-    /// Checkpoints: .safetensors files, folders or index files
-    #[arg(required = true, value_name = "PATH")]
-    paths: Vec<PathBuf>,
-}
-
-impl Inspect {
-    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let interrupt = signals::listen()?;
-        let contents = |path: &PathBuf| inspect(path, global, &interrupt);
-        let checkpoints = self.paths.iter().map(contents).collect::<anyhow::Result<_>>()?;
-        output::report(global, "inspect", &Inspection { checkpoints })
-    }
-}
-
-fn inspect(path: &Path, global: &Global, interrupt: &Interrupt) -> anyhow::Result<Contents> {
-    let checkpoint = Checkpoint::open(path)?;
-    let statistics = if checkpoint.metadata().contains_key("squisher.kind") {
-        let reporter = progress::reporter(global, "inspect");
-        Some(checkpoint::statistics(&checkpoint, TOP, reporter.as_ref(), interrupt)?)
-    } else {
-        None
-    };
-    Ok(Contents::new(&checkpoint, statistics.as_ref()))
-}
-
-/// The result.
-#[derive(Serialize)]
-struct Inspection {
-    checkpoints: Vec<Contents>,
-}
-
 /// One checkpoint.
 #[derive(Serialize)]
-struct Contents {
+pub(super) struct Contents {
     path: PathBuf,
     files: usize,
     elements: u64,
@@ -106,6 +62,17 @@ struct FisherTotals {
 }
 
 impl Contents {
+    /// Opens and describes the checkpoint at `path`; a Fisher's values are read, twice.
+    pub(super) fn read(path: &Path, global: &Global, interrupt: &Interrupt) -> anyhow::Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        if !checkpoint.metadata().contains_key("squisher.kind") {
+            return Ok(Self::new(&checkpoint, None));
+        }
+        let reporter = progress::reporter(global, "inspect");
+        let statistics = checkpoint::statistics(&checkpoint, TOP, reporter.as_ref(), interrupt)?;
+        Ok(Self::new(&checkpoint, Some(&statistics)))
+    }
+
     fn new(checkpoint: &Checkpoint, statistics: Option<&Statistics>) -> Self {
         let mut tensors: Vec<Tensor> =
             checkpoint.tensors().iter().map(|tensor| Tensor::new(checkpoint, tensor)).collect();
@@ -181,16 +148,6 @@ impl From<&Statistics> for FisherTotals {
             top_threshold: top.map(|top| top.threshold),
             top_share: top.map(|top| top.share),
         }
-    }
-}
-
-impl fmt::Display for Inspection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, contents) in self.checkpoints.iter().enumerate() {
-            let gap = if at == 0 { "" } else { "\n\n" };
-            write!(f, "{gap}{contents}")?;
-        }
-        Ok(())
     }
 }
 

@@ -1,0 +1,195 @@
+//! `squisher extract OPTIMIZER --model MODEL -o OUT`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use squisher::checkpoint::{ModelParams, OptimizerState, Scale};
+use squisher::error::printable;
+use squisher::methods::squisher::{
+    self as methods, ExtractOptions, ExtractPlan, ExtractReport, Extracted, Warning,
+};
+use squisher::shape::shape_text;
+
+use crate::args::Global;
+use crate::table::{Column, Table, count, counted, size};
+use crate::{output, progress, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  squisher extract checkpoint-500/optimizer.pt --model checkpoint-500 -o fisher.safetensors
+  squisher extract optimizer.pt --model model --names parameters.json -o fisher.safetensors
+  squisher extract optimizer.pt --model model --scale mean --batch-size 32 --dry-run -o f.safetensors";
+
+/// Read a Fisher diagonal out of an optimizer's state
+///
+/// Adam and its kin keep a moving average of squared gradients; at the end of training it stands in for the empirical
+/// Fisher. Nothing in the file is executed. Which parameter an entry belongs to must be certain: the evidence is
+/// shown, and where there is none the command refuses and says how to write a names file.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Extract {
+    /// The optimizer's state: a file of torch.save, or a folder with one
+    optimizer: PathBuf,
+
+    /// The model it was trained on, for names and shapes
+    #[arg(long, value_name = "MODEL")]
+    model: PathBuf,
+
+    /// The Fisher file to write
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+
+    /// A JSON list of parameter names in the optimizer's order
+    #[arg(long, value_name = "FILE")]
+    names: Option<PathBuf>,
+
+    /// raw v, unbiased v̂ = v/(1−β^step), mean B·v̂, sum N·B·v̂, or paper N·v
+    #[arg(long, default_value = "raw")]
+    scale: Scale,
+
+    /// B, the samples of one optimizer step over all devices and accumulated micro-batches
+    #[arg(long, value_name = "B", value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: Option<u64>,
+
+    /// N, the samples of the training set
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    samples: Option<u64>,
+
+    /// Take AMSGrad's maximum in place of the moving average
+    #[arg(long)]
+    max_exp_avg_sq: bool,
+}
+
+impl Extract {
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let state = OptimizerState::open(&self.optimizer)?;
+        let model = ModelParams::open(&self.model)?;
+        let options = self.options(global.overwrite);
+        if global.dry_run {
+            let plan = methods::plan(&state, &model, &options)?;
+            warn(&plan.warnings);
+            return output::report(global, "extract", &Planned::new(plan));
+        }
+        let interrupt = signals::listen()?;
+        let reporter = progress::reporter(global, "extract");
+        let report = methods::extract(&state, &model, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        drop(reporter);
+        warn(&report.warnings);
+        output::report(global, "extract", &Done(report))
+    }
+
+    fn options(&self, overwrite: bool) -> ExtractOptions {
+        ExtractOptions {
+            scale: self.scale,
+            batch_size: self.batch_size,
+            samples: self.samples,
+            max_exp_avg_sq: self.max_exp_avg_sq,
+            names_file: self.names.clone(),
+            overwrite,
+            ..ExtractOptions::default()
+        }
+    }
+}
+
+fn warn(warnings: &[Warning]) {
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+}
+
+/// What was done.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Done(ExtractReport);
+
+/// What would be done.
+#[derive(Serialize)]
+pub(crate) struct Planned {
+    dry_run: bool,
+    tensors: Vec<Extracted>,
+    evidence: String,
+    renamed: Vec<(String, String)>,
+    absent: Vec<String>,
+    pub(crate) warnings: Vec<Warning>,
+    elements: u64,
+}
+
+impl Planned {
+    pub(crate) fn new(plan: ExtractPlan) -> Self {
+        Self {
+            dry_run: true,
+            elements: plan.tensors.iter().map(|tensor| tensor.elements).sum(),
+            tensors: plan.tensors,
+            evidence: plan.names.source.to_string(),
+            renamed: plan.names.renamed,
+            absent: plan.names.absent,
+            warnings: plan.warnings,
+        }
+    }
+}
+
+/// The map from the optimizer's parameters to the model's, with what is read of each.
+fn map(tensors: &[Extracted]) -> Table {
+    let mut table = Table::new(&[
+        Column::Left("PARAMETER"),
+        Column::Right("ID"),
+        Column::Left("SHAPE"),
+        Column::Left("ACCUMULATOR"),
+        Column::Left("DTYPE"),
+        Column::Right("STEP"),
+        Column::Right("FACTOR"),
+    ]);
+    for tensor in tensors {
+        table.row([
+            printable(&tensor.name),
+            tensor.id.escape_debug().to_string(),
+            shape_text(&tensor.shape),
+            tensor.accumulator.key().to_owned(),
+            tensor.dtype.to_owned(),
+            tensor.step.map_or_else(|| "-".to_owned(), |step| step.to_string()),
+            factor(tensor.factor),
+        ]);
+    }
+    table
+}
+
+fn factor(factor: f64) -> String {
+    if factor.fract() == 0.0 { factor.to_string() } else { format!("{factor:.4}") }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(report) = self;
+        writeln!(f, "{}", map(&report.tensors))?;
+        write_names(f, &report.evidence.to_string(), &report.renamed, &report.absent)?;
+        let tensors = counted(report.tensors.len() as u64, "tensor");
+        let (elements, bytes) = (count(report.elements), size(report.bytes_written));
+        write!(f, "wrote {tensors}, {elements} elements, {bytes} to {}", report.output.display())
+    }
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", map(&self.tensors))?;
+        write_names(f, &self.evidence, &self.renamed, &self.absent)?;
+        let tensors = counted(self.tensors.len() as u64, "tensor");
+        write!(f, "would write {tensors}, {} elements", count(self.elements))
+    }
+}
+
+/// Where the names come from, and which of the model's tensors are left without.
+fn write_names(
+    f: &mut fmt::Formatter<'_>,
+    evidence: &str,
+    renamed: &[(String, String)],
+    absent: &[String],
+) -> fmt::Result {
+    writeln!(f, "names: {evidence}")?;
+    if !renamed.is_empty() {
+        writeln!(f, "{} without their wrapper's prefix", counted(renamed.len() as u64, "name"))?;
+    }
+    for name in absent {
+        writeln!(f, "absent: {}", printable(name))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! Which device the flags mean.
+
+use clap::{Args, ValueEnum};
+use squisher::gpu::{AdapterChoice, AdapterReport, adapters, default_adapter};
+use squisher::{Backend, Error, Gpu};
+
+/// Where kernels run.
+#[derive(Args)]
+pub(crate) struct DeviceFlags {
+    /// The adapter with this number in `squisher adapters`, or with this in its name
+    #[arg(long, global = true, value_name = "NAME|INDEX", help_heading = "Device options")]
+    adapter: Option<String>,
+
+    /// The host's own threads, or adapters of one graphics interface [default: a hardware adapter, else the host]
+    #[arg(long, global = true, value_enum, help_heading = "Device options")]
+    backend: Option<Interface>,
+}
+
+/// How a device is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Interface {
+    /// The host's threads and memory; needs no driver
+    Host,
+    Vulkan,
+    Metal,
+    Dx12,
+    Gl,
+}
+
+impl DeviceFlags {
+    /// The backend that the flags ask for. Without any, the best hardware adapter, or the host where there is none.
+    ///
+    /// A software adapter is taken only where a flag leaves nothing else: the host's threads do the same work faster.
+    pub(crate) fn open(&self) -> Result<Backend, Error> {
+        match (&self.adapter, self.backend) {
+            (None, Some(Interface::Host)) => Ok(Backend::Host),
+            (Some(adapter), Some(Interface::Host)) => {
+                let problem = format!("--adapter {adapter} and --backend host exclude each other");
+                Err(Error::argument("device", problem))
+            }
+            (None, None) => open_default(),
+            (adapter, interface) => request(&AdapterChoice {
+                wanted: adapter.clone(),
+                backends: interface.map(Interface::backends),
+                software: true,
+            }),
+        }
+    }
+}
+
+impl Interface {
+    fn backends(self) -> wgpu::Backends {
+        match self {
+            Self::Host => wgpu::Backends::empty(),
+            Self::Vulkan => wgpu::Backends::VULKAN,
+            Self::Metal => wgpu::Backends::METAL,
+            Self::Dx12 => wgpu::Backends::DX12,
+            Self::Gl => wgpu::Backends::GL,
+        }
+    }
+}
+
+/// Every adapter of this machine.
+pub(crate) fn list() -> Vec<AdapterReport> {
+    pollster::block_on(adapters())
+}
+
+fn open_default() -> Result<Backend, Error> {
+    match default_adapter(&list()) {
+        Some(adapter) => {
+            request(&AdapterChoice { wanted: Some(adapter.index.to_string()), ..Default::default() })
+        }
+        None => Ok(Backend::Host),
+    }
+}
+
+fn request(choice: &AdapterChoice) -> Result<Backend, Error> {
+    let gpu = pollster::block_on(Gpu::request(choice))?;
+    if gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu {
+        log::warn!("{} is a software adapter; --backend host is faster", gpu.caps().name);
+    }
+    log::info!("running on {}", gpu.caps().name);
+    Ok(gpu.into())
+}
