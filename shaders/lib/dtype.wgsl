@@ -105,3 +105,12 @@ fn patterns(values: vec4<f32>) -> vec4<u32> {
 fn not_finite(bits: vec4<u32>) -> vec4<bool> {
     return (bits & vec4<u32>(0x7fffffffu)) >= vec4<u32>(0x7f800000u);
 }
+
+/// The values as they come back from storage.
+fn stored(bits: vec4<u32>, dtype: u32) -> vec4<u32> {
+    if dtype == F32 {
+        return bits;
+    }
+    let words = vec2<u32>(narrow_pair(bits.xy, dtype), narrow_pair(bits.zw, dtype));
+    return vec4<u32>(widen_pair(words.x, dtype), widen_pair(words.y, dtype));
+}

@@ -20,6 +20,8 @@ macro_rules! kernels {
 
 kernels! {
     optimizer::Ema,
+    merge::Fisher,
+    merge::Ubgm,
 }
 
 /// The text of a shader file.
@@ -32,6 +34,8 @@ pub(crate) use shader;
 
 /// Eight elements a load: the parts that most elementwise kernels share.
 pub(crate) const DTYPE: &str = shader!("lib/dtype.wgsl");
+/// Weights with an exponent of their own.
+pub(crate) const WIDE: &str = shader!("lib/wide.wgsl");
 
 /// Invocations of a workgroup of the elementwise kernels: every device allows 256.
 pub(crate) const WORKGROUP: u32 = 256;

@@ -1,1 +1,130 @@
-//! Merging.
+//! Weighted averages of models, any number of them in one pass over the data.
+//!
+//! Both kernels keep a **running weighted mean** of the distances to a reference: after model m,
+//! mean ← mean · (D − w)/D + d · w/D with D the sum of the weights so far. Only ratios of weights occur, and the
+//! weights carry an exponent of their own, so Fishers anywhere in f32's range, subnormals included, neither
+//! overflow nor vanish, whatever factor normalises them. Equal models give distance 0 and so come back bit for bit.
+
+mod fisher;
+mod host;
+mod ubgm;
+
+pub use fisher::{Fisher, FisherArgs, FisherParams, FisherSlices};
+pub use ubgm::{Ubgm, UbgmArgs, UbgmParams, UbgmSlices};
+
+use crate::shape::DType;
+
+/// Words of the `counts` buffer of a merge step.
+pub const COUNT_WORDS: u64 = 16;
+
+/// Words of the `state` buffer of `len` parameters: four each, in whole groups of eight parameters.
+#[must_use]
+pub const fn state_words(len: u64) -> u64 {
+    4 * len.next_multiple_of(8)
+}
+
+/// A factor with an exponent of its own, `mantissa · 2^exponent`: f64's range in the two words a shader takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factor {
+    /// In [1, 2), or 0.
+    pub mantissa: f32,
+    /// The power of two.
+    pub exponent: i32,
+}
+
+impl Factor {
+    /// One.
+    pub const ONE: Self = Self { mantissa: 1.0, exponent: 0 };
+
+    /// The nearest factor to a non-negative finite `value`.
+    #[must_use]
+    pub fn of(value: f64) -> Self {
+        if value <= 0.0 || !value.is_finite() {
+            return Self { mantissa: 0.0, exponent: 0 };
+        }
+        let mut exponent = 0;
+        let mut mantissa = value;
+        while mantissa >= 2.0 {
+            mantissa /= 2.0;
+            exponent += 1;
+        }
+        while mantissa < 1.0 {
+            mantissa *= 2.0;
+            exponent -= 1;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is wanted")]
+        let mantissa = mantissa as f32;
+        Self { mantissa, exponent }
+    }
+}
+
+/// What a finished merge counted, over parameters or over (parameter, model) pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Parameters with no weight in any model: the linear average (Fisher merging) or the base (UBGM).
+    pub fallback: u32,
+    /// Parameters at which every model's Fisher was raised to its floor: the floor decided, not the Fisher.
+    pub floored: u32,
+    /// Parameters at which one model has more than 99 % of the weight.
+    pub dominated: u32,
+    /// (parameter, model) pairs raised to the floor.
+    pub raised: u32,
+    /// Per model of the step (for UBGM: the model, then the base): Fishers that are NaN, infinite or negative.
+    pub bad_fisher: [Place; 2],
+    /// Likewise: weights that are NaN or infinite.
+    pub bad_theta: [Place; 2],
+    /// Results that the output's storage type cannot hold.
+    pub unrepresentable: Place,
+}
+
+/// How many, and where the first one is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// How many.
+    pub count: u32,
+    /// Index of the first; meaningless if there are none.
+    pub first: u32,
+}
+
+impl Counts {
+    /// Reads the `counts` buffer.
+    #[must_use]
+    pub fn of(words: &[u32]) -> Self {
+        let place = |slot: usize| Place { count: words[slot], first: !words[slot + 1] };
+        Self {
+            fallback: words[0],
+            floored: words[1],
+            dominated: words[2],
+            raised: words[3],
+            bad_fisher: [place(4), place(8)],
+            bad_theta: [place(6), place(10)],
+            unrepresentable: place(12),
+        }
+    }
+}
+
+/// How shaders know a model without a Fisher: it weighs 1 everywhere.
+const NONE: u32 = 3;
+
+fn code(fisher: Option<DType>) -> f64 {
+    fisher.map_or(NONE, DType::code).into()
+}
+
+pub(crate) const TALLY: &str = crate::kernels::shader!("lib/tally.wgsl");
+pub(crate) const COUNT: &str = crate::kernels::shader!("lib/count.wgsl");
+
+/// An invocation handles one group of eight parameters: six streams leave no registers for more.
+const OCTETS: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factors_span_the_range_of_f64() {
+        assert_eq!(Factor::of(1.0), Factor::ONE);
+        assert_eq!(Factor::of(0.0).mantissa, 0.0);
+        assert_eq!(Factor::of(3.0 * 2.0_f64.powi(900)), Factor { mantissa: 1.5, exponent: 901 });
+        assert_eq!(Factor::of(5e-324), Factor { mantissa: 1.0, exponent: -1074 });
+    }
+}

@@ -1,0 +1,444 @@
+//! Fisher merging and plain averaging.
+
+use super::host::{self, Block};
+use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, code, state_words};
+use crate::error::Result;
+use crate::gpu::Caps;
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise,
+};
+use crate::kernels::{DTYPE, LENGTHS, WIDE, WORKGROUP, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// One step of Fisher merging, two models at a time:
+///
+/// ```text
+/// θ[p] = θ_ref[p] + Σ_m w_m[p] (θ_m[p] − θ_ref[p]) / Σ_m w_m[p],   w_m[p] = λ_m max(F_m[p], floor_m)
+/// ```
+///
+/// where the sum of the weights is 0, the plain average Σ λ_m θ_m / Σ λ_m. A model without a Fisher weighs 1
+/// everywhere, which makes this the kernel of `linear` merging too.
+///
+/// - `theta_a`, `theta_b`    θ of two models `[p]`, f32, f16 or bf16
+/// - `fisher_a`, `fisher_b`  their Fishers `[p]`, any of the types (any view, unread, if there is none)
+/// - `reference`   θ_ref `[p]`: the first model, the same in every step
+/// - `state`       [`state_words`]`(p)` words between steps (unread by a step that is first and last)
+/// - `merged`      `[p]`, written by the last step, round to nearest even
+/// - `counts`      16 words, zeroed before the first step; see [`Counts`](super::Counts)
+///
+/// M models take ⌈M/2⌉ steps. Two models move each input and the output once. Bitwise repeatable: no element depends on
+/// another. NaN, infinite and negative Fishers weigh 0 and are counted, for the caller to refuse.
+/// Source: Matena & Raffel, *Merging Models with Fisher-Weighted Averaging* (2022), equation 3; definition:
+/// [`reference::merge::fisher`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fisher {
+    /// Storage of the two models.
+    pub theta: [DType; 2],
+    /// Storage of their Fishers, or none.
+    pub fisher: [Option<DType>; 2],
+    /// Storage of the reference.
+    pub reference: DType,
+    /// Storage of the result.
+    pub merged: DType,
+    /// This step starts from nothing.
+    pub first: bool,
+    /// This step writes the result.
+    pub last: bool,
+    /// There is a second model.
+    pub pair: bool,
+}
+
+crate::params! {
+    /// The numbers of one [`Fisher`] step.
+    pub struct FisherParams {
+        /// Parameters.
+        len: u32,
+        /// λ of the first model over its Fisher's normaliser: mantissa.
+        lambda_a: f32,
+        /// And its exponent.
+        exponent_a: i32,
+        /// λ_a / Σ λ of the models up to this one.
+        share_a: f32,
+        /// The least Fisher of the first model, as bits of an f32.
+        floor_a: u32,
+        /// The same of the second model.
+        lambda_b: f32,
+        /// And its exponent.
+        exponent_b: i32,
+        /// λ_b / Σ λ of the models up to this one.
+        share_b: f32,
+        /// The least Fisher of the second model, as bits of an f32.
+        floor_b: u32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`Fisher`] step.
+    pub struct FisherArgs / FisherSlices {
+        /// θ_a `[p]`.
+        read theta_a,
+        /// F_a `[p]`.
+        read fisher_a,
+        /// θ_b `[p]`.
+        read theta_b,
+        /// F_b `[p]`.
+        read fisher_b,
+        /// θ_ref `[p]`.
+        read reference,
+        /// Four words a parameter.
+        write state,
+        /// θ `[p]`.
+        write merged,
+        /// 16 words.
+        write counts,
+    }
+}
+
+impl Kernel for Fisher {
+    const NAME: &'static str = "merge.fisher";
+    type Params = FisherParams;
+    type Args = FisherArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("merge/fisher.wgsl"), DTYPE, WIDE, TALLY, COUNT]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("WORKGROUP", WORKGROUP.into()),
+            ("OCTETS", OCTETS.into()),
+            ("THETA_A", self.theta[0].code().into()),
+            ("THETA_B", self.theta[1].code().into()),
+            ("FISHER_A", code(self.fisher[0])),
+            ("FISHER_B", code(self.fisher[1])),
+            ("REFERENCE", self.reference.code().into()),
+            ("MERGED", self.merged.code().into()),
+            ("FIRST", f64::from(u8::from(self.first))),
+            ("LAST", f64::from(u8::from(self.last))),
+            ("PAIR", f64::from(u8::from(self.pair))),
+        ]
+    }
+
+    fn launch(&self, params: &FisherParams, args: &FisherArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let len = params.len.into();
+        let expect = |view: &crate::memory::View, what: &str, element: Element| {
+            view.expect(Self::NAME, what, len, Some(element))
+        };
+        expect(&args.theta_a, "theta_a", self.theta[0].into())?;
+        expect(&args.reference, "reference", self.reference.into())?;
+        if let Some(dtype) = self.fisher[0] {
+            expect(&args.fisher_a, "fisher_a", dtype.into())?;
+        }
+        if self.pair {
+            expect(&args.theta_b, "theta_b", self.theta[1].into())?;
+            if let Some(dtype) = self.fisher[1] {
+                expect(&args.fisher_b, "fisher_b", dtype.into())?;
+            }
+        }
+        if !(self.first && self.last) {
+            args.state.expect(Self::NAME, "state", state_words(len), Some(Element::U32))?;
+        }
+        if self.last {
+            expect(&args.merged, "merged", self.merged.into())?;
+        }
+        args.counts.expect(Self::NAME, "counts", COUNT_WORDS, Some(Element::U32))?;
+        groups_for(Self::NAME, len, u64::from(8 * WORKGROUP * OCTETS), caps)
+    }
+
+    fn host(&self, params: &FisherParams, args: FisherSlices<'_>) {
+        let len = params.len as usize;
+        let uses_state = !(self.first && self.last);
+        let state = uses_state.then_some(args.state);
+        let merged = self.last.then_some(args.merged);
+        let models = [
+            (args.theta_a, self.fisher[0].map(|_| args.fisher_a), params.model_a()),
+            (args.theta_b, self.fisher[1].map(|_| args.fisher_b), params.model_b()),
+        ];
+        let models = &models[..if self.pair { 2 } else { 1 }];
+        host::for_blocks(len, state, merged, args.counts, |scratch, counts, block| {
+            self.block(models, args.reference, scratch, counts, block);
+        });
+    }
+
+    fn cost(&self, params: &FisherParams, _: &FisherArgs) -> Cost {
+        let models = if self.pair { 2 } else { 1 };
+        let mut bytes = 0;
+        for m in 0..models {
+            bytes += self.theta[m].size() + self.fisher[m].map_or(0, DType::size);
+        }
+        // The reference of a first step is its own first model.
+        bytes += if self.first { 0 } else { self.reference.size() + 16 };
+        bytes += if self.last { self.merged.size() } else { 16 };
+        Cost { bytes: bytes * u64::from(params.len), flops: 8 * models as u64 * u64::from(params.len) }
+    }
+}
+
+/// What a model without a Fisher weighs.
+static ONES: [f32; BLOCK] = [1.0; BLOCK];
+
+/// One model's numbers.
+#[derive(Clone, Copy)]
+struct Model {
+    factor: Factor,
+    share: f32,
+    floor: u32,
+}
+
+impl FisherParams {
+    fn model_a(&self) -> Model {
+        let factor = Factor { mantissa: self.lambda_a, exponent: self.exponent_a };
+        Model { factor, share: self.share_a, floor: self.floor_a }
+    }
+
+    fn model_b(&self) -> Model {
+        let factor = Factor { mantissa: self.lambda_b, exponent: self.exponent_b };
+        Model { factor, share: self.share_b, floor: self.floor_b }
+    }
+}
+
+impl Fisher {
+    fn block(
+        &self,
+        models: &[(Slice<'_>, Option<Slice<'_>>, Model)],
+        reference: Slice<'_>,
+        scratch: &mut host::Scratch,
+        counts: &mut host::Words,
+        block: Block<'_>,
+    ) {
+        let Block { start, len, state, merged } = block;
+        let host::Scratch { tallies, weights, theta, fisher, origin, merged: out, .. } = scratch;
+        let mut state = state.map(|state| state.cast::<u32>());
+        match &state {
+            Some(state) if !self.first => tallies.load(&state[..4 * len]),
+            _ => tallies.start(),
+        }
+        let origin = origin.load(reference.range(start, len));
+        for (m, (t, f, model)) in models.iter().enumerate() {
+            let theta = theta.load(t.range(start, len));
+            let values = f.map(|f| fisher.load(f.range(start, len)));
+            host::count_model(counts, m, start, theta, values, model.floor);
+            let values = values.unwrap_or(&ONES[..len]);
+            weights.load(values, model.floor, model.factor);
+            tallies.floors(values, model.floor);
+            tallies.add(weights, None, theta, origin, model.share);
+        }
+        if let Some(merged) = merged {
+            host::count_outcome(counts, tallies, len);
+            out.store(merged, |merged| {
+                tallies.finish(origin, merged);
+                host::count_unrepresentable(counts, start, merged, self.merged);
+            });
+        } else if let Some(state) = &mut state {
+            tallies.save(&mut state[..4 * len]);
+        }
+    }
+}
+
+impl Checked for Fisher {
+    fn cases() -> Vec<Case<Self>> {
+        let mut cases = Vec::new();
+        for theta in DType::ALL {
+            for merged in DType::ALL {
+                for fisher in [None, Some(DType::F32), Some(DType::F16), Some(DType::BF16)] {
+                    cases.push(Setup { theta, fisher, merged, ..Setup::plain(1003) }.case());
+                }
+            }
+        }
+        cases.extend(LENGTHS.map(|len| Setup::plain(len).case()));
+        cases.push(Setup { pair: false, ..Setup::plain(517) }.case());
+        // A step in the middle of many models, from a given state.
+        cases.push(Setup { first: false, ..Setup::plain(1021) }.case());
+        cases.push(Setup { first: false, pair: false, ..Setup::plain(1021) }.case());
+        // Factors far outside of f32, Fishers from subnormal to the largest, and a floor.
+        cases.push(Setup { lambda: [1e-60, 3e-60], ..Setup::plain(1021) }.case());
+        cases.push(Setup { lambda: [2.0, 1e60], ..Setup::plain(1021) }.case());
+        cases.push(Setup { magnitude: 38, ..Setup::plain(4099) }.case());
+        cases.push(Setup { floor: [0.25, 0.125], ..Setup::plain(1021) }.case());
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let len = u32::try_from(elements).unwrap_or(u32::MAX);
+        let Case { kernel, params, .. } = Setup::plain(0).case();
+        let stream = |fill| (DType::F32.into(), u64::from(len), fill);
+        Bench {
+            name: format!("2 models, {len} f32"),
+            kernel,
+            params: FisherParams { len, ..params },
+            buffers: vec![
+                stream(Fill::Noise),
+                stream(Fill::Positive),
+                stream(Fill::Noise),
+                stream(Fill::Positive),
+                stream(Fill::Noise),
+                (Element::U32, state_words(0), Fill::Zero),
+                stream(Fill::Zero),
+                (Element::U32, COUNT_WORDS, Fill::Zero),
+            ],
+        }
+    }
+}
+
+/// What the cases vary.
+#[derive(Clone, Copy, Debug)]
+struct Setup {
+    len: usize,
+    theta: DType,
+    fisher: Option<DType>,
+    merged: DType,
+    first: bool,
+    pair: bool,
+    lambda: [f64; 2],
+    floor: [f32; 2],
+    /// Fishers reach from 10^-magnitude to 10^magnitude.
+    magnitude: i32,
+}
+
+impl Setup {
+    fn plain(len: usize) -> Self {
+        Self {
+            len,
+            theta: DType::F32,
+            fisher: Some(DType::F32),
+            merged: DType::F32,
+            first: true,
+            pair: true,
+            lambda: [0.75, 1.5],
+            floor: [0.0; 2],
+            magnitude: 3,
+        }
+    }
+
+    /// Squares over the whole magnitude, a fifth of them zero; both models' are zero at some places.
+    fn fishers(&self, seed: u64) -> Vec<f64> {
+        let powers = noise(seed + 1, self.len);
+        let zeros = noise(seed + 2, self.len);
+        let both = noise(99, self.len);
+        (0..self.len)
+            .map(|p| {
+                let value = 10.0_f64.powf(f64::from(self.magnitude) * powers[p]);
+                if zeros[p] < -0.6 || both[p] < -0.9 { 0.0 } else { value }
+            })
+            .collect()
+    }
+
+    fn case(self) -> Case<Fisher> {
+        let theta = |seed| CaseBuffer::floats(self.theta, &noise(seed, self.len));
+        let fisher = |seed| CaseBuffer::floats(self.fisher.unwrap_or(DType::F32), &self.fishers(seed));
+        let (theta_a, theta_b) = (theta(1), theta(2));
+        let (fisher_a, fisher_b) = (fisher(10), fisher(20));
+        let reference = if self.first { theta_a.clone() } else { theta(3) };
+        let lambda = self.lambda.map(Factor::of);
+        let total = self.lambda[0] + self.lambda[1];
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is wanted")]
+        let share_b = (self.lambda[1] / total) as f32;
+        let params = FisherParams {
+            len: u32::try_from(self.len).expect("cases are small"),
+            lambda_a: lambda[0].mantissa,
+            exponent_a: lambda[0].exponent,
+            share_a: 1.0,
+            floor_a: self.floor[0].to_bits(),
+            lambda_b: lambda[1].mantissa,
+            exponent_b: lambda[1].exponent,
+            share_b,
+            floor_b: self.floor[1].to_bits(),
+        };
+        let kernel = Fisher {
+            theta: [self.theta; 2],
+            fisher: [self.fisher; 2],
+            reference: self.theta,
+            merged: self.merged,
+            first: self.first,
+            last: true,
+            pair: self.pair,
+        };
+        let inputs =
+            [theta_a.values(), fisher_a.values(), theta_b.values(), fisher_b.values(), reference.values()];
+        let (state, old) = self.state();
+        let outcomes: Vec<Outcome> = (0..self.len).map(|p| self.outcome(&inputs, old, p)).collect();
+        let count = |flag: fn(&Outcome) -> bool| {
+            let number = outcomes.iter().filter(|&outcome| flag(outcome)).count();
+            Want::exact(number as f64)
+        };
+        let mut counts = vec![Want::exact(0.0); 16];
+        counts[0] = count(|o| o.fallback);
+        counts[1] = count(|o| o.floored);
+        counts[2] = count(|o| o.dominated);
+        counts[3] = Want::exact(outcomes.iter().map(|o| f64::from(o.raised)).sum());
+        Case {
+            name: format!("{self:?}"),
+            kernel,
+            params,
+            buffers: vec![
+                theta_a,
+                fisher_a,
+                theta_b,
+                fisher_b,
+                reference,
+                state,
+                CaseBuffer::sentinel(self.merged, self.len),
+                CaseBuffer::words(&[0; COUNT_WORDS as usize]),
+            ],
+            want: vec![(6, outcomes.into_iter().map(|o| o.merged).collect()), (7, counts)],
+        }
+    }
+
+    /// A state as after some models: mean 0.5 over a weight of 1.5/8, of which one model has 1/8.
+    fn state(&self) -> (CaseBuffer, Option<[f64; 3]>) {
+        if self.first {
+            return (CaseBuffer::words(&[0; 8]), None);
+        }
+        let words = [0.5_f32.to_bits(), 1.5_f32.to_bits(), 1.0_f32.to_bits(), (-3_i32 << 1).cast_unsigned()];
+        let words: Vec<u32> = words.into_iter().cycle().take(4 * self.len.next_multiple_of(8)).collect();
+        (CaseBuffer::words(&words), Some([0.5, 1.5 / 8.0, 1.0 / 8.0]))
+    }
+
+    fn outcome(&self, inputs: &[Vec<f64>; 5], old: Option<[f64; 3]>, p: usize) -> Outcome {
+        let models = if self.pair { 2 } else { 1 };
+        let origin = inputs[4][p];
+        let mut theta = vec![inputs[0][p], inputs[2][p]];
+        let stored = [inputs[1][p], inputs[3][p]];
+        let mut fisher: Vec<f64> = match self.fisher {
+            None => vec![1.0; 2],
+            Some(_) => (0..2).map(|m| stored[m].max(self.floor[m].into())).collect(),
+        };
+        let raised = |m: usize| self.fisher.is_some() && stored[m] < self.floor[m].into();
+        let mut lambda: Vec<f64> = self.lambda.to_vec();
+        theta.truncate(models);
+        fisher.truncate(models);
+        lambda.truncate(models);
+        let raised_models = (0..models).filter(|&m| raised(m)).count();
+        let mut largest = (0..models).map(|m| lambda[m] * fisher[m]).fold(0.0, f64::max);
+        let mut sum: f64 = (0..models).map(|m| lambda[m] * fisher[m]).sum();
+        let mut spread: f64 = theta.iter().map(|t| (t - origin).abs()).sum();
+        if let Some([mean, weight, one]) = old {
+            theta.push(origin + mean);
+            fisher.push(1.0);
+            lambda.push(weight);
+            sum += weight;
+            largest = largest.max(one);
+            spread += mean.abs();
+        }
+        let value = reference::merge::fisher(&theta, &fisher, &lambda);
+        // Per model: factor, sum, two quotients, difference, two products, sum; and the last sum with the reference.
+        let depth = 8.0 * theta.len() as f64 + 1.0;
+        Outcome {
+            merged: Want::computed(value, origin.abs() + spread, depth, self.merged),
+            fallback: sum == 0.0,
+            floored: raised_models == models,
+            dominated: largest > 0.99 * sum && sum > 0.0,
+            raised: u32::try_from(raised_models).expect("at most two"),
+        }
+    }
+}
+
+/// What one parameter should become, and how it counts.
+struct Outcome {
+    merged: Want,
+    fallback: bool,
+    floored: bool,
+    dominated: bool,
+    raised: u32,
+}

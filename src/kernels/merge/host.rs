@@ -1,0 +1,339 @@
+//! The host execution that both merging kernels share: blocks of parameters, their tallies, and counting.
+
+use rayon::prelude::*;
+
+use super::COUNT_WORDS;
+use crate::kernel::{BLOCK, Floats, SliceMut};
+use crate::shape::DType;
+
+/// The exponent of nothing: below that of every product that can occur.
+const NOTHING: i32 = -100_000;
+
+/// Weights of a block: mantissas and exponents.
+pub(super) struct Wides {
+    pub(super) mantissa: [f32; BLOCK],
+    pub(super) exponent: [i32; BLOCK],
+}
+
+/// What is known of each parameter of a block after some models.
+pub(super) struct Tallies {
+    pub(super) mean: [f32; BLOCK],
+    pub(super) denominator: [f32; BLOCK],
+    pub(super) largest: [f32; BLOCK],
+    pub(super) exponent: [i32; BLOCK],
+    pub(super) unfloored: [u32; BLOCK],
+}
+
+/// Scratch of one task.
+pub(super) struct Scratch {
+    pub(super) tallies: Box<Tallies>,
+    pub(super) weights: Box<Wides>,
+    pub(super) pulls: Box<Wides>,
+    pub(super) prior: Box<Wides>,
+    pub(super) theta: Floats,
+    pub(super) fisher: Floats,
+    pub(super) origin: Floats,
+    pub(super) base_fisher: Floats,
+    pub(super) merged: Floats,
+}
+
+impl Default for Wides {
+    fn default() -> Self {
+        Self { mantissa: [0.0; BLOCK], exponent: [NOTHING; BLOCK] }
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        let tallies = Tallies {
+            mean: [0.0; BLOCK],
+            denominator: [0.0; BLOCK],
+            largest: [0.0; BLOCK],
+            exponent: [NOTHING; BLOCK],
+            unfloored: [0; BLOCK],
+        };
+        Self {
+            tallies: Box::new(tallies),
+            weights: Box::default(),
+            pulls: Box::default(),
+            prior: Box::default(),
+            theta: Floats::default(),
+            fisher: Floats::default(),
+            origin: Floats::default(),
+            base_fisher: Floats::default(),
+            merged: Floats::default(),
+        }
+    }
+}
+
+/// Non-negative finite f32 bits as mantissa in [1, 2) and exponent; a subnormal's by way of an exact conversion of its integer.
+#[expect(
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    reason = "exponents and 23-bit integers fit"
+)]
+#[inline(always)]
+fn wide(bits: u32) -> (f32, i32) {
+    let subnormal = bits < 0x0080_0000;
+    let normal = if subnormal { (bits as i32 as f32).to_bits() } else { bits };
+    let bias = if subnormal { 127 + 149 } else { 127 };
+    let mantissa = f32::from_bits((normal & 0x007f_ffff) | 0x3f80_0000);
+    if bits == 0 { (0.0, NOTHING) } else { (mantissa, (normal >> 23) as i32 - bias) }
+}
+
+/// 2^e, zero below 2^-126.
+#[expect(clippy::cast_sign_loss, reason = "clamped to be non-negative")]
+#[inline(always)]
+fn pow2(e: i32) -> f32 {
+    f32::from_bits(((e + 127).clamp(0, 254) as u32) << 23)
+}
+
+/// A Fisher's bits as they are used: what is none counts as zero (and is reported), as minus zero does.
+#[inline(always)]
+fn checked(bits: u32) -> u32 {
+    if bits > 0x7f7f_ffff { 0 } else { bits }
+}
+
+impl Wides {
+    /// Fishers, raised to `least` (bits), times a factor.
+    pub(super) fn load(&mut self, fisher: &[f32], least: u32, factor: super::Factor) {
+        for ((m, e), f) in self.mantissa.iter_mut().zip(&mut self.exponent).zip(fisher) {
+            let (mantissa, exponent) = wide(checked(f.to_bits()).max(least));
+            *m = mantissa * factor.mantissa;
+            *e = exponent + factor.exponent;
+        }
+    }
+
+    /// Other weights times a factor.
+    pub(super) fn scaled(&mut self, of: &Self, factor: super::Factor) {
+        for i in 0..BLOCK {
+            self.mantissa[i] = of.mantissa[i] * factor.mantissa;
+            self.exponent[i] = of.exponent[i] + factor.exponent;
+        }
+    }
+
+    /// Adds one number to every weight.
+    pub(super) fn add(&mut self, number: super::Factor) {
+        for (m, e) in self.mantissa.iter_mut().zip(&mut self.exponent) {
+            let top = (*e).max(number.exponent);
+            *m = *m * pow2(*e - top) + number.mantissa * pow2(number.exponent - top);
+            *e = top;
+        }
+    }
+}
+
+impl Tallies {
+    /// Nothing known, and denominators that start at zero.
+    pub(super) fn start(&mut self) {
+        self.mean.fill(0.0);
+        self.denominator.fill(0.0);
+        self.largest.fill(0.0);
+        self.exponent.fill(NOTHING);
+        self.unfloored.fill(0);
+    }
+
+    /// Nothing known, and denominators that start at `prior`.
+    pub(super) fn start_from(&mut self, prior: &Wides) {
+        self.start();
+        self.denominator = prior.mantissa;
+        self.exponent = prior.exponent;
+    }
+
+    /// Adds one model; see `add_model` in `shaders/lib/tally.wgsl`.
+    pub(super) fn add(
+        &mut self,
+        weights: &Wides,
+        extra: Option<&Wides>,
+        theta: &[f32],
+        origin: &[f32],
+        share: f32,
+    ) {
+        for i in 0..theta.len() {
+            let own = self.exponent[i].max(weights.exponent[i]);
+            let e = extra.map_or(own, |extra| own.max(extra.exponent[i]));
+            let scale = pow2(self.exponent[i] - e);
+            let before = self.denominator[i] * scale;
+            let added = weights.mantissa[i] * pow2(weights.exponent[i] - e);
+            let pull = extra.map_or(added, |x| added + x.mantissa[i] * pow2(x.exponent[i] - e));
+            let sum = before + added;
+            let none = sum <= 0.0;
+            let safe = if none { 1.0 } else { sum };
+            let keep = if none { 1.0 - share } else { before / safe };
+            let draw = if none { share } else { pull / safe };
+            self.mean[i] = self.mean[i] * keep + (theta[i] - origin[i]) * draw;
+            self.denominator[i] = sum;
+            self.largest[i] = (self.largest[i] * scale).max(added);
+            self.exponent[i] = e;
+        }
+    }
+
+    /// Notes which Fishers stood above their floor.
+    pub(super) fn floors(&mut self, fisher: &[f32], least: u32) {
+        for (unfloored, f) in self.unfloored.iter_mut().zip(fisher) {
+            *unfloored |= u32::from(checked(f.to_bits()) >= least);
+        }
+    }
+
+    /// reference + mean, and the reference's own bits where the models agree.
+    pub(super) fn finish(&self, origin: &[f32], merged: &mut [f32]) {
+        for ((merged, &origin), &mean) in merged.iter_mut().zip(origin).zip(&self.mean) {
+            *merged = if mean == 0.0 { origin } else { origin + mean };
+        }
+    }
+
+    /// Reads the four state words of each parameter.
+    #[expect(clippy::cast_possible_wrap, reason = "a shift keeps the sign it was stored with")]
+    pub(super) fn load(&mut self, state: &[u32]) {
+        for (i, words) in state.chunks_exact(4).enumerate() {
+            self.mean[i] = f32::from_bits(words[0]);
+            self.denominator[i] = f32::from_bits(words[1]);
+            self.largest[i] = f32::from_bits(words[2]);
+            self.exponent[i] = words[3] as i32 >> 1;
+            self.unfloored[i] = words[3] & 1;
+        }
+    }
+
+    /// Writes them.
+    #[expect(clippy::cast_sign_loss, reason = "bits are kept")]
+    pub(super) fn save(&self, state: &mut [u32]) {
+        for (i, words) in state.chunks_exact_mut(4).enumerate() {
+            words[0] = self.mean[i].to_bits();
+            words[1] = self.denominator[i].to_bits();
+            words[2] = self.largest[i].to_bits();
+            words[3] = (self.exponent[i] << 1) as u32 | self.unfloored[i];
+        }
+    }
+}
+
+/// The `counts` words of one task.
+pub(super) type Words = [u32; COUNT_WORDS as usize];
+
+/// Adds `flags` of elements from `start` to the count at `slot` and its first place.
+pub(super) fn note(counts: &mut Words, slot: usize, start: usize, flags: impl Iterator<Item = bool>) {
+    for (i, flag) in flags.enumerate() {
+        if flag {
+            counts[slot] += 1;
+            let index = u32::try_from(start + i).expect("launch checks that lengths fit u32");
+            counts[slot + 1] = counts[slot + 1].max(!index);
+        }
+    }
+}
+
+/// Counts what is wrong with one model's block and what its floor raised. Slots as in `shaders/lib/count.wgsl`.
+pub(super) fn count_model(
+    counts: &mut Words,
+    model: usize,
+    start: usize,
+    theta: &[f32],
+    fisher: Option<&[f32]>,
+    least: u32,
+) {
+    if theta.iter().any(|t| !t.is_finite()) {
+        note(counts, 6 + 4 * model, start, theta.iter().map(|t| !t.is_finite()));
+    }
+    let Some(fisher) = fisher else { return };
+    let bad = |f: &f32| f.to_bits() > 0x7f7f_ffff && f.to_bits() != 0x8000_0000;
+    if fisher.iter().any(bad) {
+        note(counts, 4 + 4 * model, start, fisher.iter().map(bad));
+    }
+    if least > 0 {
+        counts[3] += fisher.iter().map(|f| u32::from(checked(f.to_bits()) < least)).sum::<u32>();
+    }
+}
+
+/// Counts how a finished block was decided.
+pub(super) fn count_outcome(counts: &mut Words, tallies: &Tallies, len: usize) {
+    for i in 0..len {
+        let none = tallies.denominator[i] <= 0.0;
+        counts[0] += u32::from(none);
+        counts[1] += u32::from(tallies.unfloored[i] == 0);
+        counts[2] += u32::from(!none && tallies.largest[i] > 0.99 * tallies.denominator[i]);
+    }
+}
+
+/// The least magnitude that rounds to infinity in a storage type.
+fn too_large(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => f32::INFINITY,
+        DType::F16 => 65520.0,
+        DType::BF16 => f32::from_bits(0x7f7f_8000),
+    }
+}
+
+/// Counts results that their storage type can't hold.
+pub(super) fn count_unrepresentable(counts: &mut Words, start: usize, merged: &[f32], dtype: DType) {
+    let limit = too_large(dtype);
+    // NaN included: no comparison with one is true.
+    let fits = |value: &f32| value.abs() < limit;
+    if !merged.iter().all(fits) {
+        note(counts, 12, start, merged.iter().map(|value| !fits(value)));
+    }
+}
+
+/// One block's share of the buffers that are written.
+pub(super) struct Block<'a> {
+    pub(super) start: usize,
+    pub(super) len: usize,
+    pub(super) state: Option<SliceMut<'a>>,
+    pub(super) merged: Option<SliceMut<'a>>,
+}
+
+/// Shares the blocks of `len` parameters out to the cores and adds up what they count.
+pub(super) fn for_blocks(
+    len: usize,
+    state: Option<SliceMut<'_>>,
+    merged: Option<SliceMut<'_>>,
+    counts: SliceMut<'_>,
+    each: impl Fn(&mut Scratch, &mut Words, Block<'_>) + Send + Sync,
+) {
+    const TASK: usize = 64 * BLOCK;
+    let tasks = len.div_ceil(TASK);
+    let mut states = state.map(|s| s.chunks(4 * TASK).into_iter());
+    let mut outputs = merged.map(|m| m.chunks(TASK).into_iter());
+    let pieces: Vec<_> = (0..tasks)
+        .map(|task| {
+            let state = states.as_mut().and_then(Iterator::next);
+            let merged = outputs.as_mut().and_then(Iterator::next);
+            Block { start: task * TASK, len: TASK.min(len - task * TASK), state, merged }
+        })
+        .collect();
+    let sum = pieces
+        .into_par_iter()
+        .map_init(Scratch::default, |scratch, piece| {
+            let mut words = Words::default();
+            for block in piece.blocks() {
+                each(scratch, &mut words, block);
+            }
+            words
+        })
+        .reduce(Words::default, add);
+    let counts: &mut [u32] = counts.cast();
+    let mut before = Words::default();
+    before.copy_from_slice(counts);
+    counts.copy_from_slice(&add(before, sum));
+}
+
+impl<'a> Block<'a> {
+    /// The pieces of [`BLOCK`] parameters.
+    fn blocks(self) -> impl Iterator<Item = Self> {
+        let (start, len) = (self.start, self.len);
+        let mut states = self.state.map(|s| s.chunks(4 * BLOCK).into_iter());
+        let mut outputs = self.merged.map(|m| m.chunks(BLOCK).into_iter());
+        (0..len.div_ceil(BLOCK)).map(move |block| Block {
+            start: start + block * BLOCK,
+            len: BLOCK.min(len - block * BLOCK),
+            state: states.as_mut().and_then(Iterator::next),
+            merged: outputs.as_mut().and_then(Iterator::next),
+        })
+    }
+}
+
+/// Counts add; first places (stored as complements) take the maximum.
+fn add(a: Words, b: Words) -> Words {
+    let mut sum = Words::default();
+    for slot in 0..sum.len() {
+        let place = slot >= 4 && slot % 2 == 1;
+        sum[slot] = if place { a[slot].max(b[slot]) } else { a[slot] + b[slot] };
+    }
+    sum
+}

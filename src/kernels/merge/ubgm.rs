@@ -1,0 +1,315 @@
+//! Uncertainty-based gradient matching.
+
+use super::host::{self, Block};
+use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, state_words};
+use crate::error::Result;
+use crate::gpu::Caps;
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise};
+use crate::kernels::{DTYPE, LENGTHS, WIDE, WORKGROUP, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// One step of uncertainty-based gradient matching, one model at a time:
+///
+/// ```text
+/// θ[p] = θ_0[p] + Σ_m λ_m (F_0[p] + F_m[p]) (θ_m[p] − θ_0[p]) / (F_0[p] + Σ_m λ_m F_m[p])
+/// ```
+///
+/// and θ_0 where that denominator is 0. F_m is raised to a floor, then scaled; F_0 is scaled, then δ is added.
+///
+/// - `theta`        θ_m `[p]`, f32, f16 or bf16
+/// - `fisher`       F_m `[p]`
+/// - `base`         θ_0 `[p]`, the same in every step
+/// - `base_fisher`  F_0 `[p]`, the same in every step
+/// - `state`        [`state_words`]`(p)` words between steps (unread by a step that is first and last)
+/// - `merged`       `[p]`, written by the last step, round to nearest even
+/// - `counts`       16 words, zeroed before the first step; see [`Counts`](super::Counts)
+///
+/// Bitwise repeatable: no element depends on another. With F_0 = 0 the result is Fisher merging's.
+/// Source: Daheim et al., *Model Merging by Uncertainty-Based Gradient Matching* (2024), equation 12; definition:
+/// [`reference::merge::ubgm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ubgm {
+    /// Storage of the model.
+    pub theta: DType,
+    /// Storage of its Fisher.
+    pub fisher: DType,
+    /// Storage of the base.
+    pub base: DType,
+    /// Storage of the base's Fisher.
+    pub base_fisher: DType,
+    /// Storage of the result.
+    pub merged: DType,
+    /// This step starts from the base.
+    pub first: bool,
+    /// This step writes the result.
+    pub last: bool,
+}
+
+crate::params! {
+    /// The numbers of one [`Ubgm`] step. Pairs of mantissa and exponent are [`Factor`]s.
+    pub struct UbgmParams {
+        /// Parameters.
+        len: u32,
+        /// λ_m: mantissa.
+        lambda: f32,
+        /// λ_m: exponent.
+        lambda_exponent: i32,
+        /// One over the normaliser of F_m: mantissa.
+        scale: f32,
+        /// One over the normaliser of F_m: exponent.
+        scale_exponent: i32,
+        /// The least F_m before scaling, as bits of an f32.
+        floor: u32,
+        /// One over the normaliser of F_0: mantissa.
+        base_scale: f32,
+        /// One over the normaliser of F_0: exponent.
+        base_scale_exponent: i32,
+        /// δ: mantissa, 0 for none.
+        delta: f32,
+        /// δ: exponent.
+        delta_exponent: i32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`Ubgm`] step.
+    pub struct UbgmArgs / UbgmSlices {
+        /// θ_m `[p]`.
+        read theta,
+        /// F_m `[p]`.
+        read fisher,
+        /// θ_0 `[p]`.
+        read base,
+        /// F_0 `[p]`.
+        read base_fisher,
+        /// Four words a parameter.
+        write state,
+        /// θ `[p]`.
+        write merged,
+        /// 16 words.
+        write counts,
+    }
+}
+
+impl Kernel for Ubgm {
+    const NAME: &'static str = "merge.ubgm";
+    type Params = UbgmParams;
+    type Args = UbgmArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("merge/ubgm.wgsl"), DTYPE, WIDE, TALLY, COUNT]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("WORKGROUP", WORKGROUP.into()),
+            ("OCTETS", OCTETS.into()),
+            ("THETA", self.theta.code().into()),
+            ("FISHER", self.fisher.code().into()),
+            ("BASE", self.base.code().into()),
+            ("BASE_FISHER", self.base_fisher.code().into()),
+            ("MERGED", self.merged.code().into()),
+            ("FIRST", f64::from(u8::from(self.first))),
+            ("LAST", f64::from(u8::from(self.last))),
+        ]
+    }
+
+    fn launch(&self, params: &UbgmParams, args: &UbgmArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let len = params.len.into();
+        let inputs = [
+            (&args.theta, "theta", self.theta),
+            (&args.fisher, "fisher", self.fisher),
+            (&args.base, "base", self.base),
+            (&args.base_fisher, "base_fisher", self.base_fisher),
+        ];
+        for (view, what, dtype) in inputs {
+            view.expect(Self::NAME, what, len, Some(dtype.into()))?;
+        }
+        if !(self.first && self.last) {
+            args.state.expect(Self::NAME, "state", state_words(len), Some(Element::U32))?;
+        }
+        if self.last {
+            args.merged.expect(Self::NAME, "merged", len, Some(self.merged.into()))?;
+        }
+        args.counts.expect(Self::NAME, "counts", COUNT_WORDS, Some(Element::U32))?;
+        groups_for(Self::NAME, len, u64::from(8 * WORKGROUP * OCTETS), caps)
+    }
+
+    fn host(&self, params: &UbgmParams, args: UbgmSlices<'_>) {
+        let len = params.len as usize;
+        let state = (!(self.first && self.last)).then_some(args.state);
+        let merged = self.last.then_some(args.merged);
+        let inputs = [args.theta, args.fisher, args.base, args.base_fisher];
+        host::for_blocks(len, state, merged, args.counts, |scratch, counts, block| {
+            self.block(params, inputs, scratch, counts, block);
+        });
+    }
+
+    fn cost(&self, params: &UbgmParams, _: &UbgmArgs) -> Cost {
+        let inputs = [self.theta, self.fisher, self.base, self.base_fisher];
+        let mut bytes: u64 = inputs.iter().map(|dtype| dtype.size()).sum();
+        bytes += if self.first { 0 } else { 16 };
+        bytes += if self.last { self.merged.size() } else { 16 };
+        Cost { bytes: bytes * u64::from(params.len), flops: 12 * u64::from(params.len) }
+    }
+}
+
+impl Ubgm {
+    fn block(
+        &self,
+        params: &UbgmParams,
+        inputs: [Slice<'_>; 4],
+        scratch: &mut host::Scratch,
+        counts: &mut host::Words,
+        block: Block<'_>,
+    ) {
+        let Block { start, len, state, merged } = block;
+        let [theta, fisher, base, base_fisher] = inputs.map(|input| input.range(start, len));
+        let lambda = Factor { mantissa: params.lambda, exponent: params.lambda_exponent };
+        let scale = Factor { mantissa: params.scale, exponent: params.scale_exponent };
+        let base_scale = Factor { mantissa: params.base_scale, exponent: params.base_scale_exponent };
+        let theta = scratch.theta.load(theta);
+        let fisher = scratch.fisher.load(fisher);
+        let origin = scratch.origin.load(base);
+        let base_fisher = scratch.base_fisher.load(base_fisher);
+        let (tallies, prior) = (&mut scratch.tallies, &mut scratch.prior);
+        host::count_model(counts, 0, start, theta, Some(fisher), params.floor);
+        if self.first {
+            host::count_model(counts, 1, start, origin, Some(base_fisher), 0);
+        }
+        prior.load(base_fisher, 0, base_scale);
+        if params.delta > 0.0 {
+            prior.add(Factor { mantissa: params.delta, exponent: params.delta_exponent });
+        }
+        let mut state = state.map(|state| state.cast::<u32>());
+        match &state {
+            Some(state) if !self.first => tallies.load(&state[..4 * len]),
+            _ => tallies.start_from(prior),
+        }
+        scratch.pulls.load(fisher, params.floor, scale);
+        scratch.weights.scaled(&scratch.pulls, lambda);
+        scratch.pulls.scaled(prior, lambda);
+        tallies.floors(fisher, params.floor);
+        tallies.add(&scratch.weights, Some(&scratch.pulls), theta, origin, 0.0);
+        if let Some(merged) = merged {
+            host::count_outcome(counts, tallies, len);
+            scratch.merged.store(merged, |merged| {
+                tallies.finish(origin, merged);
+                host::count_unrepresentable(counts, start, merged, self.merged);
+            });
+        } else if let Some(state) = &mut state {
+            tallies.save(&mut state[..4 * len]);
+        }
+    }
+}
+
+impl Checked for Ubgm {
+    fn cases() -> Vec<Case<Self>> {
+        let mut cases = Vec::new();
+        for theta in DType::ALL {
+            for fisher in DType::ALL {
+                for merged in DType::ALL {
+                    cases.push(case(theta, fisher, merged, 1003, (0.75, 0.0, 0.0)));
+                }
+            }
+        }
+        let plain = |len, numbers| case(DType::F32, DType::F32, DType::F32, len, numbers);
+        cases.extend(LENGTHS.map(|len| plain(len, (1.5, 0.0, 0.0))));
+        cases.push(plain(1021, (1e-40, 0.0, 0.0)));
+        cases.push(plain(1021, (1.0, 0.125, 0.0)));
+        cases.push(plain(1021, (2.0, 0.0, 0.25)));
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let len = u32::try_from(elements).unwrap_or(u32::MAX);
+        let Case { kernel, params, .. } = case(DType::F32, DType::F32, DType::F32, 0, (1.0, 0.0, 0.0));
+        let stream = |fill| (DType::F32.into(), u64::from(len), fill);
+        Bench {
+            name: format!("one model, {len} f32"),
+            kernel,
+            params: UbgmParams { len, ..params },
+            buffers: vec![
+                stream(Fill::Noise),
+                stream(Fill::Positive),
+                stream(Fill::Noise),
+                stream(Fill::Positive),
+                (Element::U32, state_words(0), Fill::Zero),
+                stream(Fill::Zero),
+                (Element::U32, COUNT_WORDS, Fill::Zero),
+            ],
+        }
+    }
+}
+
+fn fishers(seed: u64, len: usize) -> Vec<f64> {
+    let zero = noise(seed + 1, len);
+    let both = noise(99, len);
+    let squares = noise(seed, len).into_iter().map(|x| x * x * 100.0);
+    squares
+        .zip(zero.iter().zip(&both))
+        .map(|(f, (&z, &b))| if z < -0.6 || b < -0.9 { 0.0 } else { f })
+        .collect()
+}
+
+fn case(
+    theta: DType,
+    fisher: DType,
+    merged: DType,
+    len: usize,
+    (lambda, floor, delta): (f64, f32, f64),
+) -> Case<Ubgm> {
+    let kernel = Ubgm { theta, fisher, base: theta, base_fisher: fisher, merged, first: true, last: true };
+    let model = CaseBuffer::floats(theta, &noise(1, len));
+    let base = CaseBuffer::floats(theta, &noise(2, len));
+    let own = CaseBuffer::floats(fisher, &fishers(10, len));
+    let prior = CaseBuffer::floats(fisher, &fishers(20, len));
+    let (scale, base_scale) = (0.5, 4.0);
+    let factors = [lambda, scale, base_scale, delta].map(Factor::of);
+    let params = UbgmParams {
+        len: u32::try_from(len).expect("cases are small"),
+        lambda: factors[0].mantissa,
+        lambda_exponent: factors[0].exponent,
+        scale: factors[1].mantissa,
+        scale_exponent: factors[1].exponent,
+        floor: floor.to_bits(),
+        base_scale: factors[2].mantissa,
+        base_scale_exponent: factors[2].exponent,
+        delta: factors[3].mantissa,
+        delta_exponent: factors[3].exponent,
+    };
+    let (t, f, t0, f0) = (model.values(), own.values(), base.values(), prior.values());
+    let mut counts = vec![0.0; 16];
+    let mut want = Vec::new();
+    for p in 0..len {
+        let raised = f[p] < floor.into();
+        let own = f[p].max(floor.into()) * scale;
+        let prior = f0[p] * base_scale + delta;
+        let value = reference::merge::ubgm(t0[p], prior, &[t[p]], &[own], &[lambda]);
+        let sum = prior + lambda * own;
+        // A pull is at most λ (F_0 + F_m) / (F_0 + λ F_m) ≤ max(1, λ) (1 + 1) of the distance.
+        let reach = if sum == 0.0 { 0.0 } else { lambda * (prior + own) / sum * (t[p] - t0[p]).abs() };
+        want.push(Want::computed(value, t0[p].abs() + reach, 12.0, merged));
+        counts[0] += f64::from(u8::from(sum == 0.0));
+        counts[1] += f64::from(u8::from(raised));
+        counts[2] += f64::from(u8::from(lambda * own > 0.99 * sum && sum > 0.0));
+        counts[3] += f64::from(u8::from(raised));
+    }
+    Case {
+        name: format!("{kernel:?} p={len} lambda={lambda:e} floor={floor} delta={delta}"),
+        kernel,
+        params,
+        buffers: vec![
+            model,
+            own,
+            base,
+            prior,
+            CaseBuffer::words(&[0; 8]),
+            CaseBuffer::sentinel(merged, len),
+            CaseBuffer::words(&[0; COUNT_WORDS as usize]),
+        ],
+        want: vec![(5, want), (6, counts.into_iter().map(Want::exact).collect())],
+    }
+}
