@@ -113,7 +113,7 @@ pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
 
 /// Gives `file` its length and, where the file system can, its disk blocks, so that a full disk shows now.
 pub(super) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
-    #[cfg(all(unix, not(any(target_os = "openbsd", target_os = "netbsd", target_os = "dragonfly"))))]
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd", target_vendor = "apple"))]
     {
         use rustix::io::Errno;
         match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {

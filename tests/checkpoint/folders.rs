@@ -355,6 +355,8 @@ fn shards_are_cut_by_size_in_name_order() {
         ]
     );
     assert_eq!(cut(9).len(), 3);
+    // Each larger than a shard, the first one too: no shard stays empty.
+    assert_eq!(cut(3)[0], "model-00001-of-00005.safetensors:a");
     let error = OutputLayout::sharded(tensors(), 0, no_metadata()).expect_err("no size").to_string();
     assert_says(&error, &["shard size of 0"]);
 }
