@@ -317,9 +317,9 @@ fn extract_writes_the_accumulator_under_the_models_names() {
             "renamed",
             "absent",
             "warnings",
+            "elements",
             "scale",
             "scale_factor",
-            "elements",
             "bytes_written",
             "output"
         ]

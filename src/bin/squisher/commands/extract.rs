@@ -68,16 +68,17 @@ impl Extract {
         let model = ModelParams::open(&self.model)?;
         let options = self.options(global.overwrite);
         if global.dry_run {
-            let plan = methods::plan(&state, &model, &options)?;
-            warn(&plan.warnings);
-            return output::report(global, "extract", &Planned::new(plan));
+            let map = NamedState::from(methods::plan(&state, &model, &options)?);
+            map.warn();
+            return output::report(global, "extract", &Planned { dry_run: true, map });
         }
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "extract");
         let report = methods::extract(&state, &model, &options, &self.output, reporter.as_ref(), &interrupt)?;
         drop(reporter);
-        warn(&report.warnings);
-        output::report(global, "extract", &Done(report))
+        let done = Done::from(report);
+        done.map.warn();
+        output::report(global, "extract", &done)
     }
 
     fn options(&self, overwrite: bool) -> ExtractOptions {
@@ -93,31 +94,52 @@ impl Extract {
     }
 }
 
-fn warn(warnings: &[Warning]) {
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
-}
-
 /// What was done.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Done(ExtractReport);
+struct Done {
+    #[serde(flatten)]
+    map: NamedState,
+    scale: Scale,
+    /// The smallest and the largest.
+    scale_factor: (f64, f64),
+    bytes_written: u64,
+    output: PathBuf,
+}
+
+impl From<ExtractReport> for Done {
+    fn from(report: ExtractReport) -> Self {
+        Self {
+            scale: report.scale,
+            scale_factor: report.scale_factor,
+            bytes_written: report.bytes_written,
+            output: report.output.clone(),
+            map: report.into(),
+        }
+    }
+}
 
 /// What would be done.
 #[derive(Serialize)]
-pub(crate) struct Planned {
+struct Planned {
     dry_run: bool,
+    #[serde(flatten)]
+    map: NamedState,
+}
+
+/// An optimizer's parameters under the model's names, with the evidence and with what is read of each.
+#[derive(Serialize)]
+pub(crate) struct NamedState {
     tensors: Vec<Extracted>,
     evidence: String,
     renamed: Vec<(String, String)>,
     absent: Vec<String>,
-    pub(crate) warnings: Vec<Warning>,
+    warnings: Vec<Warning>,
     elements: u64,
 }
 
-impl Planned {
-    pub(crate) fn new(plan: ExtractPlan) -> Self {
+impl From<ExtractPlan> for NamedState {
+    fn from(plan: ExtractPlan) -> Self {
         Self {
-            dry_run: true,
             elements: plan.tensors.iter().map(|tensor| tensor.elements).sum(),
             tensors: plan.tensors,
             evidence: plan.names.source.to_string(),
@@ -128,68 +150,78 @@ impl Planned {
     }
 }
 
-/// The map from the optimizer's parameters to the model's, with what is read of each.
-fn map(tensors: &[Extracted]) -> Table {
-    let mut table = Table::new(&[
-        Column::Left("PARAMETER"),
-        Column::Right("ID"),
-        Column::Left("SHAPE"),
-        Column::Left("ACCUMULATOR"),
-        Column::Left("DTYPE"),
-        Column::Right("STEP"),
-        Column::Right("FACTOR"),
-    ]);
-    for tensor in tensors {
-        table.row([
-            printable(&tensor.name),
-            tensor.id.escape_debug().to_string(),
-            shape_text(&tensor.shape),
-            tensor.accumulator.key().to_owned(),
-            tensor.dtype.to_owned(),
-            tensor.step.map_or_else(|| "-".to_owned(), |step| step.to_string()),
-            factor(tensor.factor),
-        ]);
+impl From<ExtractReport> for NamedState {
+    fn from(report: ExtractReport) -> Self {
+        Self {
+            tensors: report.tensors,
+            evidence: report.evidence.to_string(),
+            renamed: report.renamed,
+            absent: report.absent,
+            warnings: report.warnings,
+            elements: report.elements,
+        }
     }
-    table
+}
+
+impl NamedState {
+    /// What looks suspicious, on standard error.
+    pub(crate) fn warn(&self) {
+        self.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new(&[
+            Column::Left("PARAMETER"),
+            Column::Right("ID"),
+            Column::Left("SHAPE"),
+            Column::Left("ACCUMULATOR"),
+            Column::Left("DTYPE"),
+            Column::Right("STEP"),
+            Column::Right("FACTOR"),
+        ]);
+        self.tensors.iter().for_each(|tensor| table.row(cells(tensor)));
+        table
+    }
+}
+
+fn cells(tensor: &Extracted) -> [String; 7] {
+    [
+        printable(&tensor.name),
+        tensor.id.escape_debug().to_string(),
+        shape_text(&tensor.shape),
+        tensor.accumulator.key().to_owned(),
+        tensor.dtype.to_owned(),
+        tensor.step.map_or_else(|| "-".to_owned(), |step| step.to_string()),
+        factor(tensor.factor),
+    ]
 }
 
 fn factor(factor: f64) -> String {
     if factor.fract() == 0.0 { factor.to_string() } else { format!("{factor:.4}") }
 }
 
+impl fmt::Display for NamedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.table())?;
+        write!(f, "names: {}", self.evidence)?;
+        if !self.renamed.is_empty() {
+            write!(f, "\n{} without a wrapper's part", counted(self.renamed.len() as u64, "name"))?;
+        }
+        self.absent.iter().try_for_each(|name| write!(f, "\nabsent: {}", printable(name)))
+    }
+}
+
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(report) = self;
-        writeln!(f, "{}", map(&report.tensors))?;
-        write_names(f, &report.evidence.to_string(), &report.renamed, &report.absent)?;
-        let tensors = counted(report.tensors.len() as u64, "tensor");
-        let (elements, bytes) = (count(report.elements), size(report.bytes_written));
-        write!(f, "wrote {tensors}, {elements} elements, {bytes} to {}", report.output.display())
+        let tensors = counted(self.map.tensors.len() as u64, "tensor");
+        let (elements, bytes) = (count(self.map.elements), size(self.bytes_written));
+        write!(f, "{}\nwrote {tensors}, {elements} elements, {bytes} to {}", self.map, self.output.display())
     }
 }
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", map(&self.tensors))?;
-        write_names(f, &self.evidence, &self.renamed, &self.absent)?;
-        let tensors = counted(self.tensors.len() as u64, "tensor");
-        write!(f, "would write {tensors}, {} elements", count(self.elements))
+        let tensors = counted(self.map.tensors.len() as u64, "tensor");
+        write!(f, "{}\nwould write {tensors}, {} elements", self.map, count(self.map.elements))
     }
-}
-
-/// Where the names come from, and which of the model's tensors are left without.
-fn write_names(
-    f: &mut fmt::Formatter<'_>,
-    evidence: &str,
-    renamed: &[(String, String)],
-    absent: &[String],
-) -> fmt::Result {
-    writeln!(f, "names: {evidence}")?;
-    if !renamed.is_empty() {
-        writeln!(f, "{} without their wrapper's prefix", counted(renamed.len() as u64, "name"))?;
-    }
-    for name in absent {
-        writeln!(f, "absent: {}", printable(name))?;
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use squisher::error::printable;
 use squisher::methods::squisher::{self as methods, ExtractOptions};
 use squisher::shape::shape_text;
 
-use crate::commands::extract::Planned;
+use crate::commands::extract::NamedState;
 use crate::table::{Column, Table, counted};
 
 /// One optimizer state.
@@ -21,7 +21,7 @@ pub(super) struct Optimizer {
     groups: Vec<Group>,
     entries: Vec<Entry>,
     /// What extracting it for the model would read, and under which names.
-    map: Option<Planned>,
+    map: Option<NamedState>,
 }
 
 #[derive(Serialize)]
@@ -55,7 +55,8 @@ impl Optimizer {
     pub(super) fn read(path: &Path, model: Option<&ModelParams>) -> anyhow::Result<Self> {
         let state = OptimizerState::open(path)?;
         let plan = |model| methods::plan(&state, model, &ExtractOptions::default());
-        let map = model.map(plan).transpose()?.map(Planned::new);
+        let map = model.map(plan).transpose()?.map(NamedState::from);
+        map.iter().for_each(NamedState::warn);
         Ok(Self {
             path: state.path().to_owned(),
             container: state.container().to_owned(),
@@ -130,10 +131,7 @@ impl fmt::Display for Optimizer {
             writeln!(f, "group {at}: {group}")?;
         }
         match &self.map {
-            Some(map) => {
-                write!(f, "{map}")?;
-                map.warnings.iter().try_for_each(|warning| write!(f, "\nwarning: {warning}"))
-            }
+            Some(map) => write!(f, "{map}"),
             None => write!(f, "{}", self.entries_table()),
         }
     }
