@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use zip::{CompressionMethod, ZipArchive};
@@ -343,7 +343,7 @@ fn checked_pickle_entry<R: Read + Seek>(
     file_bytes: u64,
 ) -> Result<String> {
     let refuse = |problem: String| Err(Error::file(path, problem));
-    if archive.has_duplicate_names() {
+    if directory_entries(path, archive.central_directory_start())? != archive.len() {
         return refuse("two zip entries have the same name, which torch.save never writes: refused".into());
     }
     let mut total = 0_u64;
@@ -373,6 +373,22 @@ fn checked_pickle_entry<R: Read + Seek>(
         [] => refuse("a zip archive without data.pkl, not a file of torch.save".into()),
         _ => refuse(format!("{} entries are called data.pkl, torch.save writes one: refused", pickles.len())),
     }
+}
+
+/// The entries that the archive's directory lists. The zip crate keeps the last of those with one name.
+fn directory_entries(path: &Path, start: u64) -> Result<usize> {
+    let io = |e| Error::io("read", path, e);
+    let mut file = BufReader::new(File::open(path).map_err(io)?);
+    file.seek(SeekFrom::Start(start)).map_err(io)?;
+    let mut count = 0;
+    let mut header = [0; 46];
+    // A header of 46 bytes begins with its signature and ends with a name, an extra field and a comment of its own lengths.
+    while file.read_exact(&mut header).is_ok() && header.starts_with(b"PK\x01\x02") {
+        let length = |at: usize| i64::from(u16::from_le_bytes([header[at], header[at + 1]]));
+        file.seek_relative(length(28) + length(30) + length(32)).map_err(io)?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// A text entry such as `byteorder`, where there is one.
