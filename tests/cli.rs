@@ -267,29 +267,55 @@ fn endless_fisher(folder: &Path) -> PathBuf {
     path
 }
 
+/// A long job that has begun, so that its signal handlers are there, and what it says from then on.
+#[cfg(unix)]
+fn long_job(folder: &Path) -> (std::process::Child, impl Iterator<Item = String> + use<>) {
+    use std::io::{BufRead, BufReader};
+
+    let path = endless_fisher(folder);
+    let mut job = squisher(&["inspect", "-v", arg(&path)]);
+    let mut job = job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the tool can be started");
+    let mut lines =
+        BufReader::new(job.stderr.take().expect("stderr is a pipe")).lines().map_while(Result::ok);
+    assert_eq!(lines.next().as_deref(), Some("squisher: inspect: reading 256.0 GiB"));
+    (job, lines)
+}
+
+#[cfg(unix)]
+fn kill(job: &std::process::Child, signal: &str) {
+    let sent = Command::new("kill").args([format!("-{signal}"), job.id().to_string()]).status();
+    assert!(sent.expect("kill can be started").success());
+}
+
 #[cfg(unix)]
 #[test]
 fn a_signal_ends_a_long_job_with_its_exit_code() {
-    use std::io::{BufRead, BufReader};
-
     let folder = folder();
-    let path = endless_fisher(folder.path());
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
-        let mut job = squisher(&["inspect", "-v", arg(&path)]);
-        let mut job =
-            job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the tool can be started");
-        let mut lines = BufReader::new(job.stderr.take().expect("stderr is a pipe")).lines();
-        let first = lines.next().expect("it says that it began").expect("the pipe can be read");
-        assert_eq!(first, "squisher: inspect: reading 256.0 GiB");
-        let kill = Command::new("kill").args([&format!("-{signal}"), &job.id().to_string()]).status();
-        assert!(kill.expect("kill can be started").success());
-        let rest: Vec<String> = lines.map_while(Result::ok).collect();
+        let (mut job, lines) = long_job(folder.path());
+        kill(&job, signal);
+        let rest: Vec<String> = lines.collect();
         assert_eq!(job.wait().expect("it ends").code(), Some(code), "{rest:?}");
         assert!(
             rest.iter().any(|line| line.starts_with("squisher: inspect: interrupted by signal")),
             "{rest:?}"
         );
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let folder = folder();
+    let (mut job, lines) = long_job(folder.path());
+    // Both arrive while it is stopped: it has no time to end by itself between the two.
+    for signal in ["STOP", "INT", "TERM", "CONT"] {
+        kill(&job, signal);
+    }
+    let rest: Vec<String> = lines.collect();
+    let code = job.wait().expect("it ends").code();
+    assert!(matches!(code, Some(130 | 143)), "{code:?}, {rest:?}");
+    assert!(!rest.iter().any(|line| line.contains("interrupted")), "it took the time to say: {rest:?}");
 }
 
 const STATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/optimizer");
