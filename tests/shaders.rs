@@ -67,8 +67,10 @@ fn every_specialisation_keeps_its_contract_and_translates() {
 
 #[test]
 fn shaders_hosts_and_registry_name_the_same_kernels() {
-    let (mut shaders, hosts) = (files("shaders", "wgsl"), files("src/kernels", "rs"));
+    let (mut shaders, mut hosts) = (files("shaders", "wgsl"), files("src/kernels", "rs"));
     shaders.retain(|name, _| !name.starts_with("lib."));
+    // What several kernels of a family share lies beside them.
+    hosts.retain(|_, text| text.contains("impl Kernel for"));
     let shaders: BTreeSet<String> = shaders.into_keys().collect();
     let hosts: BTreeSet<String> = hosts.into_keys().collect();
     let registered: BTreeSet<String> = registry().iter().map(|kernel| kernel.name.to_owned()).collect();
