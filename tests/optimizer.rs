@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use squisher::checkpoint::{
-    Accumulator, Checkpoint, GroupRule, ModelParams, NameHints, NameMap, NameSource, OptimizerState, Param,
-    ParamId, Scale, resolve,
+    Accumulator, Checkpoint, GroupRule, ModelParams, NameHints, NameMap, NameSource, OptimizerState, ParamId,
+    Scale, resolve,
 };
 use squisher::methods::squisher::{ExtractOptions, ExtractReport, Warning, extract, plan};
 use squisher::{Error, Interrupt};
@@ -443,24 +443,15 @@ fn groups_that_no_rule_explains_are_refused() {
 
 #[test]
 fn rules_that_fit_and_differ_are_refused() {
-    // The state has decayed [4, 4] [4, 4], then [4] [4]. In this model another rule (by name) and another (by axes) both give
-    // groups of these shapes, from different tensors.
-    let state = open("vector_groups");
-    let shape = |name: &str, shape: &[u64]| (name.to_owned(), shape.to_vec());
-    let params: Vec<Param> = vec![
-        shape("a", &[4, 4]),
-        shape("b", &[4]),
-        shape("c", &[4, 4]),
-        shape("d.bias", &[4, 4]),
-        shape("e", &[4, 4]),
-        shape("f", &[4]),
-    ];
-    let order: Vec<String> = params.iter().map(|p| p.0.clone()).collect();
-    let hints = NameHints { names_file: None, definition_order: Some(&order) };
+    let case = "two_rules";
     refused(
-        resolve(&state, &params, hints, false),
-        &["which parameter each id means is not certain", "--names"],
+        named(&open(case), &ordered_model(case)),
+        &["two rules give different maps", "the model's order of definition and", "biases last", "--names"],
     );
+    let options = ExtractOptions { names_file: Some(data(case).join("names.json")), ..scale(Scale::Raw) };
+    let (got, _) = run(case, &model(case), &options).unwrap();
+    let want = f64_tensors(&data(case).join("expected.safetensors"));
+    assert_eq!(differs(&got, &want, 1.0, 0.0), None);
 }
 
 #[test]
@@ -481,11 +472,14 @@ fn a_frozen_parameter_that_the_order_settles_is_left_out() {
 }
 
 #[test]
-fn an_order_that_misses_tensors_of_the_model_is_no_order() {
+fn an_order_of_other_tensors_than_the_models_is_no_order() {
     let m = ordered_model("equal_shapes");
     let order: Vec<String> =
         m.definition_order.clone().unwrap().into_iter().filter(|n| n != "norm.bias").collect();
     let hints = NameHints { names_file: None, definition_order: Some(&order) };
+    refused(resolve(&open("equal_shapes"), &m.params, hints, false), &["order of definition is unknown"]);
+    let more: Vec<String> = m.definition_order.clone().unwrap().into_iter().chain(["other".into()]).collect();
+    let hints = NameHints { names_file: None, definition_order: Some(&more) };
     refused(resolve(&open("equal_shapes"), &m.params, hints, false), &["order of definition is unknown"]);
 }
 

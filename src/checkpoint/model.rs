@@ -5,12 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-use pytorch_reader::{DType as Stored, PytorchReader};
+use pytorch_reader::PytorchReader;
 use safetensors::Dtype;
 
 use super::names::Param;
 use super::open::Checkpoint;
-use super::pickle::{Outline, state_dicts};
+use super::pickle::{Outline, is_float, state_dicts};
 use crate::error::{Error, Result};
 
 /// The floating-point tensors of a model: its parameters, and buffers like a batch norm's running mean.
@@ -88,13 +88,12 @@ fn state_dict(path: &Path) -> Result<Vec<Param>> {
     };
     let reader = PytorchReader::new(path).map_err(|e| Error::file(path, format!("cannot be read: {e}")))?;
     let mut params = Vec::new();
-    for name in dict.names {
-        let full = [dict.container.as_slice(), std::slice::from_ref(&name)].concat().join(".");
-        let Some(tensor) = reader.get(&full) else {
+    for name in &dict.names {
+        let Some(tensor) = dict.tensor(&reader, name) else {
             return Err(Error::tensor(path, name, "is a tensor of a kind that is not read"));
         };
-        if matches!(tensor.dtype(), Stored::F64 | Stored::F32 | Stored::F16 | Stored::BF16) {
-            params.push((name, tensor.shape().iter().map(|&n| n as u64).collect()));
+        if is_float(tensor.dtype()) {
+            params.push((name.clone(), tensor.shape().iter().map(|&n| n as u64).collect()));
         }
     }
     Ok(params)

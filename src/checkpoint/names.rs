@@ -145,7 +145,7 @@ impl fmt::Display for GroupRule {
 pub struct NameHints<'a> {
     /// A names file: a JSON list or one name per line, in the order of the optimizer's parameters.
     pub names_file: Option<&'a Path>,
-    /// The model's tensors in their order of definition ([`super::ModelParams::definition_order`]).
+    /// The model's floating-point tensors in their order of definition ([`super::ModelParams::definition_order`]).
     pub definition_order: Option<&'a [String]>,
 }
 
@@ -368,12 +368,12 @@ impl<'a> Question<'a> {
         Ok(self.map(source.clone(), indices, Vec::new()))
     }
 
-    /// An order as indices into the model; nothing where it does not hold every tensor of the model.
+    /// An order as indices into the model. Nothing where one of the two has a tensor that the other lacks: the optimizer may know it, and
+    /// another of its shape would stand in its place.
     fn whole_order(&self, order: &[String]) -> Option<Vec<usize>> {
-        let mut seen = HashSet::new();
-        let indices: Vec<usize> =
-            order.iter().filter_map(|name| self.lookup.find(name)).filter(|at| seen.insert(*at)).collect();
-        let whole = indices.len() == self.model.len();
+        let indices: Vec<usize> = order.iter().map(|name| self.lookup.find(name)).collect::<Option<_>>()?;
+        let distinct: HashSet<usize> = indices.iter().copied().collect();
+        let whole = distinct.len() == indices.len() && indices.len() == self.model.len();
         whole.then(|| indices.into_iter().filter(|&at| !is_running_statistic(&self.model[at].0)).collect())
     }
 

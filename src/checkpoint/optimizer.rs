@@ -160,7 +160,8 @@ impl OptimizerState {
         let groups = source.groups(at)?;
         let entries = source.entries(at, &groups)?;
         let foreign_imports = outline.foreign_imports();
-        let model_orders = state_dicts(&outline, &[at]).into_iter().map(|dict| dict.names).collect();
+        let model_orders =
+            state_dicts(&outline, &[at]).into_iter().map(|dict| dict.float_names(&reader)).collect();
         Ok(Self { path, groups, entries, container, foreign_imports, model_orders })
     }
 

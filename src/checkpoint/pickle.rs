@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use pytorch_reader::{DType as Stored, PytorchReader};
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::error::{Error, Result, printable};
@@ -67,7 +68,7 @@ pub(crate) struct Outline {
     imports: BTreeSet<String>,
 }
 
-/// Imports that state dicts and optimizer states are made of, by the beginning of their dotted names.
+/// Imports that state dicts and optimizer states are made of. None of them does more than rebuild data.
 const KNOWN_IMPORTS: &[&str] = &[
     "collections.OrderedDict",
     "collections.defaultdict",
@@ -75,18 +76,19 @@ const KNOWN_IMPORTS: &[&str] = &[
     "__builtin__.set",
     "builtins.dict",
     "__builtin__.dict",
-    "torch._utils._rebuild_",
+    "_codecs.encode",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
     "torch._tensor._rebuild_from_type_v2",
     "torch.nn.parameter.Parameter",
     "torch.Tensor",
     "torch.Size",
     "torch.device",
-    "torch.float",
-    "torch.bfloat16",
-    "torch.int",
-    "torch.uint8",
-    "torch.bool",
-    "torch.storage.",
+    "torch.storage.TypedStorage",
+    "torch.storage.UntypedStorage",
     "torch.UntypedStorage",
     "torch.FloatStorage",
     "torch.DoubleStorage",
@@ -98,6 +100,19 @@ const KNOWN_IMPORTS: &[&str] = &[
     "torch.CharStorage",
     "torch.ByteStorage",
     "torch.BoolStorage",
+    "torch.float64",
+    "torch.float32",
+    "torch.float16",
+    "torch.bfloat16",
+    "torch.int64",
+    "torch.int32",
+    "torch.int16",
+    "torch.int8",
+    "torch.uint64",
+    "torch.uint32",
+    "torch.uint16",
+    "torch.uint8",
+    "torch.bool",
 ];
 
 impl Outline {
@@ -136,8 +151,7 @@ impl Outline {
 
     /// Imports that no state dict needs, as `posix.system`.
     pub(crate) fn foreign_imports(&self) -> Vec<String> {
-        let known = |name: &String| KNOWN_IMPORTS.iter().any(|k| name.starts_with(k));
-        self.imports.iter().filter(|name| !known(name)).cloned().collect()
+        self.imports.iter().filter(|name| !KNOWN_IMPORTS.contains(&name.as_str())).cloned().collect()
     }
 
     /// The value of a dictionary under a text key; the last one where the key is repeated, as in Python.
@@ -236,6 +250,29 @@ pub(crate) struct StateDict {
     pub(crate) container: Vec<String>,
     /// Its tensors as they were defined, a tied tensor under its first name only.
     pub(crate) names: Vec<String>,
+}
+
+impl StateDict {
+    /// The reader's handle of one of its tensors.
+    pub(crate) fn tensor<'a>(
+        &self,
+        reader: &'a PytorchReader,
+        name: &str,
+    ) -> Option<&'a pytorch_reader::Tensor> {
+        let keys: Vec<&str> = self.container.iter().map(String::as_str).chain([name]).collect();
+        reader.get(&keys.join("."))
+    }
+
+    /// The names of its floating-point tensors, in order.
+    pub(crate) fn float_names(self, reader: &PytorchReader) -> Vec<String> {
+        let float = |name: &String| self.tensor(reader, name).is_some_and(|tensor| is_float(tensor.dtype()));
+        self.names.iter().filter(|name| float(name)).cloned().collect()
+    }
+}
+
+/// Whether a parameter can have this type.
+pub(crate) fn is_float(dtype: Stored) -> bool {
+    matches!(dtype, Stored::F64 | Stored::F32 | Stored::F16 | Stored::BF16)
 }
 
 /// Every dict of names to tensors within two levels of the root, apart from what lies under `except`.
@@ -783,6 +820,14 @@ mod tests {
         let o = o.unwrap();
         assert!(matches!(o.node(o.root()), Node::Made { by, .. } if by == "posix.system"));
         assert_eq!(o.foreign_imports(), ["posix.system"]);
+    }
+
+    #[test]
+    fn an_import_whose_name_begins_like_a_known_one_is_foreign() {
+        let o = outline(b"cbuiltins\nsetattr\n.").unwrap();
+        assert_eq!(o.foreign_imports(), ["builtins.setattr"]);
+        let o = outline(b"ctorch.storage\n_load_from_bytes\n.").unwrap();
+        assert_eq!(o.foreign_imports().len(), 1);
     }
 
     #[test]

@@ -157,6 +157,14 @@ def good():
         y.square().mean().backward(); opt.step()
     case("vector_groups", net, opt.state_dict(), accumulators(net, opt), bin=True)
 
+    # Two norms: the order through all groups and "biases last" both fit, and differ.
+    torch.manual_seed(14)
+    net = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4))
+    opt = torch.optim.AdamW(decay_groups(net, lambda n: "bias" in n), lr=1e-3)
+    for _ in range(3):
+        opt.zero_grad(); net(torch.randn(5, 4)).square().sum(1).exp().mean().backward(); opt.step()
+    case("two_rules", net, opt.state_dict(), accumulators(net, opt), names=names_of(net, opt), bin=True)
+
     torch.manual_seed(8)
     for name, make, key in [("amsgrad", lambda p: torch.optim.Adam(p, amsgrad=True), "max_exp_avg_sq"),
                             ("coupled", lambda p: torch.optim.Adam(p, weight_decay=0.01), "exp_avg_sq"),
