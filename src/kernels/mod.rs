@@ -6,6 +6,7 @@
 
 pub mod merge;
 pub mod optimizer;
+pub mod stats;
 
 use crate::kernel::Visitor;
 
@@ -19,6 +20,7 @@ macro_rules! kernels {
 }
 
 kernels! {
+    stats::Summary,
     optimizer::Ema,
     merge::Fisher,
     merge::Ubgm,

@@ -8,6 +8,7 @@
 
 mod encode;
 mod host;
+pub mod ops;
 
 use std::any::TypeId;
 use std::fmt;

@@ -5,3 +5,4 @@
 
 pub mod merge;
 pub mod optimizer;
+pub mod stats;

@@ -2,8 +2,8 @@
 
 use std::sync::OnceLock;
 
-use squisher::Backend;
 use squisher::gpu::{AdapterChoice, Gpu};
+use squisher::{Backend, wgpu};
 
 /// The device for shader tests: a hardware adapter, or software Vulkan. Its absence is a failure.
 pub(crate) fn gpu() -> Gpu {
@@ -21,4 +21,22 @@ pub(crate) fn gpu() -> Gpu {
 #[allow(dead_code, reason = "not every test file uses both")]
 pub(crate) fn backends() -> [Backend; 2] {
     [Backend::Host, Backend::Gpu(gpu())]
+}
+
+/// Another device of the same adapter, lent with these limits and no feature.
+#[allow(dead_code, reason = "not every test file lends devices")]
+pub(crate) fn device_with(limits: wgpu::Limits) -> Gpu {
+    let (device, queue) = lend(limits);
+    Gpu::from_wgpu(device, queue)
+}
+
+/// A device and its queue as an application makes them: these limits, no feature.
+#[allow(dead_code, reason = "not every test file lends devices")]
+pub(crate) fn lend(limits: wgpu::Limits) -> (wgpu::Device, wgpu::Queue) {
+    let wanted = gpu().device().adapter_info();
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let found = pollster::block_on(instance.enumerate_adapters(wanted.backend.into()));
+    let adapter = found.into_iter().find(|a| a.get_info().name == wanted.name).expect("it was here before");
+    let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+    pollster::block_on(adapter.request_device(&descriptor)).expect("limits below the adapter's own")
 }

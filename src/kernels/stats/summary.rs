@@ -1,0 +1,439 @@
+//! Sums, extremes, zeros and impossible values of a Fisher diagonal, in one pass.
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::gpu::Caps;
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, groups_of, noise,
+};
+use crate::kernels::{DTYPE, WIDE, WORKGROUP, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// What a Fisher diagonal's values come to, one record for each share of [`Summary::SHARE`] values:
+///
+///   e = ⌊log₂ max F⌋,   sums = (Σ F / 2^e, Σ (F / 2^e)²),   counts = (max F, min F, zeros, bad, first bad)
+///
+/// - `values`  F `[p]`, f32, f16 or bf16
+/// - `sums`    f32 `[share, 2]`
+/// - `counts`  words `[share, 5]`: max and min as bit patterns of f32 (0 and 0xffffffff where no value is good); zeros of
+///   either sign; the number of bad values; the flat index of the first (0xffffffff where there is none)
+///
+/// A value is *bad* if it is NaN, infinite or negative, which no Fisher diagonal can be: told from the bits, counted, and left out
+/// of the rest. Sums are scaled by the share's own maximum, so that neither 3e38 squared nor a subnormal, on devices that flush
+/// them, is lost. [`Stats::fold`] puts the records together in f64.
+///
+/// Moves each value once and 28 bytes a share; 3 operations a value. A share's sums are off by at most 21 roundings
+/// (they are summed pairwise). Bitwise repeatable: the order of summation is fixed. Definition: [`reference::stats`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Storage of the values.
+    pub values: DType,
+}
+
+/// Groups of eight values that an invocation sums up.
+const OCTETS: u32 = 8;
+const SUMS: usize = 2;
+const COUNTS: usize = 5;
+/// The minimum's bit pattern, or the index of the first bad value, where there is none.
+const NONE: u32 = u32::MAX;
+
+impl Summary {
+    /// Values of one share.
+    pub const SHARE: u64 = 8 * (WORKGROUP * OCTETS) as u64;
+
+    /// Elements of `sums` and of `counts` for `len` values.
+    #[must_use]
+    pub const fn records(len: u64) -> (u64, u64) {
+        let shares = len.div_ceil(Self::SHARE);
+        (shares * SUMS as u64, shares * COUNTS as u64)
+    }
+}
+
+/// What the values of a Fisher diagonal come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// How many values there are, good and bad.
+    pub elements: u64,
+    /// How many are zero.
+    pub zeros: u64,
+    /// Σ F over the good ones.
+    pub sum: f64,
+    /// Σ F² over the good ones.
+    pub sum_sq: f64,
+    /// The largest good one; nothing where there is none.
+    pub max: Option<f32>,
+    /// The smallest good one; nothing where there is none.
+    pub min: Option<f32>,
+    /// How many are NaN, infinite or negative, and the flat index of the first; nothing where all are good.
+    pub bad: Option<(u64, u64)>,
+}
+
+impl Stats {
+    /// Puts the records of [`Summary`] over `len` values together.
+    #[must_use]
+    pub fn fold(len: u64, sums: &[f32], counts: &[u32]) -> Self {
+        let mut all = Self { elements: len, ..Self::default() };
+        for (sums, counts) in sums.chunks_exact(SUMS).zip(counts.chunks_exact(COUNTS)) {
+            all = all.joined(&Self::of_share(sums, counts));
+        }
+        all
+    }
+
+    /// One record. Its values are counted by the caller.
+    fn of_share(sums: &[f32], counts: &[u32]) -> Self {
+        let &[greatest, least, zeros, bad, first] = counts else { return Self::default() };
+        let unit = 2.0_f64.powi(exponent_of(greatest));
+        let some = least != NONE;
+        Self {
+            elements: 0,
+            zeros: zeros.into(),
+            sum: f64::from(sums[0]) * unit,
+            sum_sq: f64::from(sums[1]) * unit * unit,
+            max: some.then(|| f32::from_bits(greatest)),
+            min: some.then(|| f32::from_bits(least)),
+            bad: (bad > 0).then(|| (bad.into(), first.into())),
+        }
+    }
+
+    /// These values and, behind them, those of `next`: the index of its first bad value counts on.
+    #[must_use]
+    pub fn followed_by(&self, next: &Self) -> Self {
+        let bad = next.bad.map(|(count, first)| (count, first + self.elements));
+        Self { elements: self.elements + next.elements, ..self.joined(&Self { bad, ..*next }) }
+    }
+
+    fn joined(&self, other: &Self) -> Self {
+        let either = |a: Option<f32>, b: Option<f32>, pick: fn(f32, f32) -> f32| match (a, b) {
+            (Some(a), Some(b)) => Some(pick(a, b)),
+            (one, None) | (None, one) => one,
+        };
+        let bad = match (self.bad, other.bad) {
+            (Some((a, first)), Some((b, second))) => Some((a + b, first.min(second))),
+            (one, None) | (None, one) => one,
+        };
+        Self {
+            elements: self.elements + other.elements,
+            zeros: self.zeros + other.zeros,
+            sum: self.sum + other.sum,
+            sum_sq: self.sum_sq + other.sum_sq,
+            max: either(self.max, other.max, f32::max),
+            min: either(self.min, other.min, f32::min),
+            bad,
+        }
+    }
+
+    /// The mean of all values; 0 where there are none. Bad ones count as 0.
+    #[must_use]
+    pub fn mean(&self) -> f64 {
+        if self.elements == 0 { 0.0 } else { self.sum / self.elements as f64 }
+    }
+
+    /// The L2 norm √Σ F².
+    #[must_use]
+    pub fn norm(&self) -> f64 {
+        self.sum_sq.sqrt()
+    }
+}
+
+/// ⌊log₂⌋ of a non-negative finite f32 from its bits, subnormals too; 0 for zero.
+fn exponent_of(bits: u32) -> i32 {
+    let (power, fraction) = ((bits >> 23).cast_signed(), bits & 0x7f_ffff);
+    match (power, fraction) {
+        (0, 0) => 0,
+        (0, _) => fraction.ilog2().cast_signed() - 149,
+        _ => power - 127,
+    }
+}
+
+crate::params! {
+    /// The numbers of one [`Summary`] step.
+    pub struct SummaryParams {
+        /// Values.
+        len: u32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`Summary`] step.
+    pub struct SummaryArgs / SummarySlices {
+        /// F `[p]`.
+        read values,
+        /// `[share, 2]`, see [`Summary::records`].
+        write sums,
+        /// `[share, 5]`, words.
+        write counts,
+    }
+}
+
+impl Kernel for Summary {
+    const NAME: &'static str = "stats.summary";
+    type Params = SummaryParams;
+    type Args = SummaryArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("stats/summary.wgsl"), DTYPE, WIDE]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("WORKGROUP", WORKGROUP.into()),
+            ("OCTETS", OCTETS.into()),
+            ("VALUES", self.values.code().into()),
+        ]
+    }
+
+    fn launch(&self, params: &SummaryParams, args: &SummaryArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let len = params.len.into();
+        let (sums, counts) = Self::records(len);
+        args.values.expect(Self::NAME, "values", len, Some(self.values.into()))?;
+        args.sums.expect(Self::NAME, "sums", sums, Some(Element::F32))?;
+        args.counts.expect(Self::NAME, "counts", counts, Some(Element::U32))?;
+        groups_of(Self::NAME, len.div_ceil(Self::SHARE), caps)
+    }
+
+    fn host(&self, _: &SummaryParams, args: SummarySlices<'_>) {
+        let values = args.values;
+        let (sums, counts) = (args.sums.cast::<f32>(), args.counts.cast::<u32>());
+        let shares = sums.par_chunks_mut(SUMS).zip(counts.par_chunks_mut(COUNTS)).enumerate();
+        shares.for_each_init(Floats::default, |scratch, (share, (sums, counts))| {
+            let start = share * SHARE;
+            let mut part = Part::default();
+            for at in (start..values.len().min(start + SHARE)).step_by(BLOCK) {
+                let len = BLOCK.min(values.len() - at);
+                part.add(scratch.load(values.range(at, len)), at);
+            }
+            part.store(sums, counts);
+        });
+    }
+
+    fn cost(&self, params: &SummaryParams, _: &SummaryArgs) -> Cost {
+        let len = u64::from(params.len);
+        let (sums, counts) = Self::records(len);
+        Cost { bytes: len * self.values.size() + 4 * (sums + counts), flops: 3 * len }
+    }
+}
+
+const SHARE: usize = 8 * (WORKGROUP * OCTETS) as usize;
+const LANES: usize = 8;
+
+/// A share on the host: f64 holds every sum, so nothing needs scaling before the end. Extremes are bit patterns.
+struct Part {
+    sum: [f64; LANES],
+    sum_sq: [f64; LANES],
+    greatest: [i32; LANES],
+    least: [i32; LANES],
+    zeros: [u32; LANES],
+    bad: [u32; LANES],
+    first_bad: u32,
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self {
+            sum: [0.0; LANES],
+            sum_sq: [0.0; LANES],
+            greatest: [0; LANES],
+            least: [i32::MAX; LANES],
+            zeros: [0; LANES],
+            bad: [0; LANES],
+            first_bad: NONE,
+        }
+    }
+}
+
+impl Part {
+    /// Adds consecutive values, of which the first has flat index `start`.
+    fn add(&mut self, values: &[f32], start: usize) {
+        let before: u32 = self.bad.iter().sum();
+        let (octets, rest) = values.as_chunks::<LANES>();
+        for octet in octets {
+            for (lane, &value) in octet.iter().enumerate() {
+                self.add_one(lane, value);
+            }
+        }
+        for (lane, &value) in rest.iter().enumerate() {
+            self.add_one(lane, value);
+        }
+        if self.first_bad == NONE && self.bad.iter().sum::<u32>() > before {
+            let first = values.iter().position(|v| !is_good(v.to_bits()));
+            self.first_bad = first.map_or(NONE, |i| u32::try_from(start + i).unwrap_or(NONE));
+        }
+    }
+
+    /// Without a branch, so that eight lanes are one vector.
+    #[inline(always)]
+    fn add_one(&mut self, lane: usize, value: f32) {
+        let bits = value.to_bits();
+        let good = is_good(bits);
+        let kept = if good { bits & 0x7fff_ffff } else { 0 };
+        let value = f64::from(f32::from_bits(kept));
+        let order = kept.cast_signed();
+        self.sum[lane] += value;
+        self.sum_sq[lane] += value * value;
+        self.greatest[lane] = self.greatest[lane].max(order);
+        self.least[lane] = self.least[lane].min(if good { order } else { i32::MAX });
+        self.zeros[lane] += u32::from(good & (kept == 0));
+        self.bad[lane] += u32::from(!good);
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the record's sums are f32")]
+    fn store(&self, sums: &mut [f32], counts: &mut [u32]) {
+        let greatest = self.greatest.iter().copied().fold(0, i32::max).cast_unsigned();
+        let least = self.least.iter().copied().fold(i32::MAX, i32::min).cast_unsigned();
+        let unit = 2.0_f64.powi(-exponent_of(greatest));
+        sums[0] = (self.sum.iter().sum::<f64>() * unit) as f32;
+        sums[1] = (self.sum_sq.iter().sum::<f64>() * unit * unit) as f32;
+        let least = if least == i32::MAX.cast_unsigned() { NONE } else { least };
+        let (zeros, bad) = (self.zeros.iter().sum(), self.bad.iter().sum());
+        counts.copy_from_slice(&[greatest, least, zeros, bad, self.first_bad]);
+    }
+}
+
+/// Positive and finite, or a zero of either sign.
+#[inline(always)]
+fn is_good(bits: u32) -> bool {
+    (bits < 0x7f80_0000) | (bits == 0x8000_0000)
+}
+
+impl Checked for Summary {
+    fn cases() -> Vec<Case<Self>> {
+        let mut cases = Vec::new();
+        for values in DType::ALL {
+            for len in [0, 1, 7, 8, 9, 2049, SHARE - 1, SHARE, SHARE + 1, 3 * SHARE + 5] {
+                let positive: Vec<f64> = noise(1, len).iter().map(|v| v.abs()).collect();
+                cases.push(case(values, "positive", &positive));
+            }
+            cases.push(case(values, "every magnitude", &magnitudes(5000)));
+            cases.push(case(values, "signs and zeros", &signs(SHARE + 100)));
+            cases.push(case(values, "largest", &vec![3.0e38; 5000]));
+            cases.push(case(values, "smallest", &vec![2.0_f64.powi(-149); 5000]));
+            cases.push(case(values, "zeros", &[0.0, -0.0, 0.0]));
+            cases.push(case(
+                values,
+                "nothing good",
+                &[f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-45, -f64::NAN],
+            ));
+        }
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let len = u32::try_from(elements).unwrap_or(u32::MAX);
+        let (sums, counts) = Self::records(len.into());
+        Bench {
+            name: format!("{len} f32"),
+            kernel: Self { values: DType::F32 },
+            params: SummaryParams { len },
+            buffers: vec![
+                (Element::F32, len.into(), Fill::Positive),
+                (Element::F32, sums, Fill::Zero),
+                (Element::U32, counts, Fill::Zero),
+            ],
+        }
+    }
+}
+
+/// Positive values of all the magnitudes that f32 has, subnormals included.
+fn magnitudes(len: usize) -> Vec<f64> {
+    noise(3, len).iter().map(|v| (138.0 * v - 11.0).exp2()).collect()
+}
+
+/// Values of both signs, a few of them zero, NaN or infinite.
+fn signs(len: usize) -> Vec<f64> {
+    let mut values = noise(4, len);
+    for (i, value) in values.iter_mut().enumerate() {
+        match i % 37 {
+            11 => *value = 0.0,
+            12 => *value = -0.0,
+            30 => *value = f64::NAN,
+            31 => *value = f64::INFINITY,
+            _ => *value = if i < 100 || i % 5 > 0 { value.abs() } else { *value },
+        }
+    }
+    values
+}
+
+fn case(dtype: DType, name: &str, values: &[f64]) -> Case<Summary> {
+    let stored = CaseBuffer::floats(dtype, values);
+    let (mut sums, mut counts) = (Vec::new(), Vec::new());
+    for (share, values) in stored.values().chunks(SHARE).enumerate() {
+        want(share, values, &mut sums, &mut counts);
+    }
+    Case {
+        name: format!("{dtype} {name} p={}", values.len()),
+        kernel: Summary { values: dtype },
+        params: SummaryParams { len: u32::try_from(values.len()).expect("cases are small") },
+        buffers: vec![
+            stored,
+            CaseBuffer::sentinel(Element::F32, sums.len()),
+            CaseBuffer::sentinel(Element::U32, counts.len()),
+        ],
+        want: vec![(1, sums), (2, counts)],
+    }
+}
+
+/// What the definition says of one share, in the record's form.
+///
+/// The longest chain of roundings: the square, 3 additions in a group of eight, 8 over an invocation's groups, 8 over the
+/// workgroup; one more covers all that is below 2^-126 of the maximum, which a device may flush.
+fn want(share: usize, values: &[f64], sums: &mut Vec<Want>, counts: &mut Vec<Want>) {
+    let (max, min) = (reference::stats::max(values), reference::stats::min(values));
+    #[expect(clippy::cast_possible_truncation, reason = "stored values are f32 at most")]
+    let bits = |value: f64| f64::from((value.abs() as f32).to_bits());
+    let unit = max.filter(|max| *max > 0.0).map_or(1.0, |max| max.log2().floor().exp2());
+    for scaled in [reference::stats::sum(values) / unit, reference::stats::sum_sq(values) / unit / unit] {
+        sums.push(Want::computed(scaled, scaled, 21.0, DType::F32));
+    }
+    let (bad, first) = reference::stats::bad(values).unwrap_or((0, NONE.into()));
+    let first = if bad > 0 { first + (share * SHARE) as u64 } else { first };
+    let words = [
+        max.map_or(0.0, bits),
+        min.map_or(NONE.into(), bits),
+        reference::stats::zeros(values) as f64,
+        bad as f64,
+        first as f64,
+    ];
+    counts.extend(words.map(Want::exact));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponent_is_the_logarithm_rounded_down() {
+        for bits in [1, 2, 3, 0x7f_ffff, 0x80_0000, 0x3f7f_ffff, 0x3f80_0000, 0x7f7f_ffff] {
+            let want = f64::from(f32::from_bits(bits)).log2().floor();
+            assert_eq!(f64::from(exponent_of(bits)), want, "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn parts_that_follow_each_other_are_the_whole() {
+        let one =
+            Stats { elements: 3, zeros: 1, sum: 2.0, sum_sq: 4.0, max: Some(2.0), min: Some(0.0), bad: None };
+        let two = Stats {
+            elements: 2,
+            sum: 1.0,
+            sum_sq: 1.0,
+            max: Some(1.0),
+            min: Some(1.0),
+            bad: Some((1, 0)),
+            zeros: 0,
+        };
+        let want = Stats {
+            elements: 5,
+            zeros: 1,
+            sum: 3.0,
+            sum_sq: 5.0,
+            max: Some(2.0),
+            min: Some(0.0),
+            bad: Some((1, 3)),
+        };
+        assert_eq!(one.followed_by(&two), want);
+        assert_eq!(Stats::default().followed_by(&want), want);
+    }
+}
