@@ -4,6 +4,7 @@
 //! `Checked`), a definition in [`reference`](crate::reference) if the quantity is new, and one line in the
 //! registry below. Contract test, oracle test, bench and `verify` find it by themselves.
 
+pub mod fisher;
 pub mod merge;
 pub mod optimizer;
 pub mod stats;
@@ -24,6 +25,8 @@ kernels! {
     optimizer::Ema,
     merge::Fisher,
     merge::Ubgm,
+    fisher::LinearSq,
+    fisher::LinearSqShared,
 }
 
 /// The text of a shader file.

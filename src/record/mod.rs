@@ -7,6 +7,7 @@
 //! but one small uniform buffer.
 
 mod encode;
+pub mod fisher;
 mod host;
 pub mod ops;
 

@@ -1,0 +1,29 @@
+// The form for many small blocks (depthwise and other narrow groups), whose rows × columns would leave most of a tile
+// empty: one invocation an element.
+// Expects lib/product.wgsl and a product kernel with WORKGROUP_X; WORKGROUP_Y is 1.
+
+fn product(group: u32, lane: vec2<u32>) {
+    let extent = extent();
+    let index = group * WORKGROUP_X + lane.x;
+    let block = index / (extent.rows * extent.columns);
+    if block >= extent.blocks {
+        return;
+    }
+    let row = index / extent.columns % extent.rows;
+    let column = column_of(block, index % extent.columns);
+    var sum = vec4<f32>();
+    for (var square = 0u; square < extent.squares; square++) {
+        let weight = weight_of(square);
+        if weight == 0.0 {
+            continue;
+        }
+        let positions = positions_of(square);
+        var p = 0.0;
+        for (var t = 0u; t < positions; t++) {
+            let position = position_of(square, t);
+            p += left(position, block, row) * right(position, column);
+        }
+        sum = fold(sum, vec4<f32>(p), weight);
+    }
+    store(block, row, index % extent.columns, sum.x);
+}

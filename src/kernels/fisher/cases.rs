@@ -1,0 +1,134 @@
+//! What the cases of this family share: inputs, and how far sums of squares may be off.
+
+use super::Form;
+use crate::kernel::{CaseBuffer, Want, noise};
+use crate::reference;
+use crate::shape::DType;
+
+/// Every form of a shader.
+pub(super) const FORMS: [Form; 4] =
+    [Form::Tile { x: 16, y: 16 }, Form::Tile { x: 8, y: 8 }, Form::Register, Form::Direct];
+
+/// A result below this may be flushed to zero.
+const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
+
+/// The scalars of a step.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers {
+    pub(super) overwrite: bool,
+    pub(super) decay: f32,
+    pub(super) gain: f32,
+    pub(super) gradient_scale: f32,
+}
+
+impl Numbers {
+    pub(super) const OVERWRITE: Self = Self { overwrite: true, decay: 0.0, gain: 1.0, gradient_scale: 1.0 };
+    pub(super) const ADD: Self = Self { overwrite: false, decay: 1.0, gain: 1.0, gradient_scale: 1.0 };
+    pub(super) const EMA: Self = Self { overwrite: false, decay: 0.95, gain: 0.05, gradient_scale: 1.0 };
+    /// Gradients of which f32 could not hold the squares, and a result in units of the scale.
+    pub(super) const SCALED: Self = Self { gradient_scale: 1.180_591_6e21, ..Self::ADD }; // 2^70
+
+    /// The old value: of no meaning where it is overwritten.
+    pub(super) fn out(self, len: usize) -> CaseBuffer {
+        if self.overwrite {
+            return CaseBuffer::sentinel(DType::F32, len);
+        }
+        let old: Vec<f64> = noise(3, len).iter().map(|v| v.abs()).collect();
+        CaseBuffer::floats(DType::F32, &old)
+    }
+
+    /// Noise for an output's gradient: as small as the scale is large.
+    pub(super) fn grad_output(self, len: usize) -> Vec<f64> {
+        noise(2, len).iter().map(|b| b / f64::from(self.gradient_scale)).collect()
+    }
+
+    /// decay · old + gain · sum, of which `error` is how far the sum may be off.
+    fn finish(self, old: f64, sum: f64, error: f64) -> Want {
+        let [decay, gain] = [self.decay, self.gain].map(f64::from);
+        let kept = if self.overwrite { 0.0 } else { decay * old };
+        let wanted = Want::computed(kept + gain * sum, kept.abs() + gain * (sum + error), 3.0, DType::F32);
+        Want { bound: wanted.bound + gain * error, ..wanted }
+    }
+}
+
+/// Weights of which every third is zero.
+pub(super) fn weights(len: usize) -> Vec<f64> {
+    noise(4, len).iter().enumerate().map(|(n, w)| if n % 3 == 2 { 0.0 } else { w.abs() }).collect()
+}
+
+/// The wanted result of squares of sums.
+///
+/// `gradients` are the squares' gradients, `magnitudes` the same sums over |terms|, each of at most `terms` terms. A gradient is off
+/// by at most δ = 2u · (terms + 2) · Σ|terms| (a product, its sums, the scale), in whatever order it is summed; hence its square by 2|g|δ + δ². A sum
+/// over squares adds a square, a weight and as many roundings as there are squares.
+pub(super) fn want(
+    numbers: Numbers,
+    gradients: &[Vec<f64>],
+    magnitudes: &[Vec<f64>],
+    terms: usize,
+    weight: &[f64],
+    old: &[f64],
+) -> Vec<Want> {
+    let scale = f64::from(numbers.gradient_scale);
+    let u2 = 2.0 * DType::F32.unit_roundoff();
+    let scaled = |gradients: &[Vec<f64>]| -> Vec<Vec<f64>> {
+        gradients.iter().map(|g| g.iter().map(|g| scale * g).collect()).collect()
+    };
+    let (gradients, magnitudes) = (scaled(gradients), scaled(magnitudes));
+    let sums = reference::fisher::sum_of_squares(weight, &gradients, old.len());
+    let depth = terms as f64 + 2.0;
+    let element = |p: usize| {
+        let mut error = 0.0;
+        let mut sum_abs = 0.0;
+        for ((w, g), magnitude) in weight.iter().zip(&gradients).zip(&magnitudes) {
+            // Inputs are at most about 1 once scaled, so a flushed factor is off by no more than a flushed product.
+            let delta = u2 * depth * magnitude[p] + 2.0 * depth * FLUSHED;
+            error += w * (2.0 * g[p].abs() * delta + delta * delta);
+            sum_abs += w * (g[p].abs() + delta).powi(2);
+        }
+        let roundings = weight.len() as f64 + 2.0;
+        error += u2 * roundings * sum_abs + 2.0 * roundings * FLUSHED;
+        numbers.finish(old[p], sums[p], error)
+    };
+    (0..old.len()).map(element).collect()
+}
+
+/// The wanted result of a sum of products of squares: all terms are non-negative, so the value is the sum of their magnitudes.
+///
+/// A term has two squares, a product, the weight and the scale (counted twice by its square), then its sum.
+pub(super) fn want_factorised(
+    numbers: Numbers,
+    gradients: &[Vec<f64>],
+    weight: &[f64],
+    old: &[f64],
+) -> Vec<Want> {
+    let scale = f64::from(numbers.gradient_scale);
+    let scaled: Vec<Vec<f64>> = gradients.iter().map(|g| g.iter().map(|g| scale * g).collect()).collect();
+    let sums = reference::fisher::sum_of_squares(weight, &scaled, old.len());
+    let depth = weight.len() as f64 + 6.0;
+    let element = |(&sum, &old): (&f64, &f64)| {
+        // Inputs are at most about 1 once scaled, so that a flushed factor is off by no more than a flushed term.
+        let error = 2.0 * DType::F32.unit_roundoff() * depth * sum + 4.0 * depth * FLUSHED;
+        numbers.finish(old, sum, error)
+    };
+    sums.iter().zip(old).map(element).collect()
+}
+
+/// Outside of a step's range, elements stay as they were.
+pub(super) fn only(range: std::ops::Range<usize>, want: Vec<Want>, old: &[f64]) -> Vec<Want> {
+    want.into_iter()
+        .enumerate()
+        .map(|(p, want)| if range.contains(&p) { want } else { Want::exact(old[p]) })
+        .collect()
+}
+
+/// Gradients of consecutive samples from one sample's definition, joined by `fold`.
+pub(super) fn gradients(samples: usize, fold: usize, one: impl Fn(usize) -> Vec<f64>) -> Vec<Vec<f64>> {
+    let each: Vec<Vec<f64>> = (0..samples).map(one).collect();
+    reference::fisher::joint(&each, fold)
+}
+
+/// |values|.
+pub(super) fn abs(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|v| v.abs()).collect()
+}

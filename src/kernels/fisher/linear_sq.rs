@@ -1,0 +1,329 @@
+//! Squared per-sample weight gradients of a linear layer with one position.
+
+use std::ops::Range;
+
+use faer::MatRef;
+
+use super::cases::{self, Numbers};
+use super::product::{Factors, Form, Scratch, Store, products};
+use crate::error::Result;
+use crate::gpu::Caps;
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
+use crate::kernels::shader;
+use crate::reference;
+use crate::shape::DType;
+
+/// Sum over samples of squared weight gradients of a linear layer with one position a sample:
+///
+///   out[o, i] ← decay · out[o, i] + gain · Σ_n weight[n] · (gradient_scale · b[n, o])² · a[n, i]²
+///
+/// - `input`        a `[n, i]`, f32, f16 or bf16
+/// - `grad_output`  b `[n, o]`, f32, f16 or bf16; gradient of the *summed* loss
+/// - `weight`       `[n]`, f32
+/// - `out`          `[o, i]`, f32
+///
+/// The square of a single product factorises, so this is one matrix product of squares, (w ∘ B ∘ B)ᵀ (A ∘ A). With
+/// positions it does not: [`LinearSqShared`](super::LinearSqShared).
+///
+/// Must move a, b and out once; 2·n·o·i operations. The factors are squared as they are fetched; there is no squared copy. Squares of
+/// factors below 1e-19 vanish in f32 (`gradient_scale` serves b). Bitwise repeatable: each element has one owner and a fixed order.
+/// No samples: the sums are zeros. Definition: [`reference::fisher`](crate::reference::fisher).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearSq {
+    /// The shader's form.
+    pub form: Form,
+    /// Storage of the input.
+    pub input: DType,
+    /// Storage of the output's gradient.
+    pub grad_output: DType,
+    /// Whether the old value is not read.
+    pub overwrite: bool,
+}
+
+crate::params! {
+    /// The numbers of one [`LinearSq`] step.
+    pub struct LinearSqParams {
+        /// Samples in the buffers.
+        samples: u32,
+        /// The first sample of this step.
+        first: u32,
+        /// Samples of this step.
+        count: u32,
+        /// Input features.
+        inputs: u32,
+        /// Output features.
+        outputs: u32,
+        /// The first output of this step.
+        first_output: u32,
+        /// Outputs of this step.
+        output_count: u32,
+        /// Factor of the old value.
+        decay: f32,
+        /// Factor of the sum.
+        gain: f32,
+        /// Factor of `grad_output`.
+        gradient_scale: f32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`LinearSq`] step.
+    pub struct LinearSqArgs / LinearSqSlices {
+        /// The layer's input `[n, i]`.
+        read input,
+        /// The gradient at the layer's output `[n, o]`.
+        read grad_output,
+        /// One weight a sample `[n]`.
+        read weight,
+        /// The result `[o, i]`.
+        write out,
+    }
+}
+
+impl Kernel for LinearSq {
+    const NAME: &'static str = "fisher.linear_sq";
+    type Params = LinearSqParams;
+    type Args = LinearSqArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        self.form.parts(shader!("fisher/linear_sq.wgsl"))
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        super::overrides(self.form, self.input, self.grad_output, self.overwrite)
+    }
+
+    fn launch(&self, p: &LinearSqParams, args: &LinearSqArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let [samples, inputs, outputs] = [p.samples, p.inputs, p.outputs].map(u64::from);
+        super::check_range(Self::NAME, "samples", (p.first, p.count), samples)?;
+        super::check_range(Self::NAME, "outputs", (p.first_output, p.output_count), outputs)?;
+        let len = |shape: &[u64]| super::len(Self::NAME, shape);
+        args.input.expect(Self::NAME, "input", len(&[samples, inputs])?, Some(self.input.into()))?;
+        let grad_output = len(&[samples, outputs])?;
+        args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
+        args.weight.expect(Self::NAME, "weight", samples, Some(DType::F32.into()))?;
+        args.out.expect(Self::NAME, "out", len(&[outputs, inputs])?, Some(DType::F32.into()))?;
+        self.form.grid(Self::NAME, 1, p.output_count.into(), inputs, caps)
+    }
+
+    fn host(&self, p: &LinearSqParams, args: LinearSqSlices<'_>) {
+        let [first, rows, columns] = [p.first_output, p.output_count, p.inputs].map(|x| x as usize);
+        let samples = p.first as usize..p.first as usize + p.count as usize;
+        let factors = Squares {
+            input: args.input,
+            inputs: columns,
+            grad_output: args.grad_output,
+            outputs: p.outputs as usize,
+            first_output: first,
+            weight: args.weight.cast(),
+            gradient_scale: p.gradient_scale,
+            samples: samples.clone(),
+        };
+        let out = &mut args.out.cast()[first * columns..(first + rows) * columns];
+        let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
+        products(&factors, (rows, columns), 0..samples.len().div_ceil(SAMPLES), out, store);
+    }
+
+    fn cost(&self, p: &LinearSqParams, _: &LinearSqArgs) -> Cost {
+        let [samples, inputs, rows] = [p.count, p.inputs, p.output_count].map(u64::from);
+        let factors = samples * (inputs * self.input.size() + rows * self.grad_output.size());
+        let elements = rows * inputs;
+        Cost { bytes: factors + elements * if self.overwrite { 4 } else { 8 }, flops: elements * 2 * samples }
+    }
+}
+
+/// Samples whose squares are in scratch at a time: a block of the host's product.
+const SAMPLES: usize = 256;
+
+/// Blocks of squared factors, taken as products whose sums are not squared again.
+struct Squares<'a> {
+    input: Slice<'a>,
+    inputs: usize,
+    grad_output: Slice<'a>,
+    outputs: usize,
+    first_output: usize,
+    weight: &'a [f32],
+    gradient_scale: f32,
+    samples: Range<usize>,
+}
+
+impl Squares<'_> {
+    fn block(&self, block: usize) -> Range<usize> {
+        let start = self.samples.start + block * SAMPLES;
+        start..self.samples.end.min(start + SAMPLES)
+    }
+}
+
+impl Factors for Squares<'_> {
+    const SQUARED: bool = false;
+
+    fn positions(&self, square: usize) -> usize {
+        self.block(square).len()
+    }
+
+    fn weight(&self, _: usize) -> f32 {
+        1.0
+    }
+
+    fn left<'a>(
+        &'a self,
+        square: usize,
+        _: Range<usize>,
+        rows: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> MatRef<'a, f32> {
+        let block = self.block(square);
+        let (height, wide) = (block.len(), rows.len());
+        let out = scratch.take(height * wide);
+        for (sample, out) in block.zip(out.chunks_exact_mut(wide)) {
+            let weight = self.weight[sample];
+            let start = sample * self.outputs + self.first_output + rows.start;
+            square_into(self.grad_output.range(start, wide), weight, self.gradient_scale, out);
+        }
+        MatRef::from_row_major_slice(out, height, wide).transpose()
+    }
+
+    fn right<'a>(
+        &'a self,
+        square: usize,
+        _: Range<usize>,
+        columns: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> MatRef<'a, f32> {
+        let block = self.block(square);
+        let (height, wide) = (block.len(), columns.len());
+        let out = scratch.take(height * wide);
+        for (sample, out) in block.zip(out.chunks_exact_mut(wide)) {
+            let present = if self.weight[sample] == 0.0 { 0.0 } else { 1.0 };
+            square_into(self.input.range(sample * self.inputs + columns.start, wide), present, 1.0, out);
+        }
+        MatRef::from_row_major_slice(out, height, wide)
+    }
+}
+
+/// weight · (scale · values)², zeros for a weight of 0 whatever the values are.
+fn square_into(values: Slice<'_>, weight: f32, scale: f32, out: &mut [f32]) {
+    if weight == 0.0 {
+        return out.fill(0.0);
+    }
+    widen_into(values, out);
+    for value in out {
+        let scaled = scale * *value;
+        *value = weight * (scaled * scaled);
+    }
+}
+
+/// Samples, inputs, outputs.
+type Shape = (usize, usize, usize);
+
+/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of host tiles (128 × 256), of one and none.
+const SHAPES: [Shape; 12] = [
+    (0, 5, 4),
+    (1, 1, 1),
+    (3, 10, 5),
+    (3, 1, 9),
+    (7, 7, 1),
+    (8, 63, 8),
+    (9, 64, 7),
+    (17, 65, 63),
+    (3, 127, 65),
+    (2, 257, 129),
+    (300, 9, 5),
+    (5, 31, 128),
+];
+
+impl Checked for LinearSq {
+    fn cases() -> Vec<Case<Self>> {
+        let mut out = Vec::new();
+        for form in cases::FORMS {
+            let kernel = Self { form, input: DType::F32, grad_output: DType::F32, overwrite: false };
+            out.extend(SHAPES.map(|shape| case(kernel, shape, Numbers::OVERWRITE, None)));
+            for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
+                out.push(case(kernel, (5, 13, 11), numbers, None));
+            }
+            out.push(case(kernel, (9, 13, 21), Numbers::ADD, Some([2, 5, 8, 9])));
+            for input in DType::ALL {
+                for grad_output in DType::ALL {
+                    out.push(case(Self { input, grad_output, ..kernel }, (4, 67, 9), Numbers::ADD, None));
+                }
+            }
+        }
+        // More than one row of workgroups.
+        let kernel =
+            Self { form: Form::Direct, input: DType::F32, grad_output: DType::F32, overwrite: false };
+        out.push(case(kernel, (1, 2048, 2050), Numbers::OVERWRITE, None));
+        out
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let width = u32::try_from(elements.isqrt()).unwrap_or(u32::MAX).clamp(16, 2048);
+        let samples = 1024_u32;
+        let rows = u64::from(samples) * u64::from(width);
+        Bench {
+            name: format!("n={samples} {width}x{width} f32"),
+            kernel: Self {
+                form: Form::Tile { x: 16, y: 16 },
+                input: DType::F32,
+                grad_output: DType::F32,
+                overwrite: true,
+            },
+            params: whole((samples as usize, width as usize, width as usize), Numbers::OVERWRITE),
+            buffers: vec![
+                (DType::F32.into(), rows, Fill::Noise),
+                (DType::F32.into(), rows, Fill::Noise),
+                (DType::F32.into(), samples.into(), Fill::Positive),
+                (DType::F32.into(), u64::from(width) * u64::from(width), Fill::Zero),
+            ],
+        }
+    }
+}
+
+fn whole((samples, inputs, outputs): Shape, numbers: Numbers) -> LinearSqParams {
+    let [samples, inputs, outputs] =
+        [samples, inputs, outputs].map(|x| u32::try_from(x).expect("cases are small"));
+    LinearSqParams {
+        samples,
+        first: 0,
+        count: samples,
+        inputs,
+        outputs,
+        first_output: 0,
+        output_count: outputs,
+        decay: numbers.decay,
+        gain: numbers.gain,
+        gradient_scale: numbers.gradient_scale,
+    }
+}
+
+/// `range`: the first sample, their number, the first output, their number.
+fn case(kernel: LinearSq, shape: Shape, numbers: Numbers, range: Option<[u32; 4]>) -> Case<LinearSq> {
+    let (samples, inputs, outputs) = shape;
+    let kernel = LinearSq { overwrite: numbers.overwrite, ..kernel };
+    let mut params = whole(shape, numbers);
+    if let Some([first, count, first_output, output_count]) = range {
+        params = LinearSqParams { first, count, first_output, output_count, ..params };
+    }
+    let input = CaseBuffer::floats(kernel.input, &noise(1, samples * inputs));
+    let grad_output = CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * outputs));
+    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples));
+    let out = numbers.out(outputs * inputs);
+    let (a, b, old) = (input.values(), grad_output.values(), out.values());
+    let range_of_samples = params.first as usize..(params.first + params.count) as usize;
+    let gradients: Vec<Vec<f64>> = range_of_samples
+        .clone()
+        .map(|n| {
+            let (a, b) = (&a[n * inputs..][..inputs], &b[n * outputs..][..outputs]);
+            reference::fisher::linear(a, b, 1, inputs, outputs)
+        })
+        .collect();
+    let want = cases::want_factorised(numbers, &gradients, &weight.values()[range_of_samples], &old);
+    let first = params.first_output as usize * inputs;
+    let want: Vec<Want> = cases::only(first..first + params.output_count as usize * inputs, want, &old);
+    Case {
+        name: format!("{kernel:?} n,i,o={shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
+        kernel,
+        params,
+        buffers: vec![input, grad_output, weight, out],
+        want: vec![(3, want)],
+    }
+}

@@ -1,0 +1,402 @@
+//! Squared per-sample weight gradients of a linear layer with positions.
+
+use std::ops::Range;
+
+use faer::MatRef;
+
+use super::cases::{self, Numbers};
+use super::product::{Factors, Form, Scratch, Store, products};
+use crate::error::Result;
+use crate::gpu::Caps;
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
+use crate::kernels::shader;
+use crate::reference;
+use crate::shape::DType;
+
+/// Sum over squares of squared weight gradients of a linear layer that is used at several positions:
+///
+///   out[o, i] ← decay · out[o, i] + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_t gradient_scale · b[n, t, o] · a[n, t, i])²
+///
+/// - `input`        a `[n, t, i]`, f32, f16 or bf16
+/// - `grad_output`  b `[n, t, o]`, f32, f16 or bf16; gradient of the *summed* loss
+/// - `weight`       `[s]`, f32, one for each `fold` consecutive samples
+/// - `out`          `[o, i]`, f32
+///
+/// The square does not factorise here: each square's gradient is a matrix product of its own, which exists one tile at a time. With
+/// `fold` = 1 a square is a sample. A parameter used several times is the same with its uses one after the other along t.
+/// For one position and one sample a square, [`LinearSq`](super::LinearSq) gives the same at the price of one product in all.
+///
+/// Must move a, b and out once; 2·n·t·o·i operations and 3·s·o·i for the squares. Bitwise repeatable: each element has one owner and a
+/// fixed order. No samples or no positions: the sums are zeros. Definition: [`reference::fisher`](crate::reference::fisher).
+/// Cf. Dangel et al., *BackPACK* (2020), `SumGradSquared`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearSqShared {
+    /// The shader's form.
+    pub form: Form,
+    /// Storage of the input.
+    pub input: DType,
+    /// Storage of the output's gradient.
+    pub grad_output: DType,
+    /// Whether the old value is not read.
+    pub overwrite: bool,
+}
+
+crate::params! {
+    /// The numbers of one [`LinearSqShared`] step.
+    pub struct LinearSqSharedParams {
+        /// Samples in the buffers.
+        samples: u32,
+        /// Samples a square, at least 1.
+        fold: u32,
+        /// The first square of this step.
+        first: u32,
+        /// Squares of this step.
+        count: u32,
+        /// Positions of a sample.
+        positions: u32,
+        /// Input features.
+        inputs: u32,
+        /// Output features.
+        outputs: u32,
+        /// The first output of this step.
+        first_output: u32,
+        /// Outputs of this step.
+        output_count: u32,
+        /// Factor of the old value.
+        decay: f32,
+        /// Factor of the sum.
+        gain: f32,
+        /// Factor of `grad_output`.
+        gradient_scale: f32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`LinearSqShared`] step.
+    pub struct LinearSqSharedArgs / LinearSqSharedSlices {
+        /// The layer's input `[n, t, i]`.
+        read input,
+        /// The gradient at the layer's output `[n, t, o]`.
+        read grad_output,
+        /// One weight a square `[s]`.
+        read weight,
+        /// The result `[o, i]`.
+        write out,
+    }
+}
+
+impl Kernel for LinearSqShared {
+    const NAME: &'static str = "fisher.linear_sq_shared";
+    type Params = LinearSqSharedParams;
+    type Args = LinearSqSharedArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        self.form.parts(shader!("fisher/linear_sq_shared.wgsl"))
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        super::overrides(self.form, self.input, self.grad_output, self.overwrite)
+    }
+
+    fn launch(&self, p: &LinearSqSharedParams, args: &LinearSqSharedArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let [samples, fold, positions] = [p.samples, p.fold, p.positions].map(u64::from);
+        let [inputs, outputs] = [p.inputs, p.outputs].map(u64::from);
+        super::check_fold(Self::NAME, fold)?;
+        let squares = samples.div_ceil(fold);
+        super::check_range(Self::NAME, "squares", (p.first, p.count), squares)?;
+        super::check_range(Self::NAME, "outputs", (p.first_output, p.output_count), outputs)?;
+        let input = super::len(Self::NAME, &[samples, positions, inputs])?;
+        let grad_output = super::len(Self::NAME, &[samples, positions, outputs])?;
+        args.input.expect(Self::NAME, "input", input, Some(self.input.into()))?;
+        args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
+        args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
+        args.out.expect(
+            Self::NAME,
+            "out",
+            super::len(Self::NAME, &[outputs, inputs])?,
+            Some(DType::F32.into()),
+        )?;
+        self.form.grid(Self::NAME, 1, p.output_count.into(), inputs, caps)
+    }
+
+    fn host(&self, p: &LinearSqSharedParams, args: LinearSqSharedSlices<'_>) {
+        let [first, rows, columns] = [p.first_output, p.output_count, p.inputs].map(|x| x as usize);
+        let factors = Shared {
+            input: Rows { values: args.input, width: columns, scale: 1.0 },
+            grad_output: Rows {
+                values: args.grad_output,
+                width: p.outputs as usize,
+                scale: p.gradient_scale,
+            },
+            weight: args.weight.cast(),
+            samples: p.samples as usize,
+            fold: p.fold as usize,
+            positions: p.positions as usize,
+            first_output: first,
+        };
+        let squares = p.first as usize..p.first as usize + p.count as usize;
+        let out = &mut args.out.cast()[first * columns..(first + rows) * columns];
+        let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
+        products(&factors, (rows, columns), squares, out, store);
+    }
+
+    fn cost(&self, p: &LinearSqSharedParams, _: &LinearSqSharedArgs) -> Cost {
+        let samples = super::samples_of(p.samples, p.fold, p.first, p.count);
+        let [positions, inputs, rows] = [p.positions, p.inputs, p.output_count].map(u64::from);
+        let factors = samples * positions * (inputs * self.input.size() + rows * self.grad_output.size());
+        let elements = rows * inputs;
+        Cost {
+            bytes: factors + elements * if self.overwrite { 4 } else { 8 },
+            flops: elements * (2 * samples * positions + 3 * u64::from(p.count)),
+        }
+    }
+}
+
+/// A matrix of storage elements, one row a position.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) values: Slice<'a>,
+    pub(super) width: usize,
+    pub(super) scale: f32,
+}
+
+impl Rows<'_> {
+    /// Some rows and columns as f32: where they lie if nothing has to be done to them.
+    pub(super) fn get<'a>(
+        &'a self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> MatRef<'a, f32> {
+        let Self { values, width, scale } = *self;
+        let (height, wide) = (rows.len(), columns.len());
+        if values.element() == DType::F32.into() && scale == 1.0 {
+            let all: &[f32] = values.cast();
+            let start = rows.start * width + columns.start;
+            let end = (rows.end - 1) * width + columns.end;
+            return MatRef::from_row_major_slice_with_stride(&all[start..end], height, wide, width);
+        }
+        let out = scratch.take(height * wide);
+        for (row, out) in rows.zip(out.chunks_exact_mut(wide)) {
+            widen_into(values.range(row * width + columns.start, wide), out);
+            if scale != 1.0 {
+                out.iter_mut().for_each(|value| *value *= scale);
+            }
+        }
+        MatRef::from_row_major_slice(out, height, wide)
+    }
+}
+
+struct Shared<'a> {
+    input: Rows<'a>,
+    grad_output: Rows<'a>,
+    weight: &'a [f32],
+    samples: usize,
+    fold: usize,
+    positions: usize,
+    first_output: usize,
+}
+
+impl Shared<'_> {
+    /// Positions of a square, counted over all samples.
+    fn rows(&self, square: usize, positions: Range<usize>) -> Range<usize> {
+        let first = square * self.fold * self.positions;
+        first + positions.start..first + positions.end
+    }
+}
+
+impl Factors for Shared<'_> {
+    const SQUARED: bool = true;
+
+    fn positions(&self, square: usize) -> usize {
+        self.fold.min(self.samples - square * self.fold) * self.positions
+    }
+
+    fn weight(&self, square: usize) -> f32 {
+        self.weight[square]
+    }
+
+    fn left<'a>(
+        &'a self,
+        square: usize,
+        positions: Range<usize>,
+        rows: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> MatRef<'a, f32> {
+        let outputs = self.first_output + rows.start..self.first_output + rows.end;
+        self.grad_output.get(self.rows(square, positions), outputs, scratch).transpose()
+    }
+
+    fn right<'a>(
+        &'a self,
+        square: usize,
+        positions: Range<usize>,
+        columns: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> MatRef<'a, f32> {
+        self.input.get(self.rows(square, positions), columns, scratch)
+    }
+}
+
+/// Samples, fold, positions, inputs, outputs.
+type Shape = (usize, usize, usize, usize, usize);
+
+/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of host tiles (128 × 256), of one and none.
+const SHAPES: [Shape; 16] = [
+    (0, 1, 3, 5, 4),
+    (2, 1, 0, 5, 4),
+    (1, 1, 1, 1, 1),
+    (1, 1, 9, 7, 1),
+    (3, 1, 1, 1, 9),
+    (3, 1, 4, 5, 3),
+    (3, 1, 8, 3, 2),
+    (3, 1, 24, 5, 3),
+    (2, 1, 7, 63, 8),
+    (2, 1, 8, 64, 7),
+    (2, 1, 9, 65, 63),
+    (2, 1, 3, 127, 65),
+    (1, 1, 2, 257, 129),
+    (40, 1, 3, 9, 5),
+    (7, 3, 5, 11, 13),
+    (5, 5, 2, 6, 10),
+];
+
+impl Checked for LinearSqShared {
+    fn cases() -> Vec<Case<Self>> {
+        let mut out = Vec::new();
+        for form in cases::FORMS {
+            let kernel = Self { form, input: DType::F32, grad_output: DType::F32, overwrite: false };
+            out.extend(SHAPES.map(|shape| case(kernel, shape, Numbers::OVERWRITE, None)));
+            for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
+                out.push(case(kernel, (3, 1, 5, 13, 11), numbers, None));
+            }
+            out.push(case(kernel, (9, 2, 5, 13, 21), Numbers::ADD, Some([1, 3, 8, 9])));
+            for input in DType::ALL {
+                for grad_output in DType::ALL {
+                    let kernel = Self { input, grad_output, ..kernel };
+                    out.push(case(kernel, (2, 1, 3, 67, 9), Numbers::ADD, None));
+                }
+            }
+            out.extend(exact(kernel));
+        }
+        // More positions than one product of the host takes, and more than one row of workgroups.
+        let kernel =
+            Self { form: Form::Direct, input: DType::F32, grad_output: DType::F32, overwrite: false };
+        out.push(case(kernel, (2, 1, 1030, 5, 3), Numbers::OVERWRITE, None));
+        out.push(case(kernel, (1, 1, 1, 2048, 2050), Numbers::OVERWRITE, None));
+        out
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let width = u32::try_from(elements.isqrt()).unwrap_or(u32::MAX).clamp(16, 1024);
+        let (samples, positions) = (32_u32, 128_u32);
+        let rows = u64::from(samples) * u64::from(positions);
+        let kernel = Self {
+            form: Form::Tile { x: 16, y: 16 },
+            input: DType::F32,
+            grad_output: DType::F32,
+            overwrite: true,
+        };
+        Bench {
+            name: format!("n={samples} t={positions} {width}x{width} f32"),
+            kernel,
+            params: LinearSqSharedParams {
+                positions,
+                ..whole((samples as usize, 1, 0, width as usize, width as usize), Numbers::OVERWRITE)
+            },
+            buffers: vec![
+                (DType::F32.into(), rows * u64::from(width), Fill::Noise),
+                (DType::F32.into(), rows * u64::from(width), Fill::Noise),
+                (DType::F32.into(), samples.into(), Fill::Positive),
+                (DType::F32.into(), u64::from(width) * u64::from(width), Fill::Zero),
+            ],
+        }
+    }
+}
+
+fn whole((samples, fold, positions, inputs, outputs): Shape, numbers: Numbers) -> LinearSqSharedParams {
+    let [samples, fold, positions, inputs, outputs] =
+        [samples, fold, positions, inputs, outputs].map(|x| u32::try_from(x).expect("cases are small"));
+    LinearSqSharedParams {
+        samples,
+        fold,
+        first: 0,
+        count: samples.div_ceil(fold),
+        positions,
+        inputs,
+        outputs,
+        first_output: 0,
+        output_count: outputs,
+        decay: numbers.decay,
+        gain: numbers.gain,
+        gradient_scale: numbers.gradient_scale,
+    }
+}
+
+/// `range`: the first square, their number, the first output, their number.
+fn case(
+    kernel: LinearSqShared,
+    shape: Shape,
+    numbers: Numbers,
+    range: Option<[u32; 4]>,
+) -> Case<LinearSqShared> {
+    let (samples, fold, positions, inputs, outputs) = shape;
+    let kernel = LinearSqShared { overwrite: numbers.overwrite, ..kernel };
+    let mut params = whole(shape, numbers);
+    if let Some([first, count, first_output, output_count]) = range {
+        params = LinearSqSharedParams { first, count, first_output, output_count, ..params };
+    }
+    let input = CaseBuffer::floats(kernel.input, &noise(1, samples * positions * inputs));
+    let grad_output =
+        CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * positions * outputs));
+    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold)));
+    let out = numbers.out(outputs * inputs);
+    let (a, b, old) = (input.values(), grad_output.values(), out.values());
+    let gradients = |a: &[f64], b: &[f64]| {
+        let mut all = cases::gradients(samples, fold, |n| {
+            let a = &a[n * positions * inputs..][..positions * inputs];
+            let b = &b[n * positions * outputs..][..positions * outputs];
+            reference::fisher::linear(a, b, positions, inputs, outputs)
+        });
+        all.drain(..params.first as usize);
+        all.truncate(params.count as usize);
+        all
+    };
+    let weights = &weight.values()[params.first as usize..][..params.count as usize];
+    let magnitudes = gradients(&cases::abs(&a), &cases::abs(&b));
+    let want = cases::want(numbers, &gradients(&a, &b), &magnitudes, fold * positions, weights, &old);
+    let first = params.first_output as usize * inputs;
+    let want = cases::only(first..first + params.output_count as usize * inputs, want, &old);
+    Case {
+        name: format!("{kernel:?} n,fold,t,i,o={shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
+        kernel,
+        params,
+        buffers: vec![input, grad_output, weight, out],
+        want: vec![(3, want)],
+    }
+}
+
+/// Small integers, where nothing is rounded: opposite positions cancel before the square, one sample is its square.
+fn exact(kernel: LinearSqShared) -> Vec<Case<LinearSqShared>> {
+    let guard = |shape: Shape, input: &[f64], grad_output: &[f64], want: &[f64]| {
+        let (samples, fold, ..) = shape;
+        Case {
+            name: format!("{kernel:?} exact a={input:?} b={grad_output:?} fold={fold}"),
+            kernel: LinearSqShared { overwrite: true, ..kernel },
+            params: whole(shape, Numbers::OVERWRITE),
+            buffers: vec![
+                CaseBuffer::floats(kernel.input, input),
+                CaseBuffer::floats(kernel.grad_output, grad_output),
+                CaseBuffer::floats(DType::F32, &vec![1.0; samples.div_ceil(fold)]),
+                CaseBuffer::sentinel(DType::F32, want.len()),
+            ],
+            want: vec![(3, want.iter().map(|&v| Want::exact(v)).collect())],
+        }
+    };
+    vec![
+        guard((1, 1, 2, 1, 1), &[1.0, 1.0], &[1.0, -1.0], &[0.0]),
+        guard((2, 1, 1, 1, 1), &[1.0, 1.0], &[1.0, -1.0], &[2.0]),
+        guard((2, 2, 1, 1, 1), &[1.0, 1.0], &[1.0, -1.0], &[0.0]),
+        guard((1, 1, 2, 2, 2), &[1.0, 2.0, 3.0, -4.0], &[5.0, -1.0, 2.0, 3.0], &[121.0, 4.0, 64.0, 196.0]),
+    ]
+}

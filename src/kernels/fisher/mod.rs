@@ -1,0 +1,121 @@
+//! The exact Fisher diagonal: sums over samples of squared per-sample gradients, fused so that no per-sample
+//! gradient is ever stored.
+//!
+//! Every kernel here computes
+//!
+//!   out ← decay · out + gain · Σ_s weight_s · (gradient_scale · g_s)²
+//!
+//! with g_s the gradient of one *square* s: of `fold` consecutive samples, all of whose positions are added **before**
+//! squaring. `fold` = 1 is the per-sample Fisher; `fold` = B the minibatch-joint one, `fold` = N the joint one (the last
+//! square may have fewer samples). They differ only in what a gradient is: see each kernel.
+//!
+//! - **Weights** `[squares]`: one for each square. They serve padding masks, class balance, 1/k of Monte Carlo
+//!   samples, p(c) of the exact Fisher, 1/s of the improved empirical one. A square of weight 0 is left out, whatever it holds.
+//! - **What becomes of the old value** is an [`Epilogue`]: overwritten (never read), added to, or decayed. Streaming
+//!   consecutive ranges of squares (`first`, `count`) with [`Epilogue::Add`] gives the whole.
+//! - **`gradient_scale`** multiplies `grad_output` before anything else. A power of two keeps squares of gradients below 1e-19
+//!   from vanishing; `gain` can undo it, or the consumer keeps the result in units of its square.
+//! - **Ranges of outputs** (`first_output`, `output_count`) let one long step be cut into short dispatches.
+//! - **Sums** run over positions in f32 and then over squares in f32, in a fixed order: the same inputs give the same
+//!   bits, on the host whatever the number of threads. Rounding grows with positions and squares, see the cases' bounds.
+//! - NaN and infinity in a square of weight other than 0 reach every element they touch.
+//!
+
+mod cases;
+mod linear_sq;
+mod linear_sq_shared;
+mod product;
+
+pub use linear_sq::{LinearSq, LinearSqArgs, LinearSqParams, LinearSqSlices};
+pub use linear_sq_shared::{LinearSqShared, LinearSqSharedArgs, LinearSqSharedParams, LinearSqSharedSlices};
+pub use product::Form;
+
+use crate::error::{Error, Result};
+use crate::shape::{DType, elements};
+
+/// What becomes of the value that `out` held.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Epilogue {
+    /// out ← result. The old value is not read, so it may be anything.
+    Overwrite,
+    /// out ← out + result.
+    Add,
+    /// out ← decay · out + (1 − decay) · result.
+    Ema {
+        /// β, the share of the old value that stays.
+        decay: f32,
+    },
+}
+
+impl Epilogue {
+    /// Whether the old value is not read.
+    #[must_use]
+    pub fn overwrites(self) -> bool {
+        self == Self::Overwrite
+    }
+
+    /// The factor of the old value.
+    #[must_use]
+    pub fn decay(self) -> f32 {
+        match self {
+            Self::Overwrite => 0.0,
+            Self::Add => 1.0,
+            Self::Ema { decay } => decay,
+        }
+    }
+
+    /// The factor of the new value, which is multiplied by `factor` in any case.
+    #[must_use]
+    pub fn gain(self, factor: f32) -> f32 {
+        match self {
+            Self::Overwrite | Self::Add => factor,
+            Self::Ema { decay } => (1.0 - decay) * factor,
+        }
+    }
+}
+
+fn overrides(form: Form, input: DType, grad_output: DType, overwrite: bool) -> Vec<(&'static str, f64)> {
+    let mut overrides = form.overrides().to_vec();
+    overrides.extend([
+        ("INPUT", input.code().into()),
+        ("GRAD_OUTPUT", grad_output.code().into()),
+        ("OVERWRITE", f64::from(u8::from(overwrite))),
+    ]);
+    overrides
+}
+
+fn check_fold(op: &str, fold: u64) -> Result<()> {
+    if fold == 0 {
+        return Err(Error::argument(op, "fold is 0; 1 squares each sample's gradient"));
+    }
+    Ok(())
+}
+
+/// Checks that a step's range of squares or outputs lies inside the whole.
+fn check_range(op: &str, what: &str, (first, count): (u32, u32), all: u64) -> Result<()> {
+    let end = u64::from(first) + u64::from(count);
+    if end > all {
+        return Err(Error::argument(op, format!("{what} {first}..{end} of {all}")));
+    }
+    Ok(())
+}
+
+/// The elements of a shape, which shaders count in u32.
+fn len(op: &str, shape: &[u64]) -> Result<u64> {
+    let max = u64::from(u32::MAX);
+    match elements(shape) {
+        Some(len) if len <= max => Ok(len),
+        len => Err(Error::Limit {
+            op: op.into(),
+            limit: "elements of one argument".into(),
+            max,
+            asked: len.unwrap_or(u64::MAX),
+        }),
+    }
+}
+
+/// Samples of a range of squares.
+fn samples_of(samples: u32, fold: u32, first: u32, count: u32) -> u64 {
+    let [samples, fold, first, count] = [samples, fold, first, count].map(u64::from);
+    samples.min((first + count) * fold).saturating_sub(first * fold)
+}
