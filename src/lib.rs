@@ -15,6 +15,7 @@ pub mod progress;
 pub mod record;
 pub mod reference;
 pub mod shape;
+pub mod stream;
 pub mod verify;
 
 pub use backend::Backend;

@@ -38,13 +38,18 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
 }
 
-/// Every adapter of this machine, in wgpu's order.
+/// Every adapter of this machine, in wgpu's order, those of OpenGL last.
 pub async fn adapters() -> Vec<AdapterReport> {
-    list(wgpu::Backends::all()).await.into_iter().map(|(_, report)| report).collect()
+    list(true).await.into_iter().map(|(_, report)| report).collect()
 }
 
-async fn list(backends: wgpu::Backends) -> Vec<(wgpu::Adapter, AdapterReport)> {
-    let found = instance().enumerate_adapters(backends).await;
+/// OpenGL is looked at only where it is wanted: its drivers write to standard error and take their time.
+async fn list(with_gl: bool) -> Vec<(wgpu::Adapter, AdapterReport)> {
+    let instance = instance();
+    let mut found = instance.enumerate_adapters(wgpu::Backends::all() - wgpu::Backends::GL).await;
+    if with_gl {
+        found.extend(instance.enumerate_adapters(wgpu::Backends::GL).await);
+    }
     found
         .into_iter()
         .enumerate()
@@ -63,7 +68,8 @@ async fn list(backends: wgpu::Backends) -> Vec<(wgpu::Adapter, AdapterReport)> {
 /// The adapter that `choice` means. Without a name: discrete before integrated before the rest, software last
 /// and only if asked for.
 pub(super) async fn find(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterReport)> {
-    let all = list(wgpu::Backends::all()).await;
+    let wants_gl = choice.backends.is_some_and(|backends| backends.contains(wgpu::Backends::GL));
+    let all = list(wants_gl || choice.wanted.is_some()).await;
     let names: Vec<String> =
         all.iter().map(|(_, r)| format!("{} {} ({:?})", r.index, r.info.name, r.info.backend)).collect();
     let fits = |report: &AdapterReport| {

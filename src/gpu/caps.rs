@@ -5,6 +5,8 @@
 pub struct Caps {
     /// The adapter's name, with its driver.
     pub name: String,
+    /// The host backend: kernels work in the memory that files are read to.
+    pub is_host: bool,
     /// Which forms of a kernel suit it.
     pub class: DeviceClass,
     /// The most bytes of one storage binding.
@@ -45,6 +47,7 @@ impl Caps {
             if info.device_type == wgpu::DeviceType::Cpu { DeviceClass::Software } else { DeviceClass::Gpu };
         Self {
             name: format!("{} ({:?} {})", info.name, info.backend, info.driver_info).replace(" )", ")"),
+            is_host: false,
             class,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
@@ -62,6 +65,7 @@ impl Caps {
     pub fn host() -> Self {
         Self {
             name: "host".into(),
+            is_host: true,
             class: DeviceClass::Software,
             max_binding_bytes: u64::from(u32::MAX),
             max_buffer_bytes: u64::from(u32::MAX),

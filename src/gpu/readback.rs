@@ -76,7 +76,12 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] if the device was lost.
     pub fn wait(&self) -> Result<()> {
-        let polled = self.device().poll(wgpu::PollType::wait_indefinitely());
+        self.wait_for(None)
+    }
+
+    /// Blocks until one submission is done, or all of them.
+    pub(crate) fn wait_for(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let polled = self.device().poll(wgpu::PollType::Wait { submission_index, timeout: None });
         polled.map_err(|e| Error::Device { op: "wait".into(), message: e.to_string() })?;
         self.check("wait")
     }

@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
-use crate::device::DeviceFlags;
+use crate::device::{DeviceFlags, MemoryFlags};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -40,6 +40,9 @@ pub(crate) struct Global {
     #[command(flatten)]
     pub(crate) device: DeviceFlags,
 
+    #[command(flatten)]
+    pub(crate) memory: MemoryFlags,
+
     /// Replace an output that exists
     #[arg(long, global = true, help_heading = "Output options")]
     pub(crate) overwrite: bool,
@@ -68,6 +71,7 @@ pub(crate) enum Command {
     Verify(commands::verify::Verify),
     Inspect(commands::inspect::Inspect),
     Extract(commands::extract::Extract),
+    Merge(commands::merge::Merge),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
 }
@@ -79,6 +83,7 @@ impl Command {
             Self::Verify(args) => args.run(global),
             Self::Inspect(args) => args.run(global),
             Self::Extract(args) => args.run(global),
+            Self::Merge(args) => args.run(global),
             Self::Completions(args) => args.run(),
             Self::Man(args) => args.run(),
         }

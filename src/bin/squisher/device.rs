@@ -1,7 +1,8 @@
 //! Which device the flags mean.
 
 use clap::{Args, ValueEnum};
-use squisher::gpu::{AdapterChoice, AdapterReport, adapters, default_adapter};
+use squisher::gpu::{AdapterChoice, AdapterReport, adapters};
+use squisher::stream::{Budget, parse_size};
 use squisher::{Backend, Error, Gpu};
 
 /// Where kernels run.
@@ -14,6 +15,30 @@ pub(crate) struct DeviceFlags {
     /// The host's own threads, or adapters of one graphics interface [default: a hardware adapter, else the host]
     #[arg(long, global = true, value_enum, help_heading = "Device options")]
     backend: Option<Interface>,
+}
+
+/// What memory a job may use.
+#[derive(Args)]
+pub(crate) struct MemoryFlags {
+    /// The most device memory to use, such as 64MiB or 8GB; does not apply to the host backend
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Device options")]
+    device_memory: Option<u64>,
+
+    /// The most host memory to use for data on their way
+    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Device options")]
+    host_memory: Option<u64>,
+}
+
+impl MemoryFlags {
+    /// The flags as a budget; what is not said is not limited.
+    pub(crate) fn budget(&self) -> Budget {
+        let unlimited = Budget::default();
+        Budget {
+            device_bytes: self.device_memory.unwrap_or(unlimited.device_bytes),
+            host_bytes: self.host_memory.unwrap_or(unlimited.host_bytes),
+            ..unlimited
+        }
+    }
 }
 
 /// How a device is reached.
@@ -65,12 +90,14 @@ pub(crate) fn list() -> Vec<AdapterReport> {
     pollster::block_on(adapters())
 }
 
+/// The best hardware adapter; the host where there is none, with the reason in the log.
 fn open_default() -> Result<Backend, Error> {
-    match default_adapter(&list()) {
-        Some(adapter) => {
-            request(&AdapterChoice { wanted: Some(adapter.index.to_string()), ..Default::default() })
+    match request(&AdapterChoice::default()) {
+        Err(Error::Adapter { message }) => {
+            log::debug!("on the host: {message}");
+            Ok(Backend::Host)
         }
-        None => Ok(Backend::Host),
+        other => other,
     }
 }
 

@@ -10,13 +10,10 @@ mod commands;
 mod device;
 mod failure;
 mod logging;
-#[cfg(test)]
 mod merge_request;
-#[cfg(test)]
 mod model_groups;
 mod output;
 mod progress;
-#[cfg(test)]
 mod recipe;
 mod signals;
 mod table;

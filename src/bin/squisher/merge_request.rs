@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use squisher::DType;
+use squisher::methods::merge as methods;
 
 /// One merge: which models, how, and in which type the result is stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +89,7 @@ impl MergeRequest {
         self.models.iter().try_for_each(check_weight)?;
         self.check_floor()?;
         match self.method {
-            Method::Linear => self.check_linear(),
+            Method::Linear => self.check_base_unused(),
             Method::Fisher => self.check_base_unused().and_then(|()| self.check_fishers()),
             Method::Ubgm => self.check_base().and_then(|()| self.check_fishers()),
         }
@@ -103,21 +104,19 @@ impl MergeRequest {
         }
     }
 
-    fn check_linear(&self) -> Result<(), String> {
-        self.check_base_unused()?;
-        let used = self.models.iter().any(|source| source.fisher.is_some());
-        let unused = [
-            (used, "fisher"),
+    /// What was given and has no use for the method: worth a word, and harmless.
+    pub(crate) fn unused(&self) -> Vec<String> {
+        if self.method != Method::Linear {
+            return Vec::new();
+        }
+        let given = [
+            (self.models.iter().any(|source| source.fisher.is_some()), "fisher"),
             (self.options.normalize.is_some(), "normalize"),
             (self.options.floor.is_some(), "floor"),
             (self.options.missing.is_some(), "missing"),
         ];
-        match unused.iter().find(|(given, _)| *given) {
-            Some((_, what)) => {
-                Err(format!("method linear has no use for {what}; leave it out, or choose fisher"))
-            }
-            None => Ok(()),
-        }
+        let unused = given.iter().filter(|(given, _)| *given);
+        unused.map(|(_, what)| format!("method linear has no use for {what}; it is ignored")).collect()
     }
 
     fn check_base_unused(&self) -> Result<(), String> {
@@ -143,6 +142,35 @@ impl MergeRequest {
                 Err(format!("method {method} needs a Fisher for every model, {model} has none"))
             }
             None => Ok(()),
+        }
+    }
+}
+
+impl From<Method> for methods::Method {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Linear => Self::Linear,
+            Method::Fisher => Self::Fisher,
+            Method::Ubgm => Self::Ubgm,
+        }
+    }
+}
+
+impl From<Normalize> for methods::Normalize {
+    fn from(normalize: Normalize) -> Self {
+        match normalize {
+            Normalize::None => Self::None,
+            Normalize::Mean => Self::Mean,
+            Normalize::Norm => Self::Norm,
+        }
+    }
+}
+
+impl From<Missing> for methods::Missing {
+    fn from(missing: Missing) -> Self {
+        match missing {
+            Missing::Error => Self::Error,
+            Missing::Average => Self::Average,
         }
     }
 }

@@ -5,4 +5,5 @@ pub(crate) mod completions;
 pub(crate) mod extract;
 pub(crate) mod inspect;
 pub(crate) mod man;
+pub(crate) mod merge;
 pub(crate) mod verify;

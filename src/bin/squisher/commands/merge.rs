@@ -1,0 +1,192 @@
+//! `squisher merge RECIPE.yml -o OUT`, and the same with flags.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use squisher::Error;
+use squisher::methods::merge::{self as methods, MergeOptions, MergePlan, MergeReport};
+use squisher::stream::parse_size;
+
+use crate::args::Global;
+use crate::merge_request::{self, MergeRequest, Method};
+use crate::model_groups::ModelGroups;
+use crate::table::{count, size};
+use crate::{output, progress, recipe, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  squisher merge recipe.yml -o merged
+  squisher merge --method fisher --model a --fisher fa.safetensors --model b --fisher fb.safetensors -o merged
+  squisher merge --method linear --model a --weight 0.7 --model b --weight 0.3 -o merged.safetensors
+  squisher merge --method ubgm --base m0 --base-fisher f0.safetensors --model a --fisher fa.safetensors -o merged
+  squisher merge recipe.yml -o merged --device-memory 64MiB --host-memory 128MiB --dry-run";
+
+/// Merge any number of models into one, weighted by their Fishers
+///
+/// linear: Σ λ θ / Σ λ. fisher: Σ λ F θ / Σ λ F, the linear average where that is 0/0. ubgm: θ₀ + Σ λ (F₀ + F)(θ − θ₀) / (F₀ + Σ λ F).
+/// All models stream through once, whatever their size. The output has the first model's files and side files.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Merge {
+    /// A recipe in YAML, shaped like mergekit's, in place of the flags
+    #[arg(conflicts_with_all = ["method", "model", "fisher", "weight", "base", "base_fisher", "normalize", "floor", "missing", "dtype"])]
+    recipe: Option<PathBuf>,
+
+    /// How models are averaged
+    #[arg(long, value_enum, required_unless_present = "recipe")]
+    method: Option<Method>,
+
+    #[command(flatten)]
+    models: ModelGroups,
+
+    /// θ₀ of ubgm: the model that the others were trained from
+    #[arg(long, value_name = "M0", help_heading = "Models")]
+    base: Option<PathBuf>,
+
+    /// F₀ of ubgm: the Fisher of the base
+    #[arg(long, value_name = "F0", help_heading = "Models")]
+    base_fisher: Option<PathBuf>,
+
+    #[command(flatten)]
+    options: merge_request::Options,
+
+    /// δ of ubgm, added to F₀
+    #[arg(long, value_name = "D", default_value_t = 0.0)]
+    delta: f64,
+
+    /// What to do with Fishers that are NaN, infinite or negative
+    #[arg(long, value_enum, default_value = "error")]
+    non_finite: NonFinite,
+
+    /// Accept Fishers whose files say that their kinds, reductions or scales differ
+    #[arg(long)]
+    allow_mixed: bool,
+
+    /// Split the output into files of at most this size, such as 5GB [default: like the first model]
+    #[arg(long, value_name = "S", value_parser = parse_size)]
+    shard_size: Option<u64>,
+
+    /// The merged model: a folder if the first model is one (or with --shard-size), else a file
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+}
+
+/// What happens to values that no Fisher can have.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum NonFinite {
+    /// The merge is refused, naming tensor and index
+    Error,
+    /// They count as 0, and the report says how many there were
+    Zero,
+}
+
+impl Merge {
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let output = self.output.clone();
+        let options = self.options(global)?;
+        let backend = global.device.open()?;
+        if global.dry_run {
+            let plan = methods::plan(&options, &backend)?;
+            return output::report(
+                global,
+                "merge",
+                &Planned { dry_run: true, adapter: backend.name(), plan },
+            );
+        }
+        let interrupt = signals::listen()?;
+        let reporter = progress::reporter(global, "merge");
+        let report = methods::merge(&options, output, &backend, reporter.as_ref(), &interrupt)?;
+        drop(reporter);
+        report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        output::report(global, "merge", &Done(report))
+    }
+
+    fn options(self, global: &Global) -> Result<MergeOptions, Error> {
+        let request = match (&self.recipe, self.method) {
+            (Some(recipe), _) => recipe::read(recipe)?,
+            (None, method) => {
+                let method = method.ok_or_else(|| Error::argument("merge", "no --method and no recipe"))?;
+                let request = MergeRequest {
+                    method,
+                    models: self.models.0,
+                    base: self.base,
+                    base_fisher: self.base_fisher,
+                    options: self.options,
+                };
+                request.check().map_err(|problem| Error::argument("merge", problem))?;
+                request
+            }
+        };
+        request.unused().into_iter().for_each(|warning| log::warn!("{warning}"));
+        let base = request.base.zip(request.base_fisher);
+        Ok(MergeOptions {
+            method: request.method.into(),
+            models: request
+                .models
+                .into_iter()
+                .map(|m| methods::Model { path: m.model, fisher: m.fisher, weight: m.weight })
+                .collect(),
+            base: base.map(|(path, fisher)| methods::Base { path, fisher, delta: self.delta }),
+            normalize: request.options.normalize.map_or(methods::Normalize::None, Into::into),
+            floor: request.options.floor.unwrap_or(0.0),
+            missing: request.options.missing.map_or(methods::Missing::Error, Into::into),
+            non_finite: match self.non_finite {
+                NonFinite::Error => methods::NonFinite::Error,
+                NonFinite::Zero => methods::NonFinite::Zero,
+            },
+            allow_mixed: self.allow_mixed,
+            dtype: request.options.dtype,
+            shard_bytes: self.shard_size,
+            overwrite: global.overwrite,
+            budget: global.memory.budget(),
+        })
+    }
+}
+
+/// What was done.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Done(MergeReport);
+
+/// What would be done.
+#[derive(Serialize)]
+struct Planned {
+    dry_run: bool,
+    adapter: String,
+    #[serde(flatten)]
+    plan: MergePlan,
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "on {}", self.adapter)?;
+        write!(f, "{}", self.plan.to_string().trim_end())
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = &self.0;
+        writeln!(f, "merged {} parameters on {}", count(report.elements), report.adapter)?;
+        let mut line = |number: u64, what: &str| {
+            if number > 0 { writeln!(f, "  {} {what}", count(number)) } else { Ok(()) }
+        };
+        line(report.dominated, "decided by one model alone (more than 99 % of the weight)")?;
+        line(report.fallback, "without weight in any model: the fallback")?;
+        line(report.floored, "decided by the floor")?;
+        line(report.averaged, "averaged linearly, for want of a Fisher")?;
+        line(report.non_finite, "Fishers counted as 0")?;
+        line(report.copied, "elements that are no floats copied")?;
+        let rate = report.bytes_read as f64 / report.seconds.max(1e-9);
+        write!(
+            f,
+            "read {}, wrote {} in {:.2} s ({:.2} GB/s)",
+            size(report.bytes_read),
+            size(report.bytes_written),
+            report.seconds,
+            rate * 1e-9
+        )
+    }
+}

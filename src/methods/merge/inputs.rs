@@ -1,0 +1,574 @@
+//! Opening what is merged, and refusing from headers alone what does not fit together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use rayon::prelude::*;
+use safetensors::Dtype;
+use serde::Serialize;
+
+use super::{MergeOptions, MergeReport, Method, Missing, NonFinite, Normalize};
+use crate::backend::Backend;
+use crate::checkpoint::{Checkpoint, Output, OutputLayout, OutputTensor, TensorInfo};
+use crate::error::{Error, Result, printable};
+use crate::interrupt::Interrupt;
+use crate::methods::source::CheckpointSource;
+use crate::shape::{DType, shape_text};
+use crate::stream::{Direction, Layout, Plan, Stream, TensorSpec};
+
+/// One model with its Fisher.
+pub(super) struct Opened {
+    pub(super) model: Checkpoint,
+    pub(super) fisher: Option<Checkpoint>,
+    /// λ, or δ for the base.
+    pub(super) weight: f64,
+}
+
+/// How one tensor is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// By the method's formula.
+    Weighted,
+    /// By the plain average.
+    Averaged,
+    /// Copied: it holds no floats and is equal in all models.
+    Copied,
+}
+
+/// Everything that is read, checked against each other.
+pub(super) struct Inputs<'a> {
+    pub(super) options: &'a MergeOptions,
+    pub(super) models: Vec<Opened>,
+    pub(super) base: Option<Opened>,
+    kinds: Vec<Kind>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// How a model's Fisher is scaled: the factor, and the least value before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scale {
+    pub(super) factor: f64,
+    pub(super) floor: f32,
+}
+
+impl Scale {
+    const PLAIN: Self = Self { factor: 1.0, floor: 0.0 };
+}
+
+/// The scales of the models and of the base.
+pub(super) struct Scales {
+    pub(super) models: Vec<Scale>,
+    pub(super) base: Scale,
+}
+
+/// What a merge will do.
+#[derive(Debug, Serialize)]
+pub struct MergePlan {
+    passes: Vec<Pass>,
+}
+
+/// One pass over the tensors that are made the same way.
+#[derive(Debug, Serialize)]
+pub(super) struct Pass {
+    /// By the method's formula, or by the plain average.
+    pub(super) weighted: bool,
+    /// Places in the first model.
+    #[serde(skip)]
+    pub(super) tensors: Vec<usize>,
+    pub(super) plan: Plan,
+}
+
+impl MergePlan {
+    pub(super) fn passes(&self) -> &[Pass] {
+        &self.passes
+    }
+
+    /// Parameters that will be merged.
+    #[must_use]
+    pub fn elements(&self) -> u64 {
+        self.passes.iter().map(|pass| pass.plan.elements()).sum()
+    }
+
+    /// The most device memory in use at a time.
+    #[must_use]
+    pub fn peak_device_bytes(&self) -> u64 {
+        self.passes.iter().map(|pass| pass.plan.peak_device_bytes()).max().unwrap_or(0)
+    }
+
+    /// The most host memory in use for staging at a time.
+    #[must_use]
+    pub fn peak_host_bytes(&self) -> u64 {
+        self.passes.iter().map(|pass| pass.plan.peak_host_bytes()).max().unwrap_or(0)
+    }
+}
+
+impl fmt::Display for MergePlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for pass in &self.passes {
+            writeln!(f, "{}:", if pass.weighted { "merged by the method" } else { "averaged" })?;
+            write!(f, "{}", pass.plan)?;
+        }
+        Ok(())
+    }
+}
+
+const OP: &str = "merge";
+
+impl<'a> Inputs<'a> {
+    /// Opens everything and checks names, shapes, types and the Fishers' own words about themselves.
+    pub(super) fn open(options: &'a MergeOptions) -> Result<Self> {
+        check_options(options)?;
+        let open = |path: &Path, fisher: Option<&Path>, weight: f64| {
+            let fisher = fisher.map(Checkpoint::open).transpose()?;
+            Ok(Opened { model: Checkpoint::open(path)?, fisher, weight })
+        };
+        let uses_fishers = options.method != Method::Linear;
+        let models = options
+            .models
+            .iter()
+            .map(|m| open(&m.path, m.fisher.as_deref().filter(|_| uses_fishers), m.weight))
+            .collect::<Result<Vec<_>>>()?;
+        let base = options.base.as_ref().map(|b| open(&b.path, Some(&b.fisher), b.delta)).transpose()?;
+        let mut inputs = Self { options, models, base, kinds: Vec::new(), warnings: Vec::new() };
+        inputs.check_models()?;
+        inputs.check_fishers()?;
+        inputs.check_metadata()?;
+        inputs.kinds = inputs.find_kinds()?;
+        Ok(inputs)
+    }
+
+    fn first(&self) -> &Checkpoint {
+        &self.models[0].model
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Opened> {
+        self.models.iter().chain(&self.base)
+    }
+
+    /// Every file or folder that is read: none of them may be the output.
+    pub(super) fn paths(&self) -> Vec<&Path> {
+        self.all()
+            .flat_map(|o| [Some(o.model.path()), o.fisher.as_ref().map(Checkpoint::path)])
+            .flatten()
+            .collect()
+    }
+
+    fn check_models(&self) -> Result<()> {
+        let first = self.first();
+        for other in self.all().skip(1) {
+            let problems = differences(first, &other.model, "shape", |a, b| {
+                (a.shape != b.shape).then(|| (shape_text(&a.shape), shape_text(&b.shape)))
+            });
+            refuse(first, &other.model, problems)?;
+            let problems = differences(first, &other.model, "type", |a, b| {
+                let fits =
+                    is_float(a.dtype) == is_float(b.dtype) && (is_float(a.dtype) || a.dtype == b.dtype);
+                (!fits).then(|| (format!("{:?}", a.dtype), format!("{:?}", b.dtype)))
+            });
+            refuse(first, &other.model, problems)?;
+        }
+        Ok(())
+    }
+
+    fn check_fishers(&self) -> Result<()> {
+        for opened in self.all() {
+            let Some(fisher) = &opened.fisher else { continue };
+            for tensor in fisher.tensors() {
+                let Some(own) = opened.model.get(&tensor.name) else {
+                    let problem = format!(
+                        "{} has no such tensor; is this Fisher of another model?",
+                        opened.model.path().display()
+                    );
+                    return Err(Error::Mismatch { op: OP.into(), problem: at(fisher, tensor, &problem) });
+                };
+                if own.shape != tensor.shape {
+                    let problem = format!(
+                        "has shape {}, expected {}",
+                        shape_text(&tensor.shape),
+                        shape_text(&own.shape)
+                    );
+                    return Err(Error::Mismatch { op: OP.into(), problem: at(fisher, tensor, &problem) });
+                }
+                if !is_float(tensor.dtype) {
+                    let problem = format!("has type {:?}, expected F32, F16, BF16 or F64", tensor.dtype);
+                    return Err(Error::Mismatch { op: OP.into(), problem: at(fisher, tensor, &problem) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fishers on different scales can't be weighed against each other.
+    fn check_metadata(&mut self) -> Result<()> {
+        let fishers: Vec<&Checkpoint> = self.all().filter_map(|o| o.fisher.as_ref()).collect();
+        let mut warnings = Vec::new();
+        for key in ["squisher.kind", "squisher.reduction", "squisher.scale"] {
+            let mut said = fishers.iter().filter_map(|f| Some((f, f.metadata().get(key)?)));
+            let Some((one, value)) = said.next() else { continue };
+            let Some((other, different)) = said.find(|(_, other)| *other != value) else { continue };
+            let problem = format!(
+                "{} says {key} = {value}, {} says {different}: their scales differ; normalise them \
+                 (--normalize mean) or, if the scale is known to be common, --allow-mixed",
+                one.path().display(),
+                other.path().display()
+            );
+            if self.options.normalize == Normalize::None && !self.options.allow_mixed {
+                return Err(Error::mismatch(OP, problem));
+            }
+        }
+        for key in ["squisher.batch_size", "squisher.samples", "squisher.step", "squisher.decay"] {
+            let said: Vec<&String> = fishers.iter().filter_map(|f| f.metadata().get(key)).collect();
+            if said.windows(2).any(|pair| pair[0] != pair[1]) && self.options.normalize == Normalize::None {
+                warnings
+                    .push(format!("the Fishers differ in {key}; --normalize mean takes such a factor out"));
+            }
+        }
+        self.warnings.extend(warnings);
+        Ok(())
+    }
+
+    fn find_kinds(&self) -> Result<Vec<Kind>> {
+        let mut missing = Vec::new();
+        let mut kinds = Vec::new();
+        for tensor in self.first().tensors() {
+            let without =
+                self.all().find(|o| o.fisher.as_ref().is_none_or(|f| f.get(&tensor.name).is_none()));
+            kinds.push(match without {
+                _ if !is_float(tensor.dtype) => Kind::Copied,
+                _ if self.options.method == Method::Linear => Kind::Averaged,
+                None => Kind::Weighted,
+                Some(opened) => {
+                    missing.push(format!("{} of {}", printable(&tensor.name), opened.model.path().display()));
+                    Kind::Averaged
+                }
+            });
+        }
+        if !missing.is_empty() && self.options.missing == Missing::Error {
+            let problem = format!(
+                "no Fisher for {}; --missing average averages such tensors linearly",
+                listed(&missing)
+            );
+            return Err(Error::mismatch(OP, problem));
+        }
+        Ok(kinds)
+    }
+
+    /// The output's files: like the first model's, or sharded anew.
+    pub(super) fn layout(&self) -> Result<OutputLayout> {
+        let mut metadata: BTreeMap<String, String> = [("format".to_owned(), "pt".to_owned())].into();
+        metadata.insert("squisher.method".into(), self.method_name().into());
+        metadata.insert("squisher.version".into(), env!("CARGO_PKG_VERSION").into());
+        let first = self.first();
+        let layout = match self.options.shard_bytes {
+            None => OutputLayout::like(first, |tensor| Some(self.output_dtype(tensor)), metadata),
+            Some(bytes) => {
+                let tensors = first
+                    .tensors()
+                    .iter()
+                    .map(|t| OutputTensor::new(&t.name, self.output_dtype(t), t.shape.clone()))
+                    .collect();
+                OutputLayout::sharded(tensors, bytes, metadata)?
+            }
+        };
+        if !layout.is_folder() {
+            return Ok(layout);
+        }
+        let layout = if first.is_folder() { layout.with_side_files_of(first)? } else { layout };
+        Ok(layout.with_text("README.md", super::card::text(self.options)))
+    }
+
+    fn method_name(&self) -> &'static str {
+        super::card::method_name(self.options.method)
+    }
+
+    fn output_dtype(&self, tensor: &TensorInfo) -> Dtype {
+        if !is_float(tensor.dtype) {
+            return tensor.dtype;
+        }
+        match self.options.dtype.or(tensor.float()) {
+            Some(DType::F16) => Dtype::F16,
+            Some(DType::BF16) => Dtype::BF16,
+            // Arithmetic is f32, so an F64 model comes back as F32.
+            Some(DType::F32) | None => Dtype::F32,
+        }
+    }
+
+    /// Plans the passes within the budget.
+    pub(super) fn plan(&self, backend: &Backend) -> Result<MergePlan> {
+        let mut passes = Vec::new();
+        for weighted in [true, false] {
+            let kind = if weighted { Kind::Weighted } else { Kind::Averaged };
+            let tensors: Vec<usize> =
+                self.kinds.iter().enumerate().filter(|(_, k)| **k == kind).map(|(i, _)| i).collect();
+            if !tensors.is_empty() {
+                let budget = self.options.budget.within(&backend.caps());
+                let plan = Plan::new(&self.stream_layout(&tensors, weighted), &budget)?;
+                passes.push(Pass { weighted, tensors, plan });
+            }
+        }
+        Ok(MergePlan { passes })
+    }
+
+    /// How many kernel steps a pass takes: two models a step, or one for `ubgm`.
+    pub(super) fn steps(&self, weighted: bool) -> usize {
+        let one_by_one = weighted && self.options.method == Method::Ubgm;
+        if one_by_one { self.models.len() } else { self.models.len().div_ceil(2) }
+    }
+
+    /// Streams in the order θ_1, F_1, …, θ_M, F_M, θ_0, F_0, θ; without the Fishers and the base where all is averaged.
+    fn stream_layout(&self, tensors: &[usize], weighted: bool) -> Layout {
+        let checkpoints = self.streams(weighted);
+        let read = |name: String| Stream { name, direction: Direction::Read };
+        let mut streams: Vec<Stream> =
+            checkpoints.iter().map(|checkpoint| read(checkpoint.path().display().to_string())).collect();
+        streams.push(Stream { name: "output".into(), direction: Direction::Write });
+        let spec = |&tensor: &usize| {
+            let own = &self.first().tensors()[tensor];
+            let stored = |checkpoint: &&Checkpoint| {
+                checkpoint.get(&own.name).and_then(TensorInfo::float).unwrap_or(DType::F32)
+            };
+            let mut dtypes: Vec<DType> = checkpoints.iter().map(stored).collect();
+            dtypes.push(match self.output_dtype(own) {
+                Dtype::F16 => DType::F16,
+                Dtype::BF16 => DType::BF16,
+                _ => DType::F32,
+            });
+            TensorSpec { name: own.name.clone(), elements: own.elements(), dtypes, class: 0 }
+        };
+        Layout {
+            streams,
+            tensors: tensors.iter().map(spec).collect(),
+            scratch_bytes: if self.steps(weighted) > 1 { 16 } else { 0 },
+        }
+    }
+
+    /// The checkpoints that a pass reads, in the order of its streams.
+    pub(super) fn streams(&self, weighted: bool) -> Vec<&Checkpoint> {
+        if !weighted {
+            return self.models.iter().map(|opened| &opened.model).collect();
+        }
+        self.all().flat_map(|opened| std::iter::once(&opened.model).chain(&opened.fisher)).collect()
+    }
+
+    /// Each Fisher's factor and floor: from one pass over the Fishers where something needs their totals.
+    pub(super) fn scales(&self, interrupt: &Interrupt, report: &mut MergeReport) -> Result<Scales> {
+        let floor = self.options.floor;
+        let mut scale = |opened: &Opened, floor: f64| {
+            let Some(fisher) = &opened.fisher else { return Ok(Scale::PLAIN) };
+            if self.options.normalize == Normalize::None && floor == 0.0 {
+                return Ok(Scale::PLAIN);
+            }
+            interrupt.check()?;
+            let totals = self.totals(fisher)?;
+            report.bytes_read += fisher.total_bytes();
+            if totals.sum == 0.0 {
+                report.warnings.push(format!("{} is zero everywhere", fisher.path().display()));
+                return Ok(Scale::PLAIN);
+            }
+            let mean = totals.sum / totals.elements;
+            let factor = match self.options.normalize {
+                Normalize::None => 1.0,
+                Normalize::Mean => 1.0 / mean,
+                Normalize::Norm => 1.0 / totals.sum_squares.sqrt(),
+            };
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "a floor is rounded to f32 as the Fishers are"
+            )]
+            let floor = (floor * mean) as f32;
+            Ok(Scale { factor, floor })
+        };
+        let models = self.models.iter().map(|opened| scale(opened, floor)).collect::<Result<_>>()?;
+        // The floor is a share of F_m; the base's F_0 has none.
+        let base = self.base.as_ref().map_or(Ok(Scale::PLAIN), |base| scale(base, 0.0))?;
+        Ok(Scales { models, base })
+    }
+
+    fn totals(&self, fisher: &Checkpoint) -> Result<Totals> {
+        let zero_bad = self.options.non_finite == NonFinite::Zero;
+        let places: Vec<usize> = (0..fisher.tensors().len()).collect();
+        let source = CheckpointSource::new(fisher, places.clone());
+        let pieces: Vec<(usize, u64, u64)> = places
+            .iter()
+            .flat_map(|&tensor| {
+                let elements = fisher.tensors()[tensor].elements();
+                let starts = (0..elements.div_ceil(PIECE)).map(|i| i * PIECE);
+                starts.map(move |start| (tensor, start, PIECE.min(elements - start)))
+            })
+            .collect();
+        let one = |&(tensor, start, len): &(usize, u64, u64)| {
+            let values = source.floats(tensor, start, len)?;
+            let mut totals = Totals { elements: len as f64, sum: 0.0, sum_squares: 0.0 };
+            for (i, &value) in values.iter().enumerate() {
+                if value.is_finite() && value >= 0.0 {
+                    totals.sum += f64::from(value);
+                    totals.sum_squares += f64::from(value) * f64::from(value);
+                } else if !zero_bad {
+                    return Err(source.bad_value(tensor, start + i as u64, FISHER));
+                }
+            }
+            Ok(totals)
+        };
+        // Collected in order before it is summed, so that the same input gives the same bits.
+        let parts = pieces.par_iter().map(one).collect::<Result<Vec<Totals>>>()?;
+        Ok(parts.into_iter().fold(Totals::default(), |a, b| Totals {
+            elements: a.elements + b.elements,
+            sum: a.sum + b.sum,
+            sum_squares: a.sum_squares + b.sum_squares,
+        }))
+    }
+
+    /// Copies the tensors that hold no floats, which must be equal in all models.
+    pub(super) fn copy_others(
+        &self,
+        output: &Output,
+        interrupt: &Interrupt,
+        report: &mut MergeReport,
+    ) -> Result<()> {
+        for (tensor, _) in self.first().tensors().iter().zip(&self.kinds).filter(|(_, k)| **k == Kind::Copied)
+        {
+            let slot = output
+                .position(&tensor.name)
+                .expect("the output was laid out from the first model's tensors");
+            let mut own = vec![0; PIECE_BYTES];
+            let mut other = vec![0; PIECE_BYTES];
+            let mut at = 0;
+            while at < tensor.bytes {
+                interrupt.check()?;
+                let len =
+                    usize::try_from(tensor.bytes - at).map_or(PIECE_BYTES, |rest| rest.min(PIECE_BYTES));
+                self.first().read(tensor, at, &mut own[..len])?;
+                for opened in &self.models[1..] {
+                    let same =
+                        opened.model.get(&tensor.name).expect("names were checked against the first model");
+                    opened.model.read(same, at, &mut other[..len])?;
+                    if let Some(byte) = (0..len).find(|&i| own[i] != other[i]) {
+                        let bits = tensor.dtype.bitsize() as u64;
+                        let index = (at + byte as u64) * 8 / bits.max(1);
+                        return Err(Error::mismatch(OP, self.unequal(tensor, &opened.model, index)));
+                    }
+                }
+                output.write(slot, at, &own[..len])?;
+                at += len as u64;
+            }
+            report.copied += tensor.elements();
+            report.bytes_read += tensor.bytes * self.models.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn unequal(&self, tensor: &TensorInfo, other: &Checkpoint, index: u64) -> String {
+        format!(
+            "tensor {} of type {:?} differs between {} and {} (first at index {index}); only floats can be averaged",
+            printable(&tensor.name),
+            tensor.dtype,
+            self.first().path().display(),
+            other.path().display()
+        )
+    }
+
+    /// An error if any input changed since it was opened.
+    pub(super) fn verify_unchanged(&self) -> Result<()> {
+        for opened in self.all() {
+            opened.model.verify_unchanged()?;
+            opened.fisher.as_ref().map_or(Ok(()), Checkpoint::verify_unchanged)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a Fisher's values are expected to be.
+pub(super) const FISHER: &str = "a finite number of at least 0; --non-finite zero counts it as 0";
+
+/// Elements of one piece of the totals' pass.
+const PIECE: u64 = 1 << 20;
+
+/// Bytes of one piece of a copy.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Sums over one Fisher, in f64.
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    elements: f64,
+    sum: f64,
+    sum_squares: f64,
+}
+
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
+}
+
+fn check_options(options: &MergeOptions) -> Result<()> {
+    let refuse = |problem: &str| Err(Error::argument(OP, problem));
+    if options.models.is_empty() {
+        return refuse("no models");
+    }
+    if options.models.iter().any(|m| !(m.weight.is_finite() && m.weight >= 0.0)) {
+        return refuse("a weight is negative or not finite; coefficients are at least 0");
+    }
+    if options.models.iter().all(|m| m.weight == 0.0) {
+        return refuse("all weights are 0; at least one must be above");
+    }
+    if !(options.floor.is_finite() && options.floor >= 0.0) {
+        return refuse("the floor is negative or not finite");
+    }
+    if (options.method == Method::Ubgm) != options.base.is_some() {
+        return refuse(
+            "ubgm needs a base model and its Fisher (--base, --base-fisher); the other methods take none",
+        );
+    }
+    if options.base.as_ref().is_some_and(|b| !(b.delta.is_finite() && b.delta >= 0.0)) {
+        return refuse("delta is negative or not finite");
+    }
+    let without = options.models.iter().find(|m| m.fisher.is_none());
+    if let (Some(model), true) = (without, options.method != Method::Linear) {
+        let problem = format!("{} has no Fisher (--fisher)", model.path.display());
+        return Err(Error::argument(OP, problem));
+    }
+    Ok(())
+}
+
+/// Tensors that only one has, and those in which `differ` finds two values.
+fn differences(
+    first: &Checkpoint,
+    other: &Checkpoint,
+    what: &str,
+    differ: impl Fn(&TensorInfo, &TensorInfo) -> Option<(String, String)>,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    for tensor in first.tensors() {
+        match other.get(&tensor.name) {
+            None => problems.push(format!("{} is missing", printable(&tensor.name))),
+            Some(same) => problems.extend(differ(tensor, same).map(|(expected, got)| {
+                format!("{} has {what} {got}, expected {expected}", printable(&tensor.name))
+            })),
+        }
+    }
+    let extra = other.tensors().iter().filter(|tensor| first.get(&tensor.name).is_none());
+    problems.extend(extra.map(|tensor| format!("{} is not in the first model", printable(&tensor.name))));
+    problems
+}
+
+fn refuse(first: &Checkpoint, other: &Checkpoint, problems: Vec<String>) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let problem =
+        format!("{} does not fit {}: {}", other.path().display(), first.path().display(), listed(&problems));
+    Err(Error::mismatch(OP, problem))
+}
+
+/// The first few of a list, and how many more there are.
+fn listed(items: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    if items.len() > SHOWN {
+        text.push_str(&format!("; and {} more", items.len() - SHOWN));
+    }
+    text
+}
+
+fn at(checkpoint: &Checkpoint, tensor: &TensorInfo, problem: &str) -> String {
+    format!("{}: tensor {}: {problem}", checkpoint.path().display(), printable(&tensor.name))
+}

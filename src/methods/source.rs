@@ -1,0 +1,115 @@
+//! Checkpoints as the two ends of a stream.
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use crate::checkpoint::{Checkpoint, Output};
+use crate::error::{Error, Result};
+use crate::stream::{Sink, Source};
+
+/// Tensors of a checkpoint as a stream's source. F64 is narrowed to f32; a value beyond its range is an error.
+pub(crate) struct CheckpointSource<'a> {
+    checkpoint: &'a Checkpoint,
+    /// For each tensor of the layout, its place in the checkpoint.
+    places: Vec<usize>,
+}
+
+impl<'a> CheckpointSource<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, places: Vec<usize>) -> Self {
+        Self { checkpoint, places }
+    }
+
+    /// The tensors with the names of `like` at `places` of it.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] for a name that is not there.
+    pub(crate) fn matching(checkpoint: &'a Checkpoint, like: &Checkpoint, places: &[usize]) -> Result<Self> {
+        let place = |&place: &usize| {
+            let name = &like.tensors()[place].name;
+            let missing = || Error::tensor(checkpoint.path(), name, "is missing");
+            checkpoint.position(name).ok_or_else(missing)
+        };
+        Ok(Self { checkpoint, places: places.iter().map(place).collect::<Result<_>>()? })
+    }
+
+    /// Elements as f32.
+    pub(crate) fn floats(&self, tensor: usize, start: u64, len: u64) -> Result<Vec<f32>> {
+        let info = &self.checkpoint.tensors()[self.places[tensor]];
+        let size = if info.dtype == Dtype::F64 { 4 } else { info.dtype.bitsize() as u64 / 8 };
+        let bytes = usize::try_from(len * size).expect("pieces are small");
+        let mut raw = vec![0; bytes];
+        self.read(tensor, start, &mut raw)?;
+        Ok(match info.dtype {
+            Dtype::F16 => raw.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::BF16 => raw.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            _ => raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        })
+    }
+
+    /// The error for one element: its value, its index, and what it should be.
+    pub(crate) fn bad_value(&self, tensor: usize, index: u64, expected: &str) -> Error {
+        let info = &self.checkpoint.tensors()[self.places[tensor]];
+        let value = match self.floats(tensor, index, 1) {
+            Ok(values) => format!("{:?}", values[0]),
+            Err(error) => return error,
+        };
+        let problem = format!("index {index} is {value}, expected {expected}");
+        Error::tensor(self.checkpoint.file_of(info), &info.name, problem)
+    }
+
+    fn narrow(&self, place: usize, start: u64, out: &mut [u8]) -> Result<()> {
+        let info = &self.checkpoint.tensors()[place];
+        let mut wide = vec![0; out.len() * 2];
+        self.checkpoint.read(info, start * 8, &mut wide)?;
+        for (i, (wide, out)) in wide.chunks_exact(8).zip(out.chunks_exact_mut(4)).enumerate() {
+            let value = f64::from_le_bytes(wide.try_into().expect("chunks of eight bytes"));
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "rounding is wanted; overflow is checked below"
+            )]
+            let narrow = value as f32;
+            if value.is_finite() && narrow.is_infinite() {
+                let problem = format!("index {} is {value:e}, beyond the range of f32", start + i as u64);
+                return Err(Error::tensor(self.checkpoint.file_of(info), &info.name, problem));
+            }
+            out.copy_from_slice(&narrow.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+impl Source for CheckpointSource<'_> {
+    fn read(&self, tensor: usize, start: u64, out: &mut [u8]) -> Result<()> {
+        let place = self.places[tensor];
+        let info = &self.checkpoint.tensors()[place];
+        if info.dtype == Dtype::F64 {
+            return self.narrow(place, start, out);
+        }
+        self.checkpoint.read(info, start * (info.dtype.bitsize() as u64 / 8), out)
+    }
+}
+
+/// Tensors of an output as a stream's sink.
+pub(crate) struct OutputSink<'a> {
+    output: &'a Output,
+    /// For each tensor of the layout, its place in the output.
+    places: Vec<usize>,
+}
+
+impl<'a> OutputSink<'a> {
+    /// The tensors with the names of `like` at `places` of it.
+    pub(crate) fn matching(output: &'a Output, like: &Checkpoint, places: &[usize]) -> Self {
+        let place = |&place: &usize| {
+            output.position(&like.tensors()[place].name).expect("the output was laid out from these tensors")
+        };
+        Self { output, places: places.iter().map(place).collect() }
+    }
+}
+
+impl Sink for OutputSink<'_> {
+    fn write(&self, tensor: usize, start: u64, bytes: &[u8]) -> Result<()> {
+        let place = self.places[tensor];
+        let size = self.output.tensors()[place].dtype.bitsize() as u64 / 8;
+        self.output.write(place, start * size, bytes)
+    }
+}

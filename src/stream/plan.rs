@@ -1,0 +1,413 @@
+//! Which bytes are where, when. Pure data: no device, no file.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use super::Budget;
+use crate::error::{Error, Result};
+use crate::shape::DType;
+
+/// Whether a stream is read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From a file to the kernels.
+    Read,
+    /// From the kernels to a file.
+    Write,
+}
+
+/// One sequence of values parallel to the parameters: a model's weights, a Fisher, the output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// What it is, for `--dry-run`.
+    pub name: String,
+    /// Read or written.
+    pub direction: Direction,
+}
+
+/// A tensor of the virtual flat array.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name.
+    pub name: String,
+    /// Its number of elements.
+    pub elements: u64,
+    /// Its storage in each stream.
+    pub dtypes: Vec<DType>,
+    /// Tensors of different classes never share a chunk.
+    pub class: u32,
+}
+
+/// What streams through: the streams and the tensors, in name order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The parallel streams.
+    pub streams: Vec<Stream>,
+    /// The tensors.
+    pub tensors: Vec<TensorSpec>,
+    /// Bytes of scratch memory that kernels need for each element of a chunk.
+    pub scratch_bytes: u64,
+}
+
+/// A range of elements of every stream, all of one combination of storage types.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The class of its tensors.
+    pub class: u32,
+    /// The storage of each stream.
+    pub dtypes: Vec<DType>,
+    /// Elements, the sum of its segments'.
+    pub elements: u64,
+    /// Its parts, densely one after the other.
+    pub segments: Vec<Segment>,
+}
+
+/// A range of one tensor's elements in a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The tensor's place in the layout.
+    pub tensor: usize,
+    /// First element in the tensor.
+    pub start: u64,
+    /// Elements.
+    pub len: u64,
+    /// First element in the chunk.
+    pub at: u64,
+}
+
+/// Bytes that a plan moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Bytes read from files.
+    pub read: u64,
+    /// Bytes written to files.
+    pub written: u64,
+}
+
+/// A schedule of chunks and what memory it takes. The same input gives the same plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    streams: Vec<Stream>,
+    chunks: Vec<Chunk>,
+    slots: u32,
+    elements: u64,
+    scratch_bytes: u64,
+    peak_device_bytes: u64,
+    peak_host_bytes: u64,
+    traffic: Traffic,
+}
+
+/// Bytes of one slot beyond which larger chunks gain nothing: a chunk of this size takes milliseconds to move, and its
+/// fixed costs (a dispatch, a file call) microseconds.
+const TARGET_BYTES: u64 = 32 << 20;
+
+/// Chunks are no smaller, unless the data are: below, fixed costs would rule.
+const MIN_ELEMENTS: u64 = 16 << 10;
+
+/// Chunks hold whole groups of eight elements, as kernels load them.
+const GRANULE: u64 = 8;
+
+impl Plan {
+    /// Plans one pass over `layout` within `budget`.
+    ///
+    /// All chunks have the same capacity: the largest that both budgets and the binding limit allow, up to 32 MiB a
+    /// slot. Each combination of types is then cut into equal chunks of at most that.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] naming the smallest budget that works; [`Error::Shape`] if a tensor's types do not match
+    /// the streams in number, or a size exceeds u64.
+    pub fn new(layout: &Layout, budget: &Budget) -> Result<Self> {
+        check(layout)?;
+        let groups = groups(layout);
+        let longest = groups.iter().map(|group| group.elements).max().unwrap_or(0);
+        let sizes = Sizes::of(layout, &groups);
+        let capacity = capacity(&sizes, budget, longest)?;
+        let mut chunks = Vec::new();
+        for group in &groups {
+            cut(layout, group, capacity, &mut chunks);
+        }
+        let largest = chunks.iter().map(|chunk: &Chunk| chunk.elements).max().unwrap_or(0);
+        let slots = budget.slots.min(u32::try_from(chunks.len()).unwrap_or(u32::MAX));
+        Ok(Self {
+            streams: layout.streams.clone(),
+            slots,
+            elements: groups.iter().map(|group| group.elements).sum(),
+            scratch_bytes: sizes.scratch(largest),
+            peak_device_bytes: sizes.device(largest, slots, budget.staged),
+            peak_host_bytes: sizes.host(largest, slots, budget.staged),
+            traffic: traffic(layout, &chunks),
+            chunks,
+        })
+    }
+
+    /// The chunks, in order.
+    #[must_use]
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    /// The streams.
+    #[must_use]
+    pub fn streams(&self) -> &[Stream] {
+        &self.streams
+    }
+
+    /// Depth of the ring: at most as many as there are chunks.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Elements that stream through.
+    #[must_use]
+    pub fn elements(&self) -> u64 {
+        self.elements
+    }
+
+    /// Bytes of scratch memory for the largest chunk, in whole groups.
+    #[must_use]
+    pub fn scratch_bytes(&self) -> u64 {
+        self.scratch_bytes
+    }
+
+    /// The most device memory in use: the ring and the scratch memory; 0 on the host backend.
+    #[must_use]
+    pub fn peak_device_bytes(&self) -> u64 {
+        self.peak_device_bytes
+    }
+
+    /// The most host memory in use for the ring or its staging.
+    #[must_use]
+    pub fn peak_host_bytes(&self) -> u64 {
+        self.peak_host_bytes
+    }
+
+    /// Bytes that will move.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+}
+
+/// The tensors of one combination of types, in order.
+struct Group {
+    class: u32,
+    dtypes: Vec<DType>,
+    tensors: Vec<usize>,
+    elements: u64,
+}
+
+fn check(layout: &Layout) -> Result<()> {
+    let too_many = || Error::shape("plan", "the tensors", "fewer than 2^60 elements in all", "more");
+    let mut sum = 0_u64;
+    for tensor in &layout.tensors {
+        if tensor.dtypes.len() != layout.streams.len() {
+            let expected = format!("{} types, one a stream", layout.streams.len());
+            return Err(Error::shape("plan", &tensor.name, expected, tensor.dtypes.len().to_string()));
+        }
+        sum = sum.checked_add(tensor.elements).filter(|&sum| sum < 1 << 60).ok_or_else(too_many)?;
+    }
+    Ok(())
+}
+
+fn groups(layout: &Layout) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (index, tensor) in layout.tensors.iter().enumerate().filter(|(_, tensor)| tensor.elements > 0) {
+        let same = |group: &&mut Group| group.class == tensor.class && group.dtypes == tensor.dtypes;
+        match groups.iter_mut().find(same) {
+            Some(group) => {
+                group.tensors.push(index);
+                group.elements += tensor.elements;
+            }
+            None => groups.push(Group {
+                class: tensor.class,
+                dtypes: tensor.dtypes.clone(),
+                tensors: vec![index],
+                elements: tensor.elements,
+            }),
+        }
+    }
+    groups
+}
+
+/// Bytes of memory by the length of a chunk. A slot's buffers serve every combination of types, so each stream counts with its widest.
+struct Sizes {
+    read: Vec<DType>,
+    written: Vec<DType>,
+    scratch: u64,
+}
+
+impl Sizes {
+    fn of(layout: &Layout, groups: &[Group]) -> Self {
+        let widest = |stream: usize| {
+            let dtypes = groups.iter().map(|group| group.dtypes[stream]);
+            dtypes.max_by_key(|dtype| dtype.size()).unwrap_or(DType::F32)
+        };
+        let of = |direction| {
+            let streams = layout.streams.iter().enumerate().filter(move |(_, s)| s.direction == direction);
+            streams.map(|(stream, _)| widest(stream)).collect()
+        };
+        Self { read: of(Direction::Read), written: of(Direction::Write), scratch: layout.scratch_bytes }
+    }
+
+    fn bytes(dtypes: &[DType], elements: u64) -> u64 {
+        dtypes.iter().map(|dtype| dtype.padded_bytes(elements)).sum()
+    }
+
+    fn slot(&self, elements: u64) -> u64 {
+        Self::bytes(&self.read, elements) + Self::bytes(&self.written, elements)
+    }
+
+    fn scratch(&self, elements: u64) -> u64 {
+        self.scratch * elements.next_multiple_of(GRANULE)
+    }
+
+    fn device(&self, elements: u64, slots: u32, staged: bool) -> u64 {
+        if staged { u64::from(slots) * self.slot(elements) + self.scratch(elements) } else { 0 }
+    }
+
+    /// On the host backend the ring and the scratch memory. Before a device: the staging ring, the mappable buffers of the
+    /// way back, and what wgpu itself stages of one upload.
+    fn host(&self, elements: u64, slots: u32, staged: bool) -> u64 {
+        let ring = u64::from(slots) * self.slot(elements);
+        if staged {
+            ring + u64::from(slots) * Self::bytes(&self.written, elements) + Self::bytes(&self.read, elements)
+        } else {
+            ring + self.scratch(elements)
+        }
+    }
+
+    fn largest_buffer(&self, elements: u64) -> u64 {
+        let streams = self.read.iter().chain(&self.written).map(|dtype| dtype.padded_bytes(elements));
+        streams.chain([self.scratch(elements)]).max().unwrap_or(0)
+    }
+}
+
+/// The longest chunk that everything allows, in whole granules.
+fn capacity(sizes: &Sizes, budget: &Budget, longest: u64) -> Result<u64> {
+    let slots = budget.slots;
+    let least = MIN_ELEMENTS.min(longest.next_multiple_of(GRANULE));
+    let refuse = |what: &str, need: u64, have: u64, flag: &str| {
+        Err(Error::Budget { op: "plan".into(), what: what.into(), need, have, flag: flag.into() })
+    };
+    let device = sizes.device(least, slots, budget.staged);
+    if device > budget.device_bytes {
+        return refuse("device memory", device, budget.device_bytes, "--device-memory");
+    }
+    let host = sizes.host(least, slots, budget.staged);
+    if host > budget.host_bytes {
+        return refuse("host memory", host, budget.host_bytes, "--host-memory");
+    }
+    let buffer = sizes.largest_buffer(least);
+    if buffer > budget.max_binding_bytes {
+        let limit = "max_storage_buffer_binding_size".to_owned();
+        return Err(Error::Limit { op: "plan".into(), limit, max: budget.max_binding_bytes, asked: buffer });
+    }
+    let fits = |elements: u64| {
+        sizes.slot(elements) <= TARGET_BYTES.max(sizes.slot(least))
+            && sizes.device(elements, slots, budget.staged) <= budget.device_bytes
+            && sizes.host(elements, slots, budget.staged) <= budget.host_bytes
+            && sizes.largest_buffer(elements) <= budget.max_binding_bytes
+    };
+    // Every condition is monotone in the length: halve the range between one that fits and one that is too long.
+    let mut fitting = least / GRANULE;
+    let mut beyond = TARGET_BYTES.max(least) / GRANULE + 1;
+    while fitting + 1 < beyond {
+        let middle = fitting.midpoint(beyond);
+        if fits(middle * GRANULE) {
+            fitting = middle;
+        } else {
+            beyond = middle;
+        }
+    }
+    Ok(fitting * GRANULE)
+}
+
+/// Cuts a group into equal chunks of at most `capacity`.
+fn cut(layout: &Layout, group: &Group, capacity: u64, chunks: &mut Vec<Chunk>) {
+    let count = group.elements.div_ceil(capacity.max(1));
+    let length = group.elements.div_ceil(count.max(1)).next_multiple_of(GRANULE).min(capacity);
+    let fresh =
+        || Chunk { class: group.class, dtypes: group.dtypes.clone(), elements: 0, segments: Vec::new() };
+    let mut chunk = fresh();
+    for &tensor in &group.tensors {
+        let mut start = 0;
+        let elements = layout.tensors[tensor].elements;
+        while start < elements {
+            let len = (length - chunk.elements).min(elements - start);
+            chunk.segments.push(Segment { tensor, start, len, at: chunk.elements });
+            chunk.elements += len;
+            start += len;
+            if chunk.elements == length {
+                chunks.push(std::mem::replace(&mut chunk, fresh()));
+            }
+        }
+    }
+    if chunk.elements > 0 {
+        chunks.push(chunk);
+    }
+}
+
+fn traffic(layout: &Layout, chunks: &[Chunk]) -> Traffic {
+    let mut traffic = Traffic::default();
+    for chunk in chunks {
+        for (stream, dtype) in layout.streams.iter().zip(&chunk.dtypes) {
+            let bytes = dtype.size() * chunk.elements;
+            match stream.direction {
+                Direction::Read => traffic.read += bytes,
+                Direction::Write => traffic.written += bytes,
+            }
+        }
+    }
+    traffic
+}
+
+/// The summary that `--dry-run` prints.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let longest = self.chunks.iter().map(|chunk| chunk.elements).max().unwrap_or(0);
+        for stream in &self.streams {
+            let verb = if stream.direction == Direction::Read { "read " } else { "write" };
+            writeln!(f, "  {verb} {}", stream.name)?;
+        }
+        writeln!(f, "  {} elements in {} chunks of at most {longest}", self.elements, self.chunks.len())?;
+        writeln!(f, "  {} read, {} written", mib(self.traffic.read), mib(self.traffic.written))?;
+        writeln!(
+            f,
+            "  {} chunks on their way at a time: {} device memory, {} host memory",
+            self.slots,
+            mib(self.peak_device_bytes),
+            mib(self.peak_host_bytes)
+        )
+    }
+}
+
+/// The same numbers, not the chunks: there can be millions.
+impl Serialize for Plan {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Summary<'a> {
+            streams: Vec<&'a str>,
+            elements: u64,
+            chunks: usize,
+            slots: u32,
+            bytes_read: u64,
+            bytes_written: u64,
+            peak_device_bytes: u64,
+            peak_host_bytes: u64,
+        }
+        Summary {
+            streams: self.streams.iter().map(|stream| stream.name.as_str()).collect(),
+            elements: self.elements,
+            chunks: self.chunks.len(),
+            slots: self.slots,
+            bytes_read: self.traffic.read,
+            bytes_written: self.traffic.written,
+            peak_device_bytes: self.peak_device_bytes,
+            peak_host_bytes: self.peak_host_bytes,
+        }
+        .serialize(serializer)
+    }
+}

@@ -1,0 +1,377 @@
+//! Running a plan: read, upload, compute, bring back, write, all five at once over a ring of slots.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::lane::{Lane, StripSize};
+use super::{Chunk, Direction, Plan, Segment};
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::interrupt::Interrupt;
+use crate::memory::{Element, View};
+use crate::progress::Progress;
+use crate::record::Recording;
+
+/// Where a stream's elements come from.
+pub trait Source: Sync {
+    /// Fills `out` with the elements of `tensor` (its place in the layout) from element `start`, as the layout's type.
+    ///
+    /// # Errors
+    /// Naming file and tensor.
+    fn read(&self, tensor: usize, start: u64, out: &mut [u8]) -> Result<()>;
+}
+
+/// Where a stream's elements go.
+pub trait Sink: Sync {
+    /// Stores the elements of `tensor` from element `start`.
+    ///
+    /// # Errors
+    /// Naming the output.
+    fn write(&self, tensor: usize, start: u64, bytes: &[u8]) -> Result<()>;
+}
+
+/// One end of a stream.
+pub enum End<'a> {
+    /// Of a stream that is read.
+    Source(&'a dyn Source),
+    /// Of a stream that is written.
+    Sink(&'a dyn Sink),
+}
+
+/// The buffers of one chunk, as its kernels see them.
+pub struct Buffers {
+    /// One view a stream, in the layout's order.
+    pub streams: Vec<View>,
+    /// The scratch memory, shared by all chunks: a chunk finds in it what the last one left.
+    pub scratch: Option<View>,
+    /// The chunk's results, zeroed before.
+    pub results: Option<View>,
+}
+
+/// One pass over all parameters that never needs two chunks at once.
+pub trait Sweep: Send + Sync {
+    /// Words of results that a chunk leaves, 0 for none.
+    fn result_words(&self) -> u64 {
+        0
+    }
+
+    /// Appends a chunk's kernels.
+    ///
+    /// # Errors
+    /// What the kernels refuse.
+    fn record(&self, recording: &mut Recording, chunk: &Chunk, buffers: &Buffers) -> Result<()>;
+
+    /// Takes a chunk's results, in the order of the plan.
+    ///
+    /// # Errors
+    /// What they show to be wrong with the input; the run then ends and writes no more.
+    fn absorb(&mut self, _chunk: &Chunk, _results: &[u32]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Where the time of a run went, and what moved. Stages overlap, so the parts add up to more than the whole.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Timings {
+    /// Seconds from start to end.
+    pub seconds: f64,
+    /// Seconds spent reading.
+    pub read: f64,
+    /// Seconds spent uploading (0 on the host).
+    pub upload: f64,
+    /// Seconds spent recording and starting kernels (on the host: running them).
+    pub compute: f64,
+    /// Seconds spent waiting for the device and reading back (0 on the host).
+    pub readback: f64,
+    /// Seconds spent writing.
+    pub write: f64,
+}
+
+impl std::ops::AddAssign for Timings {
+    fn add_assign(&mut self, other: Self) {
+        self.seconds += other.seconds;
+        self.read += other.read;
+        self.upload += other.upload;
+        self.compute += other.compute;
+        self.readback += other.readback;
+        self.write += other.write;
+    }
+}
+
+/// Everything a run needs besides its sweep.
+pub struct Job<'a> {
+    /// Where kernels run.
+    pub backend: &'a Backend,
+    /// Which bytes are where, when.
+    pub plan: &'a Plan,
+    /// One end a stream, in the layout's order.
+    pub ends: Vec<End<'a>>,
+    /// Hears how far the run is.
+    pub progress: &'a dyn Progress,
+    /// Asked between chunks.
+    pub interrupt: &'a Interrupt,
+}
+
+/// Runs one pass.
+///
+/// # Errors
+/// The first error of any stage; the other stages then end after their chunk.
+pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
+    let started = Instant::now();
+    let plan = job.plan;
+    if plan.chunks().is_empty() {
+        return Ok(Timings::default());
+    }
+    let lanes: Vec<Lane> = (0..plan.slots())
+        .map(|_| Lane::new(job.backend, &strip_sizes(plan), sweep.result_words()))
+        .collect::<Result<_>>()?;
+    let scratch = match plan.scratch_bytes() {
+        0 => None,
+        bytes => Some(job.backend.alloc(bytes.div_ceil(4), Element::U32)?),
+    };
+    let clock = Clock::default();
+    let ring = Ring::new(&lanes);
+    let sweep = Mutex::new(sweep);
+    let (filled_in, filled) = channel();
+    let (launched_in, launched) = channel();
+    let failure = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| read_chunks(job, &ring, filled_in, &clock));
+        let computer = scope.spawn(|| compute_chunks(job, &sweep, scratch, filled, launched_in, &clock));
+        let writer = write_chunks(job, &sweep, &ring, launched, &clock);
+        ring.close();
+        let join = |stage: std::thread::ScopedJoinHandle<'_, Result<()>>| {
+            stage.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        // A later stage's error is the cause when an earlier one merely found its channel closed, which is no error.
+        writer.and(join(computer)).and(join(reader))
+    });
+    failure.map(|()| clock.timings(started))
+}
+
+/// The largest chunk of each stream.
+fn strip_sizes(plan: &Plan) -> Vec<StripSize> {
+    let streams = plan.streams().iter().enumerate();
+    streams
+        .map(|(stream, spec)| {
+            let largest = plan.chunks().iter().map(|c| c.dtypes[stream].padded_bytes(c.elements)).max();
+            StripSize { bytes: largest.unwrap_or(0), written: spec.direction == Direction::Write }
+        })
+        .collect()
+}
+
+/// A chunk in a slot.
+struct Loaded<'a> {
+    chunk: usize,
+    lane: &'a Lane,
+}
+
+/// The free slots. Closed when the last stage ends, so that the first one stops waiting.
+struct Ring<'a> {
+    give: Mutex<Option<Sender<&'a Lane>>>,
+    take: Mutex<Receiver<&'a Lane>>,
+}
+
+impl<'a> Ring<'a> {
+    fn new(lanes: &'a [Lane]) -> Self {
+        let (give, take) = channel();
+        for lane in lanes {
+            give.send(lane).expect("the receiver is alive: it was made two lines above");
+        }
+        Self { give: Mutex::new(Some(give)), take: Mutex::new(take) }
+    }
+
+    fn take(&self) -> Option<&'a Lane> {
+        self.take.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+    }
+
+    fn give(&self, lane: &'a Lane) {
+        if let Some(give) = &*self.give.lock().unwrap_or_else(PoisonError::into_inner) {
+            // The reader ended early, with an error of its own.
+            let _reader_gone = give.send(lane);
+        }
+    }
+
+    fn close(&self) {
+        self.give.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+fn read_chunks<'a>(job: &Job<'_>, ring: &Ring<'a>, filled: Sender<Loaded<'a>>, clock: &Clock) -> Result<()> {
+    for (index, chunk) in job.plan.chunks().iter().enumerate() {
+        job.interrupt.check()?;
+        let Some(lane) = ring.take() else { return Ok(()) };
+        let started = Instant::now();
+        for (stream, end) in job.ends.iter().enumerate() {
+            if let End::Source(source) = end {
+                let size = chunk.dtypes[stream].size();
+                lane.fill(stream, chunk.elements * size, |bytes| read_stream(*source, chunk, size, bytes))?;
+            }
+        }
+        clock.read.add(started);
+        if filled.send(Loaded { chunk: index, lane }).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Large segments are read in pieces, so that all cores copy.
+const PIECE: u64 = 1 << 20;
+
+/// One stream's share of a chunk.
+fn read_stream(source: &dyn Source, chunk: &Chunk, size: u64, bytes: &mut [u8]) -> Result<()> {
+    let mut pieces = Vec::new();
+    let mut rest = bytes;
+    for segment in &chunk.segments {
+        for (start, len) in pieces_of(segment, size) {
+            let (piece, after) = rest.split_at_mut(usize_of(len * size));
+            pieces.push((segment.tensor, start, piece));
+            rest = after;
+        }
+    }
+    pieces.into_par_iter().try_for_each(|(tensor, start, piece)| source.read(tensor, start, piece))
+}
+
+fn write_stream(sink: &dyn Sink, chunk: &Chunk, size: u64, bytes: &[u8]) -> Result<()> {
+    let mut pieces = Vec::new();
+    let mut rest = bytes;
+    for segment in &chunk.segments {
+        for (start, len) in pieces_of(segment, size) {
+            let (piece, after) = rest.split_at(usize_of(len * size));
+            pieces.push((segment.tensor, start, piece));
+            rest = after;
+        }
+    }
+    pieces.into_par_iter().try_for_each(|(tensor, start, piece)| sink.write(tensor, start, piece))
+}
+
+/// A segment as (first element in its tensor, elements) of at most [`PIECE`] bytes. Segments lie densely in a chunk.
+fn pieces_of(segment: &Segment, size: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+    let (start, len) = (segment.start, segment.len);
+    let step = PIECE / size;
+    (0..len.div_ceil(step)).map(move |i| (start + i * step, step.min(len - i * step)))
+}
+
+fn compute_chunks<'a>(
+    job: &Job<'_>,
+    sweep: &Mutex<&mut dyn Sweep>,
+    scratch: Option<View>,
+    filled: Receiver<Loaded<'a>>,
+    launched: Sender<Loaded<'a>>,
+    clock: &Clock,
+) -> Result<()> {
+    for loaded in filled {
+        let chunk = &job.plan.chunks()[loaded.chunk];
+        let started = Instant::now();
+        for (stream, end) in job.ends.iter().enumerate() {
+            if matches!(end, End::Source(_)) {
+                loaded.lane.upload(stream, chunk.dtypes[stream].size() * chunk.elements)?;
+            }
+        }
+        clock.upload.add(started);
+        let started = Instant::now();
+        let buffers = Buffers {
+            streams: loaded.lane.views(&chunk.dtypes, chunk.elements)?,
+            scratch: scratch.clone(),
+            results: loaded.lane.results().cloned(),
+        };
+        let mut recording = Recording::new(job.backend);
+        if let Some(results) = &buffers.results {
+            recording.clear(results);
+        }
+        sweep.lock().unwrap_or_else(PoisonError::into_inner).record(&mut recording, chunk, &buffers)?;
+        loaded.lane.launch(&recording, &written(job, chunk))?;
+        clock.compute.add(started);
+        if launched.send(loaded).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The streams that a chunk writes, with their bytes.
+fn written(job: &Job<'_>, chunk: &Chunk) -> Vec<(usize, u64)> {
+    let ends = job.ends.iter().enumerate().filter(|(_, end)| matches!(end, End::Sink(_)));
+    ends.map(|(stream, _)| (stream, chunk.dtypes[stream].size() * chunk.elements)).collect()
+}
+
+fn write_chunks<'a>(
+    job: &Job<'_>,
+    sweep: &Mutex<&mut dyn Sweep>,
+    ring: &Ring<'a>,
+    launched: Receiver<Loaded<'a>>,
+    clock: &Clock,
+) -> Result<()> {
+    job.progress.begin(job.plan.traffic().read);
+    for loaded in launched {
+        let chunk = &job.plan.chunks()[loaded.chunk];
+        let written = written(job, chunk);
+        let started = Instant::now();
+        let results = loaded.lane.wait(&written)?;
+        clock.readback.add(started);
+        sweep.lock().unwrap_or_else(PoisonError::into_inner).absorb(chunk, &results)?;
+        let started = Instant::now();
+        for (stream, bytes) in written {
+            if let End::Sink(sink) = &job.ends[stream] {
+                let size = chunk.dtypes[stream].size();
+                loaded.lane.collect(stream, bytes, |bytes| write_stream(*sink, chunk, size, bytes))?;
+            }
+        }
+        clock.write.add(started);
+        ring.give(loaded.lane);
+        job.progress.advance(read_bytes(job, chunk));
+    }
+    Ok(())
+}
+
+fn read_bytes(job: &Job<'_>, chunk: &Chunk) -> u64 {
+    let ends = job.ends.iter().zip(&chunk.dtypes).filter(|(end, _)| matches!(end, End::Source(_)));
+    ends.map(|(_, dtype)| dtype.size() * chunk.elements).sum()
+}
+
+/// Nanoseconds of each stage.
+#[derive(Default)]
+struct Clock {
+    read: Hand,
+    upload: Hand,
+    compute: Hand,
+    readback: Hand,
+    write: Hand,
+}
+
+#[derive(Default)]
+struct Hand(AtomicU64);
+
+impl Hand {
+    fn add(&self, since: Instant) {
+        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    fn seconds(&self) -> f64 {
+        self.0.load(Ordering::Relaxed) as f64 * 1e-9
+    }
+}
+
+impl Clock {
+    fn timings(&self, started: Instant) -> Timings {
+        Timings {
+            seconds: started.elapsed().as_secs_f64(),
+            read: self.read.seconds(),
+            upload: self.upload.seconds(),
+            compute: self.compute.seconds(),
+            readback: self.readback.seconds(),
+            write: self.write.seconds(),
+        }
+    }
+}
+
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a piece of a slot lies in memory, so its size fits usize")
+}
