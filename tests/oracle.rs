@@ -22,6 +22,7 @@ fn every_kernel_holds_on_the_host() {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn every_kernel_holds_on_the_device() {
     holds_on(&Backend::Gpu(support::gpu()));
 }

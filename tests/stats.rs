@@ -35,6 +35,7 @@ fn values(len: usize, bad: Option<usize>) -> Vec<f32> {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_tensor_of_any_length_is_its_definition() {
     for backend in support::backends() {
         for (len, bad) in [(0, None), (1, None), (16_384, None), (200_003, Some(150_001))] {
@@ -47,6 +48,7 @@ fn a_tensor_of_any_length_is_its_definition() {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_tensor_larger_than_a_binding_is_taken_in_pieces() {
     let lent = support::gpu();
     let limit = 3 * 4 * Summary::SHARE;

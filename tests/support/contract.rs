@@ -78,10 +78,8 @@ impl Shader {
         let Some(global) = self.bound(0) else { return vec!["binding 0 is missing in WGSL".into()] };
         let mut found = Vec::new();
         if global.space != AddressSpace::Uniform || global.name.as_deref() != Some("params") {
-            found.push(format!(
-                "binding 0 is {:?} in {:?}, not the uniform `params`",
-                global.name, global.space
-            ));
+            let name = global.name.as_deref().unwrap_or("?");
+            found.push(format!("binding 0 is `{name}` in {:?}, not the uniform `params`", global.space));
         }
         let ty = &self.module.types[global.ty];
         let TypeInner::Struct { members, span } = &ty.inner else {

@@ -1,0 +1,346 @@
+//! Every checker is seen to fail: planted errors, and what the checkers say of them.
+//!
+//! A mutant is a kernel with one snippet of its shader, or its host function, replaced. The oracle must refuse it on
+//! the buffer where the error shows; the contract test must name what differs.
+
+#[path = "support/contract.rs"]
+mod contract;
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use contract::Described;
+use squisher::gpu::{Caps, DeviceClass};
+use squisher::kernel::{Access, Args, Binding, Case, Checked, Cost, Kernel, Slot};
+use squisher::kernels::optimizer::{Ema, EmaArgs, EmaParams, EmaSlices};
+use squisher::kernels::{merge, stats};
+use squisher::memory::View;
+use squisher::{Backend, Result, verify};
+
+type Host<K> = fn(&K, &<K as Kernel>::Params, <<K as Kernel>::Args as Args>::Slices<'_>);
+
+/// A kernel with an error planted.
+#[derive(Clone)]
+struct Mutant<K: Kernel> {
+    kernel: K,
+    parts: Vec<&'static str>,
+    overrides: Vec<(&'static str, f64)>,
+    host: Host<K>,
+}
+
+impl<K: Kernel> Mutant<K> {
+    /// The kernel as it is.
+    fn of(kernel: &K) -> Self {
+        let (parts, overrides) = (kernel.wgsl(), kernel.overrides());
+        Self { kernel: kernel.clone(), parts, overrides, host: K::host }
+    }
+
+    /// With each `from` in the shader replaced. A snippet that is not there would plant nothing.
+    fn replaced(kernel: &K, from: &str, to: &str) -> Self {
+        let mut mutant = Self::of(kernel);
+        assert!(mutant.parts.iter().any(|part| part.contains(from)), "{} has no `{from}`", K::NAME);
+        for part in &mut mutant.parts {
+            if part.contains(from) {
+                *part = interned(part.replace(from, to));
+            }
+        }
+        mutant
+    }
+}
+
+/// One address for each text: pipelines are cached by it.
+fn interned(text: String) -> &'static str {
+    static TEXTS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut texts = TEXTS.lock().expect("no test panics while it holds this lock");
+    if let Some(known) = texts.get(text.as_str()) {
+        return known;
+    }
+    let text = Box::leak(text.into_boxed_str());
+    texts.insert(text);
+    text
+}
+
+impl<K: Kernel> Kernel for Mutant<K> {
+    const NAME: &'static str = K::NAME;
+    type Params = K::Params;
+    type Args = K::Args;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        self.parts.clone()
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        self.overrides.clone()
+    }
+
+    fn launch(&self, params: &K::Params, args: &K::Args, caps: &Caps) -> Result<[u32; 3]> {
+        self.kernel.launch(params, args, caps)
+    }
+
+    fn host(&self, params: &K::Params, args: <K::Args as Args>::Slices<'_>) {
+        (self.host)(&self.kernel, params, args);
+    }
+
+    fn cost(&self, params: &K::Params, args: &K::Args) -> Cost {
+        self.kernel.cost(params, args)
+    }
+}
+
+/// The kernel's cases whose name has `about`, each with its kernel mutated.
+fn cases<K: Checked>(about: &str, mutate: impl Fn(&K) -> Mutant<K>) -> Vec<Case<Mutant<K>>> {
+    let mutated = |case: Case<K>| Case {
+        kernel: mutate(&case.kernel),
+        name: case.name,
+        params: case.params,
+        buffers: case.buffers,
+        want: case.want,
+    };
+    let found: Vec<_> =
+        K::cases().into_iter().filter(|case| case.name.contains(about)).map(mutated).collect();
+    assert!(!found.is_empty(), "{} has no case about {about}", K::NAME);
+    found
+}
+
+/// What the oracle says on `backend` of the first case that it refuses.
+fn refused<K: Kernel>(backend: &Backend, cases: Vec<Case<K>>) -> String {
+    let verdict = verify::kernel(backend, cases);
+    let first = verdict.failures.first();
+    first.unwrap_or_else(|| panic!("{}: the planted error was not seen", K::NAME)).to_string()
+}
+
+/// What the oracle says on the device of a shader with `from` replaced by `to`.
+#[track_caller]
+fn shader_is_refused<K: Checked>(about: &str, from: &str, to: &str, says: &str) {
+    let backend = Backend::Gpu(support::gpu());
+    let problem = refused(&backend, cases::<K>(about, |kernel| Mutant::replaced(kernel, from, to)));
+    assert!(problem.contains(says), "expected `{says}` in: {problem}");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_mutant_without_an_error_passes() {
+    for backend in support::backends() {
+        let verdict = verify::kernel(&backend, cases::<Ema>("p=9 ", Mutant::of));
+        assert!(verdict.failures.is_empty(), "{:?}", verdict.failures);
+    }
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_bound_off_by_one_is_seen() {
+    let (from, to) = ("octet * 8u < params.len", "octet * 8u + 8u < params.len");
+    shader_is_refused::<Ema>("F32, accumulator: F32 } p=9 ", from, to, "exp_avg_sq[8]: got");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_dropped_factor_is_seen() {
+    let (from, to) = ("params.gain * (scaled * scaled)", "(scaled * scaled)");
+    shader_is_refused::<Ema>("F32, accumulator: F32 } p=8 ", from, to, "exp_avg_sq[0]: got");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn swapped_operands_are_seen() {
+    shader_is_refused::<Ema>("F32 } p=8 ", "update(v.lo, g.lo)", "update(g.lo, v.lo)", "exp_avg_sq[0]: got");
+    let (from, to) = ("model(tally, tb, fb", "model(tally, tb, fa");
+    shader_is_refused::<merge::Fisher>("magnitude: 38", from, to, "merged[");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_missing_tail_is_seen() {
+    let about = "F32, accumulator: F32 } p=4095 ";
+    shader_is_refused::<Ema>(about, "update(v.hi, g.hi)", "v.hi", "exp_avg_sq[4]: got");
+    shader_is_refused::<Ema>(about, "i < OCTETS", "i + 1u < OCTETS", "exp_avg_sq[2048]: got");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn an_output_that_is_not_written_is_seen() {
+    // The sentinel's word, not zero.
+    let written = "counts[5u * share + 2u] = whole.zeros;";
+    shader_is_refused::<stats::Summary>("zeros p=3", written, "", "counts[2]: got 2.779096485e9, want 3e0");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn truncation_in_place_of_rounding_is_seen() {
+    let (from, to) = ("(bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u", "bits >> 16u");
+    shader_is_refused::<Ema>("accumulator: BF16 } p=2047 ", from, to, "exp_avg_sq[");
+    let (from, to) = ("magnitude + 0xfffu + ((magnitude >> 13u) & 1u)", "magnitude");
+    shader_is_refused::<Ema>("accumulator: F16 } p=2047 ", from, to, "exp_avg_sq[");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_missing_barrier_is_seen() {
+    // A race need not show on a device that runs a workgroup's invocations in step; software does not.
+    if support::gpu().caps().class == DeviceClass::Software {
+        shader_is_refused::<stats::Summary>("positive p=16384", "workgroupBarrier();", "", "sums[0]: got");
+    }
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_sum_that_overflows_is_seen() {
+    let from = "total(scaled * scaled)";
+    let to = "total(floats(kept) * floats(kept))";
+    shader_is_refused::<stats::Summary>("largest", from, to, "sums[1]: got inf");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_forgotten_floor_is_seen() {
+    let from = "select(good, vec4<u32>(least), raised)";
+    shader_is_refused::<merge::Fisher>("floor: [0.25", from, "good", "merged[");
+}
+
+/// What the oracle says of the EMA's host execution in its place.
+fn host_is_refused(about: &str, host: Host<Ema>) -> String {
+    refused(&Backend::Host, cases::<Ema>(about, |kernel| Mutant { host, ..Mutant::of(kernel) }))
+}
+
+#[test]
+fn an_error_of_the_host_execution_is_seen() {
+    let dropped: Host<Ema> = |kernel, params, args| kernel.host(&EmaParams { gain: 1.0, ..*params }, args);
+    let problem = host_is_refused("p=8 ", dropped);
+    assert!(problem.contains("exp_avg_sq[0]: got"), "{problem}");
+
+    let short: Host<Ema> = |kernel, params, args| {
+        let but_one = args.exp_avg_sq.len() - 1;
+        let exp_avg_sq = args.exp_avg_sq.chunks(but_one).remove(0);
+        kernel.host(params, EmaSlices { gradient: args.gradient.range(0, but_one), exp_avg_sq });
+    };
+    let problem = host_is_refused("F32, accumulator: F32 } p=9 ", short);
+    assert!(problem.contains("exp_avg_sq[8]: got"), "{problem}");
+}
+
+/// The EMA's arguments, handed to a step in the wrong order: it writes the gradient.
+#[derive(Clone)]
+struct Crossed(EmaArgs);
+
+impl Args for Crossed {
+    const BINDINGS: &'static [Binding] = &[
+        Binding { name: "gradient", access: Access::Read },
+        Binding { name: "exp_avg_sq", access: Access::Write },
+    ];
+    type Slices<'a> = EmaSlices<'a>;
+
+    fn views(&self) -> Vec<&View> {
+        vec![&self.0.exp_avg_sq, &self.0.gradient]
+    }
+
+    fn from_views(views: Vec<View>) -> Self {
+        Self(EmaArgs::from_views(views))
+    }
+
+    fn slices<'a>(slots: Vec<Slot<'a>>) -> EmaSlices<'a> {
+        EmaArgs::slices(slots)
+    }
+}
+
+#[derive(Clone)]
+struct Overwriting(Ema);
+
+impl Kernel for Overwriting {
+    const NAME: &'static str = "planted.overwriting";
+    type Params = EmaParams;
+    type Args = Crossed;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        self.0.wgsl()
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        self.0.overrides()
+    }
+
+    fn launch(&self, params: &EmaParams, args: &Crossed, caps: &Caps) -> Result<[u32; 3]> {
+        self.0.launch(params, &args.0, caps)
+    }
+
+    fn host(&self, params: &EmaParams, args: EmaSlices<'_>) {
+        self.0.host(params, args);
+    }
+
+    fn cost(&self, params: &EmaParams, args: &Crossed) -> Cost {
+        self.0.cost(params, &args.0)
+    }
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_read_buffer_that_changes_is_seen() {
+    for backend in support::backends() {
+        let case = cases::<Ema>("F32, accumulator: F32 } p=8 ", Mutant::of).remove(0);
+        let kernel = Overwriting(case.kernel.kernel);
+        let (name, params, buffers, want) = (case.name, case.params, case.buffers, case.want);
+        let problem = refused(&backend, vec![Case { name, kernel, params, buffers, want }]);
+        assert!(problem.ends_with("gradient is only read, but changed"), "{problem}");
+    }
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_refused_shader_is_a_failure_and_no_panic() {
+    let mutate = |kernel: &Ema| Mutant::replaced(kernel, "params.decay", "params.delay");
+    let problem = refused(&Backend::Gpu(support::gpu()), cases::<Ema>("p=8 ", mutate));
+    assert!(problem.contains("optimizer.ema") && problem.contains("delay"), "{problem}");
+}
+
+/// What the contract test says of a mutant of the plain EMA.
+fn contract_of(mutate: impl Fn(&Ema) -> Mutant<Ema>) -> Vec<String> {
+    contract::problems(&Described::of(&cases::<Ema>("F32, accumulator: F32 } p=8 ", mutate)[0].kernel))
+}
+
+#[test]
+fn the_contract_test_names_what_differs() {
+    assert_eq!(contract_of(Mutant::of), Vec::<String>::new());
+    let planted = [
+        ("exp_avg_sq", "exp_avg", "optimizer.ema: binding 2 is `exp_avg` in WGSL, `exp_avg_sq` in Rust"),
+        (
+            "decay: f32,\n    gain: f32,",
+            "gain: f32,\n    decay: f32,",
+            "optimizer.ema: `Params` is { len: u32 at 0, gain: f32 at 4, decay: f32 at 8, gradient_scale: f32 at 12 } in WGSL, \
+             { len: u32 at 0, decay: f32 at 4, gain: f32 at 8, gradient_scale: f32 at 12 } in Rust",
+        ),
+        (
+            "var<storage, read> gradient",
+            "var<storage, read_write> gradient",
+            "optimizer.ema: binding 1 `gradient` is Storage { access: StorageAccess(LOAD | STORE) } in WGSL, Read in Rust",
+        ),
+        (
+            "@compute",
+            "@group(0) @binding(3) var<storage, read> more: array<u32>;\n@compute",
+            "optimizer.ema: 4 resources are bound in WGSL, 3 in Rust",
+        ),
+        ("OCTETS", "OCTETTES", "optimizer.ema: override `OCTETS` is given in Rust, missing in WGSL"),
+        ("params", "numbers", "optimizer.ema: binding 0 is `numbers` in Uniform, not the uniform `params`"),
+        ("@binding(2)", "@binding(3)", "optimizer.ema: binding 2 is missing in WGSL, `exp_avg_sq` in Rust"),
+    ];
+    for (from, to, says) in planted {
+        let problems = contract_of(|kernel| Mutant::replaced(kernel, from, to));
+        assert!(problems.iter().any(|p| p.contains(says)), "{from}: {problems:?}");
+    }
+}
+
+#[test]
+fn the_contract_test_sees_overrides_and_limits() {
+    let unset = contract_of(|kernel| Mutant {
+        overrides: Vec::new(),
+        ..Mutant::replaced(kernel, "override OCTETS: u32 = 2u;", "override OCTETS: u32;")
+    });
+    let says = "optimizer.ema: override `OCTETS` has no default in WGSL, and no value in Rust";
+    assert!(unset.iter().any(|p| p == says), "{unset:?}");
+
+    let wide = contract_of(|kernel| Mutant { overrides: vec![("WORKGROUP", 512.0)], ..Mutant::of(kernel) });
+    assert_eq!(wide, ["optimizer.ema: 512 invocations a workgroup, 256 are allowed"]);
+
+    let mutate = |kernel: &stats::Summary| {
+        Mutant::replaced(kernel, "array<Part, WORKGROUP>", "array<Part, 4u * WORKGROUP>")
+    };
+    let large = contract::problems(&Described::of(&cases::<stats::Summary>("", mutate)[0].kernel));
+    assert_eq!(large, ["stats.summary: 32768 bytes of workgroup memory, 16384 are allowed"]);
+}
