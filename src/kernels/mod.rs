@@ -7,6 +7,7 @@
 pub mod fisher;
 pub mod merge;
 pub mod optimizer;
+pub mod select;
 pub mod stats;
 
 use crate::kernel::Visitor;
@@ -27,6 +28,14 @@ kernels! {
     merge::Ubgm,
     fisher::LinearSq,
     fisher::LinearSqShared,
+    select::Histogram,
+    select::Narrow,
+    select::Count,
+    select::Scan,
+    select::Mask,
+    select::Gather,
+    select::Nm,
+    select::Choose,
 }
 
 /// The text of a shader file.

@@ -6,4 +6,5 @@
 pub mod fisher;
 pub mod merge;
 pub mod optimizer;
+pub mod select;
 pub mod stats;

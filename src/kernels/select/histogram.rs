@@ -1,0 +1,347 @@
+//! How many scores lie in each bin of a window.
+
+use rayon::prelude::*;
+
+use super::score::{BAD, Inputs, Scorer, all_scores, ranges};
+use super::{SCORE, STATE_WORDS, Score, Scores};
+use crate::error::{Error, Result};
+use crate::gpu::Caps;
+use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for};
+use crate::kernels::{DTYPE, LENGTHS, WORKGROUP, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// Counts scores per bin of a window of score bits:
+///
+///   counts[1 + b] += #{p : state[0] + b · 2^shift ≤ s[p] < state[0] + (b + 1) · 2^shift}
+///
+/// with s the ordered bits of the score (see [`Score`]); `counts[0]` counts what lies below the window and
+/// `counts[bins + 1]` what lies above.
+///
+/// - `theta`   θ `[p]`; F again for [`Score::Fish`]
+/// - `fisher`  F `[p]`
+/// - `state`   `[2]`, the first word is the window's lower end
+/// - `counts`  `[bins + 2]`, added to
+/// - `fault`   `[1]`, becomes at least `!p` for every p whose score cannot be ordered: NaN, or of a Fisher that is
+///   negative or infinite. Such scores are not counted; start from 0 and 0 means none, else `!fault` is the first.
+///
+/// Reads each input once. The result does not depend on the order of execution: integers are added. Windows of at most
+/// [`LOCAL_BINS`] bins are counted in workgroup memory first; larger ones straight in `counts`, which is for windows
+/// that few scores lie in. Definition: [`reference::select::histogram`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Histogram {
+    /// What is counted.
+    pub scores: Scores,
+    /// Counting in workgroup memory first; requires at most [`LOCAL_BINS`] bins.
+    pub local: bool,
+}
+
+/// The bins that workgroup memory holds on every device, with the two counts outside.
+pub const LOCAL_BINS: u32 = 2048;
+
+/// Groups of eight elements an invocation counts before its workgroup hands its counts over.
+const OCTETS: u32 = 16;
+
+crate::params! {
+    /// The numbers of one [`Histogram`] step.
+    pub struct HistogramParams {
+        /// Elements.
+        len: u32,
+        /// A bin is 2^shift wide.
+        shift: u32,
+        /// Bins of the window.
+        bins: u32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`Histogram`] step.
+    pub struct HistogramArgs / HistogramSlices {
+        /// θ `[p]`.
+        read theta,
+        /// F `[p]`.
+        read fisher,
+        /// `[2]`, the window's lower end first.
+        read state,
+        /// `[bins + 2]`, added to.
+        write counts,
+        /// `[1]`, `!p` of the first bad element.
+        write fault,
+    }
+}
+
+impl Kernel for Histogram {
+    const NAME: &'static str = "select.histogram";
+    type Params = HistogramParams;
+    type Args = HistogramArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("select/histogram.wgsl"), DTYPE, SCORE]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        let own = [
+            ("WORKGROUP", WORKGROUP.into()),
+            ("OCTETS", OCTETS.into()),
+            ("LOCAL", u32::from(self.local).into()),
+        ];
+        self.scores.overrides().into_iter().chain(own).collect()
+    }
+
+    fn launch(&self, params: &HistogramParams, args: &HistogramArgs, caps: &Caps) -> Result<[u32; 3]> {
+        self.scores.expect(Self::NAME, &args.theta, &args.fisher, params.len)?;
+        args.state.expect(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
+        args.counts.expect(Self::NAME, "counts", u64::from(params.bins) + 2, Some(Element::U32))?;
+        args.fault.expect(Self::NAME, "fault", 1, Some(Element::U32))?;
+        if params.shift > 31 || params.bins == 0 || (self.local && params.bins > LOCAL_BINS) {
+            let problem = format!(
+                "{} bins of 2^{}; expected 1 to {LOCAL_BINS} (more without workgroup memory) of at most 2^31",
+                params.bins, params.shift
+            );
+            return Err(Error::argument(Self::NAME, problem));
+        }
+        groups_for(Self::NAME, params.len.into(), u64::from(8 * WORKGROUP * OCTETS), caps)
+    }
+
+    fn host(&self, params: &HistogramParams, args: HistogramSlices<'_>) {
+        let low = args.state.cast::<u32>()[0];
+        let window = Window { low, shift: params.shift, bins: params.bins };
+        // Small tables are cheap to make and balance the threads; a large one is made once a thread.
+        let parts = rayon::current_num_threads() * if params.bins <= LOCAL_BINS { 4 } else { 1 };
+        let parts = ranges(params.len as usize, parts, BLOCK);
+        let counts = args.counts.cast::<u32>();
+        let tallies: Vec<Tally> = parts
+            .into_par_iter()
+            .map(|part| Tally::of(self.scores.score, args.theta, args.fisher, part, window))
+            .collect();
+        let fault = &mut args.fault.cast::<u32>()[0];
+        for tally in tallies {
+            *fault = (*fault).max(tally.fault);
+            tally.add_to(counts);
+        }
+    }
+
+    fn cost(&self, params: &HistogramParams, _: &HistogramArgs) -> Cost {
+        let len = u64::from(params.len);
+        Cost { bytes: len * self.scores.bytes(), flops: len * self.scores.flops() }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Window {
+    low: u32,
+    shift: u32,
+    bins: u32,
+}
+
+impl Window {
+    fn slot(self, bits: u32) -> usize {
+        if bits < self.low { 0 } else { ((bits - self.low) >> self.shift).min(self.bins) as usize + 1 }
+    }
+
+    /// The first value above the window; a window that reaches beyond all scores ends where they do.
+    fn end(self) -> u32 {
+        let end = u64::from(self.low) + (u64::from(self.bins) << self.shift);
+        u32::try_from(end).unwrap_or(BAD).min(BAD - 1)
+    }
+
+    /// Whether every score lies in it.
+    fn holds_all(self) -> bool {
+        self.low == 0 && self.end() > f32::INFINITY.to_bits()
+    }
+}
+
+/// Increments of one address wait for each other, so neighbours in memory use different tables.
+const TABLES: usize = 4;
+
+/// One thread's counts.
+struct Tally {
+    tables: Vec<[u32; TABLES]>,
+    sparse: Vec<u32>,
+    fault: u32,
+}
+
+impl Tally {
+    fn of(
+        score: Score,
+        theta: Slice<'_>,
+        fisher: Slice<'_>,
+        part: std::ops::Range<usize>,
+        window: Window,
+    ) -> Self {
+        let slots = window.bins as usize + 2;
+        let dense = window.holds_all() && window.bins <= LOCAL_BINS;
+        let mut tally = Self {
+            tables: vec![[0; TABLES]; if dense { slots } else { 0 }],
+            sparse: vec![0; if dense { 0 } else { slots }],
+            fault: 0,
+        };
+        let mut scorer = Scorer::default();
+        for start in part.clone().step_by(BLOCK) {
+            let bits = scorer.load(score, theta, fisher, start, BLOCK.min(part.end - start));
+            if bits.iter().fold(0, |all, &b| all.max(b)) == BAD {
+                tally.careful(bits, start, window);
+            } else if dense {
+                tally.dense(bits, window);
+            } else {
+                tally.sparse(bits, window);
+            }
+        }
+        tally
+    }
+
+    /// Where every score lies in the window.
+    fn dense(&mut self, bits: &[u32], window: Window) {
+        let last = self.tables.len() - 1;
+        let mut fours = bits.chunks_exact(TABLES);
+        for four in &mut fours {
+            for (table, &b) in four.iter().enumerate() {
+                // The minimum never takes effect: it tells the compiler that the index is in range.
+                self.tables[((b >> window.shift) as usize + 1).min(last)][table] += 1;
+            }
+        }
+        for &b in fours.remainder() {
+            self.tables[window.slot(b)][0] += 1;
+        }
+    }
+
+    /// Where few scores lie in the window: only groups that have one are looked at one by one.
+    fn sparse(&mut self, bits: &[u32], window: Window) {
+        const GROUP: usize = 64;
+        let (low, end) = (window.low, window.end());
+        let last = self.sparse.len() - 1;
+        for group in bits.chunks(GROUP) {
+            let above: u32 = group.iter().map(|&b| u32::from(b >= end)).sum();
+            let from_low: u32 = group.iter().map(|&b| u32::from(b >= low)).sum();
+            self.sparse[last] += above;
+            self.sparse[0] += u32::try_from(group.len()).expect("at most 64") - from_low;
+            if from_low > above {
+                for &b in group.iter().filter(|&&b| low <= b && b < end) {
+                    self.sparse[window.slot(b)] += 1;
+                }
+            }
+        }
+    }
+
+    /// One by one, around what cannot be ordered.
+    fn careful(&mut self, bits: &[u32], start: usize, window: Window) {
+        for (i, &b) in bits.iter().enumerate() {
+            if b == BAD {
+                let index = u32::try_from(start + i).expect("the length of a step is a u32");
+                self.fault = self.fault.max(!index);
+            } else if self.sparse.is_empty() {
+                self.tables[window.slot(b)][0] += 1;
+            } else {
+                self.sparse[window.slot(b)] += 1;
+            }
+        }
+    }
+
+    fn add_to(&self, counts: &mut [u32]) {
+        for (sum, table) in counts.iter_mut().zip(&self.tables) {
+            *sum += table.iter().sum::<u32>();
+        }
+        for (sum, count) in counts.iter_mut().zip(&self.sparse) {
+            *sum += count;
+        }
+    }
+}
+
+impl Checked for Histogram {
+    fn cases() -> Vec<Case<Self>> {
+        let mut cases = Vec::new();
+        for scores in all_scores() {
+            let inputs = Inputs::mixed(scores, 1, 5000);
+            cases.push(case("coarse", true, &inputs, (0, 20, LOCAL_BINS)));
+            cases.push(case("fine", false, &inputs, (0x3e80_0000, 12, 4096)));
+        }
+        let fish = all_scores()[0];
+        for len in LENGTHS.into_iter().chain([32_767, 32_768, 32_769, 70_000]) {
+            let inputs = Inputs::mixed(fish, 2, len);
+            cases.push(case("lengths", true, &inputs, (0, 20, LOCAL_BINS)));
+            cases.push(case("window inside", true, &inputs, (0x3e00_0000, 12, 1024)));
+            cases.push(case("window inside", false, &inputs, (0x3e00_0000, 12, 4097)));
+        }
+        let equal = Inputs::new(fish, &[], &[0.25; 5000]);
+        cases.push(case("all equal", true, &equal, (0x3e80_0000, 0, 1)));
+        cases.push(case("just above", true, &equal, (0x3e80_0001, 0, 2)));
+        cases.push(case("just below", true, &equal, (0x3e7f_ff00, 0, 256)));
+        let edge = [0.0, -0.0, 1e-45, f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)];
+        cases.push(case("extremes", true, &Inputs::new(fish, &[], &edge), (0, 20, LOCAL_BINS)));
+        cases.push(case("window beyond all scores", false, &equal, (0x3e80_0000, 20, 4096)));
+        cases.extend(bad(fish));
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let len = u32::try_from(elements).unwrap_or(u32::MAX);
+        let scores = Scores { score: Score::Fish, theta: DType::F32, fisher: DType::F32 };
+        Bench {
+            name: format!("{len} f32, 2048 bins"),
+            kernel: Self { scores, local: true },
+            params: HistogramParams { len, shift: 20, bins: LOCAL_BINS },
+            buffers: vec![
+                (DType::F32.into(), len.into(), Fill::Positive),
+                (DType::F32.into(), len.into(), Fill::Positive),
+                (Element::U32, STATE_WORDS, Fill::Zero),
+                (Element::U32, u64::from(LOCAL_BINS) + 2, Fill::Zero),
+                (Element::U32, 1, Fill::Zero),
+            ],
+        }
+    }
+}
+
+fn case(name: &str, local: bool, inputs: &Inputs, (low, shift, bins): (u32, u32, u32)) -> Case<Histogram> {
+    const BEFORE: u32 = 3;
+    // Beyond the largest finite score there is only infinity.
+    let edge = |i: u64| match u32::try_from(u64::from(low) + (i << shift)) {
+        Ok(bits) if bits <= f32::INFINITY.to_bits() => f64::from(f32::from_bits(bits)),
+        _ => f64::INFINITY,
+    };
+    let edges: Vec<f64> = (0..=u64::from(bins)).map(edge).collect();
+    let below = inputs.values.iter().filter(|&&s| s < edges[0]).count();
+    let within = reference::select::histogram(&inputs.values, &edges);
+    let above = inputs.values.len() - below - within.iter().map(|&c| c as usize).sum::<usize>();
+    let outside = |count: usize| u32::try_from(count).expect("cases are small");
+    let want = std::iter::once(outside(below)).chain(within).chain([outside(above)]);
+    let want = want.map(|count| Want::exact((count + BEFORE).into())).collect();
+    Case {
+        name: format!(
+            "{name} {:?} local={local} p={} from {low:#x} by 2^{shift}",
+            inputs.scores,
+            inputs.len()
+        ),
+        kernel: Histogram { scores: inputs.scores, local },
+        params: HistogramParams { len: inputs.len(), shift, bins },
+        buffers: vec![
+            inputs.theta.clone(),
+            inputs.fisher.clone(),
+            CaseBuffer::words(&[low, 7]),
+            CaseBuffer::words(&vec![BEFORE; bins as usize + 2]),
+            CaseBuffer::words(&[0]),
+        ],
+        want: vec![(3, want), (4, vec![Want::exact(0.0)])],
+    }
+}
+
+/// One bad element among many, at the edges: it is not counted, and the first is told.
+fn bad(scores: Scores) -> Vec<Case<Histogram>> {
+    let values = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, -1e-45];
+    let at = [0_usize, 1, 1023, 1024, 4999];
+    let one = |(value, first): (f64, usize)| {
+        let mut fisher = vec![1.0; 5000];
+        fisher[first] = value;
+        fisher[4999] = value;
+        let bad = if first == 4999 { 1 } else { 2 };
+        let mut case = case("bad", true, &Inputs::new(scores, &[], &[]), (0, 20, LOCAL_BINS));
+        let buffer = CaseBuffer::floats(scores.fisher, &fisher);
+        (case.buffers[0], case.buffers[1]) = (buffer.clone(), buffer);
+        case.params.len = 5000;
+        case.name = format!("bad {value} at {first}");
+        case.want[0].1[1 + (1.0_f32.to_bits() >> 20) as usize] = Want::exact(f64::from(3 + 5000 - bad));
+        case.want[1].1 = vec![Want::exact((!u32::try_from(first).expect("cases are small")).into())];
+        case
+    };
+    values.into_iter().zip(at).map(one).collect()
+}

@@ -1,0 +1,220 @@
+//! The best of every few.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rayon::prelude::*;
+
+use super::score::{BAD, Inputs, Scorer, all_scores};
+use super::{SCORE, Score, Scores, mask_words};
+use crate::error::{Error, Result};
+use crate::gpu::Caps;
+use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for};
+use crate::kernels::{DTYPE, WORKGROUP, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// Keeps the `keep` best of every `size` elements that lie `stride` apart (an N:M pattern along one axis):
+///
+///   mask[p] |= #{q in p's group : s[q] > s[p] or (s[q] = s[p] and q < p)} < keep
+///
+/// - `theta`  θ `[p]`; F again for [`Score::Fish`]
+/// - `fisher` F `[p]`
+/// - `mask`   one byte an element, four a word ([`mask_words`]); to be cleared before
+/// - `fault`  `[1]`, becomes at least `!p` for every p whose score cannot be ordered, as in [`Histogram`](super::Histogram)
+///
+/// Groups never span more than `size · stride` consecutive elements, of which `p` must be whole multiples. With the axis
+/// last, `stride` is 1; else it is the product of the axes behind. Reads each input once; `size` comparisons an element.
+/// Exact. Definition: [`reference::select::nm`]. Pattern: Mishra et al. 2021 (2:4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nm {
+    /// What is compared.
+    pub scores: Scores,
+}
+
+/// The largest group: what an invocation holds.
+pub const MAX_GROUP: u32 = 32;
+
+crate::params! {
+    /// The numbers of one [`Nm`] step.
+    pub struct NmParams {
+        /// Elements.
+        len: u32,
+        /// N, how many of a group are kept.
+        keep: u32,
+        /// M, the elements of a group.
+        size: u32,
+        /// From one element of a group to the next.
+        stride: u32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`Nm`] step.
+    pub struct NmArgs / NmSlices {
+        /// θ `[p]`.
+        read theta,
+        /// F `[p]`.
+        read fisher,
+        /// Four bytes a word, cleared before.
+        write mask,
+        /// `[1]`, `!p` of the first bad element.
+        write fault,
+    }
+}
+
+impl Kernel for Nm {
+    const NAME: &'static str = "select.nm";
+    type Params = NmParams;
+    type Args = NmArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("select/nm.wgsl"), DTYPE, SCORE]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        self.scores.overrides().into_iter().chain([("WORKGROUP", WORKGROUP.into())]).collect()
+    }
+
+    fn launch(&self, params: &NmParams, args: &NmArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let &NmParams { len, keep, size, stride } = params;
+        self.scores.expect(Self::NAME, &args.theta, &args.fisher, len)?;
+        args.mask.expect(Self::NAME, "mask", mask_words(len.into()), Some(Element::U32))?;
+        args.fault.expect(Self::NAME, "fault", 1, Some(Element::U32))?;
+        if size == 0 || size > MAX_GROUP || keep > size {
+            let problem = format!(
+                "pattern {keep}:{size}; expected at most {MAX_GROUP} with no more kept than there are"
+            );
+            return Err(Error::argument(Self::NAME, problem));
+        }
+        if stride == 0 || !u64::from(len).is_multiple_of(u64::from(size) * u64::from(stride)) {
+            let problem = format!("{len} elements are no multiple of {size} times stride {stride}");
+            return Err(Error::argument(Self::NAME, problem));
+        }
+        groups_for(Self::NAME, u64::from(len / size), WORKGROUP.into(), caps)
+    }
+
+    fn host(&self, params: &NmParams, args: NmSlices<'_>) {
+        let unit = params.size as usize * params.stride as usize;
+        // As many whole units as fit a block, at least one.
+        let step = unit * (BLOCK / unit).max(1);
+        let first_bad = AtomicU32::new(0);
+        let mask = &mut args.mask.cast::<u8>()[..params.len as usize];
+        let scratch = || (Scorer::default(), Vec::new());
+        mask.par_chunks_mut(step).enumerate().for_each_init(scratch, |(scorer, bits), (at, out)| {
+            bits.clear();
+            for start in (at * step..at * step + out.len()).step_by(BLOCK) {
+                let n = BLOCK.min(at * step + out.len() - start);
+                bits.extend_from_slice(scorer.load(self.scores.score, args.theta, args.fisher, start, n));
+            }
+            if let Some(bad) = bits.iter().position(|&b| b == BAD) {
+                let index = u32::try_from(at * step + bad).expect("the length of a step is a u32");
+                first_bad.fetch_max(!index, Ordering::Relaxed);
+            }
+            for (bits, out) in bits.chunks_exact(unit).zip(out.chunks_exact_mut(unit)) {
+                choose(bits, out, params);
+            }
+        });
+        let fault = &mut args.fault.cast::<u32>()[0];
+        *fault = (*fault).max(first_bad.into_inner());
+    }
+
+    fn cost(&self, params: &NmParams, _: &NmArgs) -> Cost {
+        let len = u64::from(params.len);
+        Cost { bytes: len * (self.scores.bytes() + 1), flops: len * self.scores.flops() }
+    }
+}
+
+/// The groups of one unit of `size · stride` elements, side by side.
+fn choose(bits: &[u32], out: &mut [u8], params: &NmParams) {
+    let (size, stride) = (params.size as usize, params.stride as usize);
+    for first in 0..stride {
+        for i in 0..size {
+            let own = bits[first + i * stride];
+            // Of those before, equals win; of those behind, only the better.
+            let before = (0..i).filter(|j| bits[first + j * stride] >= own).count();
+            let behind = (i + 1..size).filter(|j| bits[first + j * stride] > own).count();
+            if before + behind < params.keep as usize {
+                out[first + i * stride] |= 1;
+            }
+        }
+    }
+}
+
+impl Checked for Nm {
+    fn cases() -> Vec<Case<Self>> {
+        let mut cases = Vec::new();
+        for scores in all_scores() {
+            cases.push(case(&Inputs::mixed(scores, 12, 4 * 300), (2, 4, 1)));
+        }
+        let fish = all_scores()[0];
+        for (keep, size, stride) in [
+            (1, 4, 1),
+            (4, 8, 1),
+            (2, 4, 9),
+            (16, 32, 3),
+            (0, 4, 1),
+            (4, 4, 1),
+            (1, 1, 5),
+            (2, 3, 1),
+            (1, 5, 700),
+        ] {
+            for units in [0, 1, 3, 257] {
+                let len = if size * stride > 1000 { units.min(3) } else { units } * (size * stride) as usize;
+                cases.push(case(&Inputs::mixed(fish, 13, len), (keep, size, stride)));
+            }
+        }
+        cases.push(case(&Inputs::new(fish, &[], &[0.5; 64]), (2, 4, 1)));
+        cases.extend([0, 5, 1199].map(bad));
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let len = u32::try_from(elements).unwrap_or(u32::MAX) / 4 * 4;
+        let scores = Scores { score: Score::Prune, theta: DType::F32, fisher: DType::F32 };
+        Bench {
+            name: format!("{len} f32, 2:4"),
+            kernel: Self { scores },
+            params: NmParams { len, keep: 2, size: 4, stride: 1 },
+            buffers: vec![
+                (DType::F32.into(), len.into(), Fill::Noise),
+                (DType::F32.into(), len.into(), Fill::Positive),
+                (Element::U32, mask_words(len.into()), Fill::Zero),
+                (Element::U32, 1, Fill::Zero),
+            ],
+        }
+    }
+}
+
+fn case(inputs: &Inputs, (keep, size, stride): (u32, u32, u32)) -> Case<Nm> {
+    let want = reference::select::nm(&inputs.values, keep as usize, size as usize, stride as usize);
+    let mut bytes: Vec<u8> = want.into_iter().map(u8::from).collect();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let words = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let want: Vec<Want> = words.map(|word| Want::exact(word.into())).collect();
+    Case {
+        name: format!("{:?} p={} {keep}:{size} stride {stride}", inputs.scores, inputs.len()),
+        kernel: Nm { scores: inputs.scores },
+        params: NmParams { len: inputs.len(), keep, size, stride },
+        buffers: vec![
+            inputs.theta.clone(),
+            inputs.fisher.clone(),
+            CaseBuffer::words(&vec![0; want.len()]),
+            CaseBuffer::words(&[0]),
+        ],
+        want: vec![(2, want), (3, vec![Want::exact(0.0)])],
+    }
+}
+
+/// Bad elements at `first` and at the end: the first is told.
+fn bad(first: usize) -> Case<Nm> {
+    let mut fisher = vec![1.0; 1200];
+    (fisher[first], fisher[1199]) = (f64::NAN, f64::NAN);
+    let buffer = CaseBuffer::floats(DType::F32, &fisher);
+    let mut case = case(&Inputs::new(all_scores()[0], &[], &vec![1.0; 1200]), (2, 4, 1));
+    (case.buffers[0], case.buffers[1]) = (buffer.clone(), buffer);
+    case.name = format!("bad at {first}");
+    let told = !u32::try_from(first).expect("cases are small");
+    case.want = vec![(3, vec![Want::exact(told.into())])];
+    case
+}
