@@ -10,6 +10,7 @@ mod encode;
 pub mod fisher;
 mod host;
 pub mod ops;
+pub mod top_k;
 
 use std::any::TypeId;
 use std::fmt;
