@@ -199,4 +199,6 @@ pub enum Fill {
     Positive,
     /// Words below this number.
     Below(u32),
+    /// Words that count: the i-th is i.
+    Count,
 }

@@ -23,6 +23,9 @@ macro_rules! kernels {
 
 kernels! {
     stats::Summary,
+    fisher::EmbeddingSq,
+    fisher::NormSq,
+    fisher::NormStats,
     optimizer::Ema,
     merge::Fisher,
     merge::Ubgm,
@@ -48,8 +51,12 @@ pub(crate) use shader;
 
 /// Eight elements a load: the parts that most elementwise kernels share.
 pub(crate) const DTYPE: &str = shader!("lib/dtype.wgsl");
+
 /// Weights with an exponent of their own.
 pub(crate) const WIDE: &str = shader!("lib/wide.wgsl");
+
+/// One element a load: for kernels whose elements are scattered. Needs [`DTYPE`].
+pub(crate) const ELEMENT: &str = shader!("lib/element.wgsl");
 
 /// Invocations of a workgroup of the elementwise kernels: every device allows 256.
 pub(crate) const WORKGROUP: u32 = 256;

@@ -3,8 +3,10 @@
 //! Plain loops over slices, no tiling, no identity, no helper shared with the kernels, so that a mistake
 //! can't be made twice in the same way. Only the kernels' cases call this; no result comes from here.
 
+pub mod embedding;
 pub mod fisher;
 pub mod merge;
+pub mod norm;
 pub mod optimizer;
 pub mod select;
 pub mod stats;

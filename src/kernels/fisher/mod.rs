@@ -22,12 +22,20 @@
 //!
 
 mod cases;
+mod embedding_sq;
 mod linear_sq;
 mod linear_sq_shared;
+mod norm_sq;
+mod norm_stats;
 mod product;
 
+pub use embedding_sq::{
+    EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, EmbeddingSqSlices, Listed,
+};
 pub use linear_sq::{LinearSq, LinearSqArgs, LinearSqParams, LinearSqSlices};
 pub use linear_sq_shared::{LinearSqShared, LinearSqSharedArgs, LinearSqSharedParams, LinearSqSharedSlices};
+pub use norm_sq::{NormLayout, NormSq, NormSqArgs, NormSqParams, NormSqSlices};
+pub use norm_stats::{NormStats, NormStatsArgs, NormStatsParams, NormStatsSlices};
 pub use product::Form;
 
 use crate::error::{Error, Result};

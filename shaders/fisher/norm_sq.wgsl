@@ -1,0 +1,87 @@
+// out[c] <- decay · out[c] + gain · Σ over squares of weight · (gradient_scale · Σ over positions of grad_output · x̂)²,
+// the positions of a square's `fold` samples added before squaring, x̂ = (input - mean) · scale with the mean and scale that `stats` has for the element.
+// One workgroup: CHANNELS channels, the positions of a sample shared by the rest of it. Expects lib/dtype.wgsl, lib/element.wgsl.
+
+override WORKGROUP: u32 = 256u;
+override CHANNELS: u32 = 32u;
+override LANES: u32 = WORKGROUP / CHANNELS;
+override INPUT: u32 = 0u;
+override GRADIENT: u32 = 0u;
+
+struct Params {
+    samples: u32,
+    fold: u32,
+    squares: u32,
+    positions: u32,
+    channels: u32,
+    position_stride: u32,
+    channel_stride: u32,
+    stats_per_sample: u32,
+    stats_per_position: u32,
+    channels_per_stat: u32,
+    gradient_scale: f32,
+    decay: f32,
+    gain: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> input: array<u32>;
+@group(0) @binding(2) var<storage, read> grad_output: array<u32>;
+@group(0) @binding(3) var<storage, read> stats: array<f32>;
+@group(0) @binding(4) var<storage, read> weight: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+var<workgroup> partial: array<f32, WORKGROUP>;
+
+/// grad_output · x̂ at one element.
+fn term(sample: u32, position: u32, channel: u32) -> f32 {
+    let index = (sample * params.positions * params.channels)
+        + position * params.position_stride + channel * params.channel_stride;
+    let stat = sample * params.stats_per_sample + position * params.stats_per_position
+        + channel / params.channels_per_stat;
+    let x = element(input[word_of(index, INPUT)], index, INPUT);
+    let g = element(grad_output[word_of(index, GRADIENT)], index, GRADIENT);
+    return g * ((x - stats[2u * stat]) * stats[2u * stat + 1u]);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+    @builtin(local_invocation_id) local: vec3<u32>,
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+) {
+    let channel = (group.y * groups.x + group.x) * CHANNELS + local.x % CHANNELS;
+    let lane = local.x / CHANNELS;
+    var total = 0.0;
+    for (var square = 0u; square < params.squares; square++) {
+        var sum = 0.0;
+        if channel < params.channels {
+            let end = min((square + 1u) * params.fold, params.samples);
+            for (var sample = square * params.fold; sample < end; sample++) {
+                for (var position = lane; position < params.positions; position += LANES) {
+                    sum += term(sample, position, channel);
+                }
+            }
+        }
+        partial[local.x] = sum;
+        workgroupBarrier();
+        for (var step = LANES / 2u; step > 0u; step >>= 1u) {
+            if lane < step {
+                partial[local.x] += partial[local.x + step * CHANNELS];
+            }
+            workgroupBarrier();
+        }
+        // Lane 0 alone reads its own slot, and writes it again: no barrier is needed before the next square.
+        let g = params.gradient_scale * partial[local.x];
+        if weight[square] != 0.0 {
+            total += weight[square] * (g * g);
+        }
+    }
+    if lane == 0u && channel < params.channels {
+        if params.decay == 0.0 {
+            out[channel] = params.gain * total;
+        } else {
+            out[channel] = params.decay * out[channel] + params.gain * total;
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! Squared per-sample gradients of a normalisation layer's weight.
+
+use rayon::prelude::*;
+
+use super::norm_stats::floats;
+use crate::error::{Error, Result};
+use crate::gpu::Caps;
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise};
+use crate::kernels::{DTYPE, ELEMENT, WORKGROUP, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// Sum over samples of the squared gradients of a normalisation layer's weight:
+///
+///   S[c] = Σ_s weight_s · (gradient_scale · Σ_{n ∈ s} Σ_t b[n, t, c] · x̂[n, t, c])² ,  x̂ = (x − μ) · scale
+///   out[c] ← decay · out[c] + gain · S[c]
+///
+/// - `input`        x, the layer's own input, f32, f16 or bf16
+/// - `grad_output`  b, of the same shape, f32, f16 or bf16, of the *summed* loss
+/// - `stats`        (μ, scale) `[…, 2]` f32: from [`NormStats`](super::NormStats), or batch norm's fixed ones
+/// - `weight`       `[s]` f32, one for each square: `fold` consecutive samples, whose gradients add before squaring
+/// - `out`          `[c]` f32
+///
+/// x̂ is recomputed from x: inverting the affine would divide by weights that may be 0. Where x and b lie and which μ and
+/// scale an element has is a [`NormLayout`]. With `decay` 0 the old value is not read. `gradient_scale` is a power of two
+/// that keeps small squares from vanishing; `gain` undoes it. A square of weight 0 is left out, whatever
+/// it holds.
+///
+/// Moves each element of x and b once; 5 operations an element. Bitwise repeatable: a channel has one owner and a fixed order.
+/// Definition: [`reference::norm::sum`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormSq {
+    /// Storage of the layer's input.
+    pub input: DType,
+    /// Storage of the gradient.
+    pub gradient: DType,
+    /// Channels of a workgroup, a power of two; its other invocations share a sample's positions.
+    pub channels: u32,
+}
+
+/// Where a normalisation layer's elements lie, row-major.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormLayout {
+    /// Layer norm and RMS norm: `[n, t, c]`, with μ and scale for each `[n, t]`.
+    Last {
+        /// t
+        positions: u32,
+        /// c
+        channels: u32,
+    },
+    /// Group norm: `[n, c, t]`, with μ and scale for each `[n, group]`.
+    Group {
+        /// c
+        channels: u32,
+        /// t
+        positions: u32,
+        /// Of equally many channels each.
+        groups: u32,
+    },
+    /// Batch norm: `[n, c, t]`, with μ and scale for each c.
+    Batch {
+        /// c
+        channels: u32,
+        /// t
+        positions: u32,
+    },
+}
+
+crate::params! {
+    /// The numbers of one [`NormSq`] step. Made by [`NormLayout::params`].
+    pub struct NormSqParams {
+        /// n
+        samples: u32,
+        /// Consecutive samples whose gradients add before squaring; 1 is the per-sample Fisher.
+        fold: u32,
+        /// ⌈n / fold⌉
+        squares: u32,
+        /// t
+        positions: u32,
+        /// c
+        channels: u32,
+        /// Elements from one position to the next.
+        position_stride: u32,
+        /// Elements from one channel to the next.
+        channel_stride: u32,
+        /// Pairs of `stats` from one sample to the next.
+        stats_per_sample: u32,
+        /// Pairs of `stats` from one position to the next.
+        stats_per_position: u32,
+        /// Channels that share a pair.
+        channels_per_stat: u32,
+        /// Factor of a sample's gradient before it is squared.
+        gradient_scale: f32,
+        /// Factor of the old value; 0 does not read it.
+        decay: f32,
+        /// Factor of the sum.
+        gain: f32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`NormSq`] step.
+    pub struct NormSqArgs / NormSqSlices {
+        /// x.
+        read input,
+        /// b.
+        read grad_output,
+        /// (μ, scale) `[…, 2]`.
+        read stats,
+        /// `[s]`.
+        read weight,
+        /// `[c]`, updated in place.
+        write out,
+    }
+}
+
+impl NormLayout {
+    /// (positions, channels) of a sample.
+    #[must_use]
+    pub fn sizes(&self) -> (u32, u32) {
+        match *self {
+            Self::Last { positions, channels }
+            | Self::Group { channels, positions, .. }
+            | Self::Batch { channels, positions } => (positions, channels),
+        }
+    }
+
+    /// The uniform block for `samples` samples in squares of `fold` that overwrites with the plain sum; change the last three fields for more.
+    #[must_use]
+    pub fn params(&self, samples: u32, fold: u32) -> NormSqParams {
+        let (positions, channels) = self.sizes();
+        let (position_stride, channel_stride) = match self {
+            Self::Last { .. } => (channels, 1),
+            Self::Group { .. } | Self::Batch { .. } => (1, positions),
+        };
+        let (stats_per_sample, stats_per_position, channels_per_stat) = match *self {
+            Self::Last { .. } => (positions, 1, channels.max(1)),
+            Self::Group { groups, .. } => (groups, 0, (channels / groups.max(1)).max(1)),
+            Self::Batch { .. } => (0, 0, 1),
+        };
+        NormSqParams {
+            samples,
+            fold,
+            squares: samples.div_ceil(fold.max(1)),
+            positions,
+            channels,
+            position_stride,
+            channel_stride,
+            stats_per_sample,
+            stats_per_position,
+            channels_per_stat,
+            gradient_scale: 1.0,
+            decay: 0.0,
+            gain: 1.0,
+        }
+    }
+
+    /// Pairs of `stats` for `samples` samples.
+    #[must_use]
+    pub fn stats(&self, samples: u64) -> u64 {
+        match *self {
+            Self::Last { positions, .. } => samples * u64::from(positions),
+            Self::Group { groups, .. } => samples * u64::from(groups),
+            Self::Batch { channels, .. } => channels.into(),
+        }
+    }
+}
+
+impl NormSq {
+    /// The kernel for a layout: neighbouring invocations read neighbouring elements, and as many share a sample as it has
+    /// positions.
+    #[must_use]
+    pub fn new(layout: &NormLayout, input: DType, gradient: DType) -> Self {
+        let channels = match *layout {
+            NormLayout::Last { .. } => 32,
+            NormLayout::Group { positions, .. } | NormLayout::Batch { positions, .. } => {
+                WORKGROUP / positions.clamp(1, WORKGROUP).next_power_of_two()
+            }
+        };
+        Self { input, gradient, channels }
+    }
+}
+
+impl Kernel for NormSq {
+    const NAME: &'static str = "fisher.norm_sq";
+    type Params = NormSqParams;
+    type Args = NormSqArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("fisher/norm_sq.wgsl"), DTYPE, ELEMENT]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("WORKGROUP", WORKGROUP.into()),
+            ("CHANNELS", self.channels.into()),
+            ("INPUT", self.input.code().into()),
+            ("GRADIENT", self.gradient.code().into()),
+        ]
+    }
+
+    fn launch(&self, params: &NormSqParams, args: &NormSqArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let [samples, positions, channels] =
+            [params.samples, params.positions, params.channels].map(u64::from);
+        let len = samples * positions * channels;
+        args.input.expect(Self::NAME, "input", len, Some(self.input.into()))?;
+        args.grad_output.expect(Self::NAME, "grad_output", len, Some(self.gradient.into()))?;
+        if params.fold == 0 || params.squares != params.samples.div_ceil(params.fold) {
+            let problem = format!("{} squares of {} of {samples} samples", params.squares, params.fold);
+            return Err(Error::argument(Self::NAME, problem));
+        }
+        args.weight.expect(Self::NAME, "weight", params.squares.into(), Some(Element::F32))?;
+        args.out.expect(Self::NAME, "out", channels, Some(Element::F32))?;
+        super::len(Self::NAME, &[len])?;
+        let pairs = last_stat(params).map_or(0, |last| last + 1);
+        if args.stats.len() < 2 * pairs || args.stats.element() != Element::F32 {
+            let got = format!("{} {} elements", args.stats.len(), args.stats.element());
+            return Err(Error::shape(Self::NAME, "stats", format!("{pairs} f32 pairs"), got));
+        }
+        if !self.channels.is_power_of_two() || self.channels > WORKGROUP {
+            let problem =
+                format!("{} channels a workgroup, not a power of two up to {WORKGROUP}", self.channels);
+            return Err(Error::argument(Self::NAME, problem));
+        }
+        if channels == 0 {
+            return Ok([0, 1, 1]);
+        }
+        groups_for(Self::NAME, channels, self.channels.into(), caps)
+    }
+
+    fn host(&self, params: &NormSqParams, args: NormSqSlices<'_>) {
+        // Channels that lie beside each other are walked together, up to a first-level cache's share.
+        let block = if together(params) { 256 } else { 1 };
+        let walk = Walk {
+            params,
+            input: args.input,
+            gradient: args.grad_output,
+            stats: args.stats.cast(),
+            weight: args.weight.cast(),
+        };
+        let out: &mut [f32] = args.out.cast();
+        out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (at, out)| {
+            let sums = walk.sums(at * block, out.len(), scratch);
+            for (out, sum) in out.iter_mut().zip(sums) {
+                let old = if params.decay == 0.0 { 0.0 } else { params.decay * *out };
+                *out = old + params.gain * sum;
+            }
+        });
+    }
+
+    fn cost(&self, params: &NormSqParams, args: &NormSqArgs) -> Cost {
+        let len = args.input.len();
+        let kept = if params.decay == 0.0 { 4 } else { 8 };
+        let sides = 4 * (args.stats.len() + args.weight.len()) + kept * args.out.len();
+        Cost {
+            bytes: len * (self.input.size() + self.gradient.size()) + sides,
+            // Distance, scale, product, sum; then scale, square, weight, sum for each sample and channel.
+            flops: 4 * len + 4 * u64::from(params.samples) * args.out.len(),
+        }
+    }
+}
+
+/// The largest index of a pair of `stats`, if there is an element.
+fn last_stat(params: &NormSqParams) -> Option<u64> {
+    let last = |count: u32| count.checked_sub(1).map(u64::from);
+    let of_sample = last(params.samples)? * u64::from(params.stats_per_sample);
+    let of_position = last(params.positions)? * u64::from(params.stats_per_position);
+    Some(of_sample + of_position + last(params.channels)? / u64::from(params.channels_per_stat.max(1)))
+}
+
+/// Whether neighbouring channels lie beside each other and share μ and scale.
+fn together(params: &NormSqParams) -> bool {
+    params.channel_stride == 1 && params.channels_per_stat >= params.channels
+}
+
+/// What the host execution needs for every channel.
+struct Walk<'a> {
+    params: &'a NormSqParams,
+    input: Slice<'a>,
+    gradient: Slice<'a>,
+    stats: &'a [f32],
+    weight: &'a [f32],
+}
+
+#[derive(Default)]
+struct Scratch {
+    input: Vec<f32>,
+    gradient: Vec<f32>,
+    square: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Walk<'_> {
+    /// The sums over squares for `len` channels from `first` on.
+    fn sums<'a>(&self, first: usize, len: usize, scratch: &'a mut Scratch) -> &'a [f32] {
+        scratch.sums.clear();
+        scratch.sums.resize(len, 0.0);
+        let (samples, fold) = (self.params.samples as usize, self.params.fold as usize);
+        for (square, &weight) in self.weight.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+            scratch.square.clear();
+            scratch.square.resize(len, 0.0);
+            for sample in square * fold..samples.min((square + 1) * fold) {
+                self.add_sample(sample, first, len, scratch);
+            }
+            for (sum, g) in scratch.sums.iter_mut().zip(&scratch.square) {
+                let g = self.params.gradient_scale * g;
+                *sum += weight * (g * g);
+            }
+        }
+        &scratch.sums
+    }
+
+    /// Adds one sample's gradients of `len` channels from `first` on.
+    fn add_sample(&self, sample: usize, first: usize, len: usize, scratch: &mut Scratch) {
+        let p = self.params;
+        let (positions, channels) = (p.positions as usize, p.channels as usize);
+        let start = sample * positions * channels;
+        let stat = |position: usize| {
+            sample * p.stats_per_sample as usize
+                + position * p.stats_per_position as usize
+                + first / p.channels_per_stat as usize
+        };
+        if together(p) {
+            for position in 0..positions {
+                let at = start + position * p.position_stride as usize + first;
+                let (x, b) = self.load(at, len, &mut scratch.input, &mut scratch.gradient);
+                let (mean, scale) = (self.stats[2 * stat(position)], self.stats[2 * stat(position) + 1]);
+                for ((sum, x), b) in scratch.square.iter_mut().zip(x).zip(b) {
+                    *sum += b * ((x - mean) * scale);
+                }
+            }
+        } else {
+            let at = start + first * p.channel_stride as usize;
+            let (x, b) = self.load(at, positions, &mut scratch.input, &mut scratch.gradient);
+            let (mean, scale) = (self.stats[2 * stat(0)], self.stats[2 * stat(0) + 1]);
+            scratch.square[0] += x.iter().zip(b).map(|(x, b)| b * ((x - mean) * scale)).sum::<f32>();
+        }
+    }
+
+    fn load<'a>(
+        &'a self,
+        at: usize,
+        len: usize,
+        input: &'a mut Vec<f32>,
+        gradient: &'a mut Vec<f32>,
+    ) -> (&'a [f32], &'a [f32]) {
+        input.resize(len, 0.0);
+        gradient.resize(len, 0.0);
+        (floats(self.input.range(at, len), input), floats(self.gradient.range(at, len), gradient))
+    }
+}
+
+impl Checked for NormSq {
+    fn cases() -> Vec<Case<Self>> {
+        let layouts = [
+            NormLayout::Last { positions: 1, channels: 1 },
+            NormLayout::Last { positions: 13, channels: 31 },
+            NormLayout::Last { positions: 9, channels: 257 },
+            NormLayout::Last { positions: 0, channels: 3 },
+            NormLayout::Group { channels: 12, positions: 35, groups: 3 },
+            NormLayout::Group { channels: 6, positions: 300, groups: 6 },
+            NormLayout::Group { channels: 70, positions: 1, groups: 1 },
+            NormLayout::Batch { channels: 5, positions: 33 },
+            NormLayout::Batch { channels: 300, positions: 1 },
+        ];
+        let overwrite = (1.0, 0.0, 1.0);
+        let mut cases = Vec::new();
+        for layout in layouts {
+            let kernel = Self::new(&layout, DType::F32, DType::F32);
+            for samples in [(0, 1), (1, 1), (5, 1), (5, 2), (4, 4)] {
+                cases.push(case(kernel, layout, samples, overwrite));
+            }
+        }
+        for input in DType::ALL {
+            for gradient in DType::ALL {
+                for layout in [layouts[1], layouts[4]] {
+                    cases.push(case(Self::new(&layout, input, gradient), layout, (3, 1), (2.0, 1.0, 0.25)));
+                }
+            }
+        }
+        let plain = |layout| Self::new(layout, DType::F32, DType::F32);
+        cases.push(case(plain(&layouts[1]), layouts[1], (4, 1), (2.0_f32.powi(70), 0.0, 1.0)));
+        cases.push(case(plain(&layouts[4]), layouts[4], (4, 1), (1.0, 0.9, 0.1)));
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        const POSITIONS: u32 = 128;
+        const CHANNELS: u32 = 1024;
+        let size = u64::from(POSITIONS * CHANNELS);
+        let samples = u32::try_from(elements / size).unwrap_or(1 << 14).clamp(1, 1 << 14);
+        let layout = NormLayout::Last { positions: POSITIONS, channels: CHANNELS };
+        let len = u64::from(samples) * size;
+        Bench {
+            name: format!("{samples} samples x {POSITIONS} positions x {CHANNELS} channels, f32"),
+            kernel: Self::new(&layout, DType::F32, DType::F32),
+            params: layout.params(samples, 1),
+            buffers: vec![
+                (DType::F32.into(), len, Fill::Noise),
+                (DType::F32.into(), len, Fill::Noise),
+                (DType::F32.into(), 2 * layout.stats(samples.into()), Fill::Positive),
+                (DType::F32.into(), samples.into(), Fill::Positive),
+                (DType::F32.into(), CHANNELS.into(), Fill::Zero),
+            ],
+        }
+    }
+}
+
+fn case(
+    kernel: NormSq,
+    layout: NormLayout,
+    (samples, fold): (u32, u32),
+    (gradient_scale, decay, gain): (f32, f32, f32),
+) -> Case<NormSq> {
+    let params = NormSqParams { gradient_scale, decay, gain, ..layout.params(samples, fold) };
+    let (positions, channels) = (params.positions as usize, params.channels as usize);
+    let len = samples as usize * positions * channels;
+    let pairs = usize::try_from(layout.stats(samples.into())).expect("cases are small");
+    let unit = 1.0 / f64::from(gradient_scale);
+    let input = CaseBuffer::floats(kernel.input, &noise(1, len));
+    let values: Vec<f64> = noise(2, len).iter().map(|b| b * unit).collect();
+    let gradient = CaseBuffer::floats(kernel.gradient, &values);
+    let stats = CaseBuffer::floats(DType::F32, &noise(3, 2 * pairs));
+    let weight = CaseBuffer::floats(DType::F32, &noise(4, params.squares as usize));
+    let out = if decay == 0.0 {
+        CaseBuffer::sentinel(DType::F32, channels)
+    } else {
+        CaseBuffer::floats(DType::F32, &noise(5, channels))
+    };
+    let want = wanted(layout, &params, [&input, &gradient, &stats, &weight, &out]);
+    Case {
+        name: format!("{kernel:?} {layout:?} n={samples} fold={fold} decay={decay}"),
+        kernel,
+        params,
+        buffers: vec![input, gradient, stats, weight, out],
+        want: vec![(4, want)],
+    }
+}
+
+/// Where an element lies, from the shapes of [`NormLayout`] alone.
+fn element(layout: NormLayout, n: usize, t: usize, c: usize) -> reference::norm::Element {
+    let (positions, channels) = layout.sizes();
+    let (positions, channels) = (positions as usize, channels as usize);
+    let (index, stat) = match layout {
+        NormLayout::Last { .. } => ((n * positions + t) * channels + c, n * positions + t),
+        NormLayout::Group { groups, .. } => {
+            let groups = groups as usize;
+            ((n * channels + c) * positions + t, n * groups + c * groups / channels)
+        }
+        NormLayout::Batch { .. } => ((n * channels + c) * positions + t, c),
+    };
+    reference::norm::Element { index, stat }
+}
+
+/// The definition on the stored values; its magnitudes are the definition on absolute values, with μ = 0 and the
+/// distances in the place of x, since a distance is rounded by itself.
+fn wanted(layout: NormLayout, params: &NormSqParams, buffers: [&CaseBuffer; 5]) -> Vec<Want> {
+    let [x, b, stats, weight, out] = buffers.map(CaseBuffer::values);
+    let [samples, fold, positions, channels] =
+        [params.samples, params.fold, params.positions, params.channels].map(|size| size as usize);
+    let sizes = (samples, fold, positions, channels);
+    let find = |n, t, c| element(layout, n, t, c);
+    let sum = |parts| reference::norm::sum(parts, sizes, find, params.gradient_scale.into());
+    let sums = sum((&x, &b, &stats, &weight));
+    let mut distances = vec![0.0; x.len()];
+    for n in 0..samples {
+        for t in 0..positions {
+            for c in 0..channels {
+                let at = find(n, t, c);
+                distances[at.index] = (x[at.index] - stats[2 * at.stat]).abs();
+            }
+        }
+    }
+    let scales: Vec<f64> = stats.chunks_exact(2).flat_map(|pair| [0.0, pair[1].abs()]).collect();
+    let abs = |values: &[f64]| values.iter().map(|v| v.abs()).collect::<Vec<f64>>();
+    let magnitudes = sum((&distances, &abs(&b), &scales, &abs(&weight)));
+    // A gradient: distance, scale, product, its additions, gradient scale, counted twice by the square; then square, weight,
+    // their additions and the last line's three.
+    let depth = (2 * (fold * positions + 4) + 2 + weight.len() + 3) as f64;
+    let (decay, gain) = (f64::from(params.decay), f64::from(params.gain));
+    let one = |((old, sum), magnitude): ((f64, f64), f64)| {
+        let old = if decay == 0.0 { 0.0 } else { decay * old };
+        Want::computed(old + gain * sum, old.abs() + gain * magnitude, depth, DType::F32)
+    };
+    out.into_iter().zip(sums).zip(magnitudes).map(one).collect()
+}

@@ -1,0 +1,195 @@
+//! Means and scales of normalisation layers.
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::gpu::Caps;
+use crate::kernel::{
+    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_of, noise, widen_into,
+};
+use crate::kernels::{DTYPE, ELEMENT, WORKGROUP, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// Mean and scale of runs of consecutive elements, as layer norm, RMS norm and group norm need them:
+///
+///   μ_g = 1/l Σ_i x[g, i] ,  scale_g = 1 / √(1/l Σ_i (x[g, i] − μ_g)² + eps) ,  μ_g = 0 where not `centered` (RMS norm)
+///
+/// - `input`  x `[g, l]`, f32, f16 or bf16
+/// - `stats`  `[g, 2]` f32: μ, then the scale
+///
+/// The variance is divided by l, as PyTorch does, and taken from distances in a second pass: the difference of the mean
+/// square and the squared mean would lose all digits where |μ| is large.
+///
+/// Moves each element of x once (twice where a run leaves the cache); 5 operations an element. Bitwise repeatable. A constant
+/// run has the scale 1/√eps, which is infinite for `eps` 0. Source: Ba, Kiros & Hinton (2016), eq. 4; Zhang & Sennrich (2019);
+/// Wu & He (2018). Definition: [`reference::norm::stats`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormStats {
+    /// Storage of the input.
+    pub input: DType,
+    /// Whether the mean is taken off.
+    pub centered: bool,
+}
+
+crate::params! {
+    /// The numbers of one [`NormStats`] step.
+    pub struct NormStatsParams {
+        /// Runs.
+        runs: u32,
+        /// Elements of a run.
+        len: u32,
+        /// Added to the variance.
+        eps: f32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`NormStats`] step.
+    pub struct NormStatsArgs / NormStatsSlices {
+        /// x `[g, l]`.
+        read input,
+        /// (μ, scale) `[g, 2]`.
+        write stats,
+    }
+}
+
+impl Kernel for NormStats {
+    const NAME: &'static str = "fisher.norm_stats";
+    type Params = NormStatsParams;
+    type Args = NormStatsArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("fisher/norm_stats.wgsl"), DTYPE, ELEMENT]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("WORKGROUP", WORKGROUP.into()),
+            ("INPUT", self.input.code().into()),
+            ("CENTERED", self.centered.into()),
+        ]
+    }
+
+    fn launch(&self, params: &NormStatsParams, args: &NormStatsArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let (runs, len) = (u64::from(params.runs), u64::from(params.len));
+        args.input.expect(Self::NAME, "input", runs * len, Some(self.input.into()))?;
+        args.stats.expect(Self::NAME, "stats", 2 * runs, Some(Element::F32))?;
+        super::len(Self::NAME, &[runs * len])?;
+        if runs > 0 && len == 0 {
+            return Err(Error::argument(Self::NAME, "runs of 0 elements have no mean"));
+        }
+        if runs == 0 {
+            return Ok([0, 1, 1]);
+        }
+        groups_of(Self::NAME, runs, caps)
+    }
+
+    fn host(&self, params: &NormStatsParams, args: NormStatsSlices<'_>) {
+        let len = params.len as usize;
+        let stats: &mut [f32] = args.stats.cast();
+        stats.par_chunks_exact_mut(2).enumerate().for_each_init(
+            || vec![0.0; len],
+            |scratch, (run, stat)| {
+                let values = floats(args.input.range(run * len, len), scratch);
+                let mean = if self.centered { sum(values, |x| x) / len as f32 } else { 0.0 };
+                let variance = sum(values, |x| (x - mean) * (x - mean)) / len as f32;
+                stat.copy_from_slice(&[mean, 1.0 / (variance + params.eps).sqrt()]);
+            },
+        );
+    }
+
+    fn cost(&self, params: &NormStatsParams, _: &NormStatsArgs) -> Cost {
+        let (runs, len) = (u64::from(params.runs), u64::from(params.len));
+        Cost { bytes: runs * len * self.input.size() + 8 * runs, flops: 5 * runs * len }
+    }
+}
+
+/// The elements as f32: where they lie if they are, else widened into `scratch`.
+pub(super) fn floats<'a>(slice: Slice<'a>, scratch: &'a mut [f32]) -> &'a [f32] {
+    if slice.element() == Element::F32 {
+        return slice.cast();
+    }
+    widen_into(slice, scratch);
+    scratch
+}
+
+/// Σ term(x) by eight interleaved sums, which vectorise, as no single one would.
+fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let (eights, rest) = values.as_chunks::<8>();
+    let mut lanes = [0.0; 8];
+    for eight in eights {
+        for (lane, &x) in lanes.iter_mut().zip(eight) {
+            *lane += term(x);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|&x| term(x)).sum::<f32>()
+}
+
+impl Checked for NormStats {
+    fn cases() -> Vec<Case<Self>> {
+        let mut cases = Vec::new();
+        for input in DType::ALL {
+            for centered in [true, false] {
+                let kernel = Self { input, centered };
+                for (runs, len) in [(0, 3), (1, 1), (3, 2), (5, 255), (2, 257), (7, 1000)] {
+                    cases.push(case(kernel, (runs, len), 0.0, 1e-5));
+                }
+            }
+        }
+        // A mean a thousand times the spread, where one pass would be wrong in the third digit.
+        cases.push(case(Self { input: DType::F32, centered: true }, (3, 300), 1000.0, 1e-6));
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        const LEN: u32 = 4096;
+        let runs = u32::try_from(elements / u64::from(LEN)).unwrap_or(1 << 19).clamp(1, 1 << 19);
+        Bench {
+            name: format!("{runs} x {LEN} f32"),
+            kernel: Self { input: DType::F32, centered: true },
+            params: NormStatsParams { runs, len: LEN, eps: 1e-5 },
+            buffers: vec![
+                (DType::F32.into(), u64::from(runs) * u64::from(LEN), Fill::Noise),
+                (DType::F32.into(), 2 * u64::from(runs), Fill::Zero),
+            ],
+        }
+    }
+}
+
+fn case(kernel: NormStats, (runs, len): (usize, usize), offset: f64, eps: f32) -> Case<NormStats> {
+    let values: Vec<f64> = noise(1, runs * len).iter().map(|x| x + offset).collect();
+    let input = CaseBuffer::floats(kernel.input, &values);
+    let want = input.values().chunks(len).flat_map(|run| wanted(run, eps.into(), kernel.centered)).collect();
+    let small = |count: usize| u32::try_from(count).expect("cases are small");
+    Case {
+        name: format!("{kernel:?} {runs} x {len}, mean near {offset}"),
+        kernel,
+        params: NormStatsParams { runs: small(runs), len: small(len), eps },
+        buffers: vec![input, CaseBuffer::sentinel(DType::F32, 2 * runs)],
+        want: vec![(1, want)],
+    }
+}
+
+/// Bounds. The mean: l additions and a division of Σ|x|/l. The variance: the same of itself, with each distance off by its
+/// own rounding (counted twice by the square), plus the square of the mean's error, whose first power cancels against the
+/// distances' sum up to their roundings. The scale's relative error is half the variance's, plus root (3 units) and division (3).
+fn wanted(run: &[f64], eps: f64, centered: bool) -> [Want; 2] {
+    let unit = 2.0 * DType::F32.unit_roundoff();
+    let len = run.len() as f64;
+    let (mean, scale) = reference::norm::stats(run, eps, centered);
+    let magnitude = run.iter().map(|x| x.abs()).sum::<f64>() / len;
+    let mean_want = match centered {
+        true => Want::computed(mean, magnitude, len + 1.0, DType::F32),
+        false => Want::exact(0.0),
+    };
+    let variance = scale.powi(-2) - eps;
+    let off = mean_want.bound;
+    let spread = run.iter().map(|x| (x - mean).abs()).sum::<f64>() / len;
+    let variance_off = unit * (len + 4.0) * (variance + off * off) + off * off + 2.0 * unit * off * spread;
+    let relative = variance_off / (variance + eps) + unit;
+    // d(v^-1/2) is at most half the relative change over (1 − change)^(3/2), which 2 covers for changes below a third.
+    assert!(relative < 0.3, "the case leaves nothing of the scale's digits");
+    [mean_want, Want { value: scale, bound: scale * (relative + 6.0 * unit) }]
+}
