@@ -31,6 +31,8 @@ kernels! {
     merge::Ubgm,
     fisher::LinearSq,
     fisher::LinearSqShared,
+    fisher::ConvSq,
+    fisher::SumSq,
     select::Histogram,
     select::Narrow,
     select::Count,

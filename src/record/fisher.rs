@@ -6,10 +6,10 @@
 
 use super::Recording;
 use crate::backend::Backend;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::fisher::{
-    Epilogue, Form, LinearSq, LinearSqArgs, LinearSqParams, LinearSqShared, LinearSqSharedArgs,
-    LinearSqSharedParams,
+    ConvSq, ConvSqArgs, ConvSqParams, Epilogue, Form, LinearSq, LinearSqArgs, LinearSqParams, LinearSqShared,
+    LinearSqSharedArgs, LinearSqSharedParams, SumSq, SumSqArgs, SumSqParams,
 };
 use crate::memory::View;
 
@@ -77,7 +77,7 @@ impl Linear {
             overwrite: false,
         };
         let positions = u64::from(squares.fold.min(self.samples)) * u64::from(self.positions);
-        let flops = 2 * positions * u64::from(self.inputs);
+        let flops = positions.saturating_mul(2 * u64::from(self.inputs));
         let count = self.samples.div_ceil(squares.fold.max(1));
         for piece in pieces(recording, count, flops, self.outputs, 1) {
             let epilogue = piece.epilogue(squares.epilogue);
@@ -147,6 +147,217 @@ impl Linear {
     }
 }
 
+/// A convolution's or transposed convolution's sizes. Sizes are d, h, w; lower ranks have leading sizes of 1 (and no padding).
+///
+/// Input `[samples, inputs, d, h, w]`, output gradient `[samples, outputs, d, h, w]`; weight `[outputs, inputs / groups, kernel]`, of
+/// a transposed one `[inputs, outputs / groups, kernel]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv {
+    /// n.
+    pub samples: u32,
+    /// Input channels of the layer.
+    pub inputs: u32,
+    /// Output channels of the layer.
+    pub outputs: u32,
+    /// Groups.
+    pub groups: u32,
+    /// The layer's input sizes.
+    pub input: [u32; 3],
+    /// The layer's output sizes.
+    pub output: [u32; 3],
+    /// Kernel sizes.
+    pub kernel: [u32; 3],
+    /// Strides.
+    pub stride: [u32; 3],
+    /// Zeros before and after each axis.
+    pub padding: [u32; 3],
+    /// Distances of kernel elements.
+    pub dilation: [u32; 3],
+    /// Whether the layer is a transposed convolution.
+    pub transposed: bool,
+}
+
+impl Conv {
+    /// Records the Fisher diagonal of the layer's weight.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for an output size that does not follow from the input's, and what [`ConvSq`]'s `launch` and
+    /// [`Recording::dispatch`] refuse.
+    pub fn record(&self, recording: &mut Recording, squares: Squares, buffers: Buffers<'_>) -> Result<()> {
+        self.check_output()?;
+        if self.transposed {
+            // The sum is the same with the roles swapped: see `ConvSq`.
+            let roles = Buffers { input: buffers.grad_output, grad_output: buffers.input, ..buffers };
+            let layer = Self {
+                inputs: self.outputs,
+                outputs: self.inputs,
+                input: self.output,
+                output: self.input,
+                ..*self
+            };
+            return layer.record_conv(recording, squares, roles);
+        }
+        self.record_conv(recording, squares, buffers)
+    }
+
+    fn record_conv(&self, recording: &mut Recording, squares: Squares, buffers: Buffers<'_>) -> Result<()> {
+        let product = |sizes: [u32; 3]| sizes.map(u64::from).iter().product::<u64>();
+        let groups = self.groups.max(1);
+        let (rows, columns) =
+            (self.outputs / groups, u64::from(self.inputs / groups).saturating_mul(product(self.kernel)));
+        let kernel = ConvSq {
+            form: Form::of(recording.caps(), groups.into(), rows.into(), columns),
+            input: buffers.input.float("fisher.conv", "input")?,
+            grad_output: buffers.grad_output.float("fisher.conv", "grad_output")?,
+            overwrite: false,
+        };
+        let positions = u64::from(squares.fold.min(self.samples)).saturating_mul(product(self.output));
+        let flops = positions.saturating_mul(2).saturating_mul(columns);
+        let count = self.samples.div_ceil(squares.fold.max(1));
+        let multiple = if groups == 1 { 1 } else { rows };
+        for piece in pieces(recording, count, flops, self.outputs, multiple) {
+            let epilogue = piece.epilogue(squares.epilogue);
+            let params = ConvSqParams {
+                first: piece.first,
+                count: piece.count,
+                first_output: piece.first_output,
+                output_count: piece.output_count,
+                decay: epilogue.decay(),
+                gain: squares.epilogue.gain(squares.factor),
+                gradient_scale: squares.gradient_scale,
+                ..self.params(squares.fold)
+            };
+            let args = ConvSqArgs {
+                input: buffers.input.clone(),
+                grad_output: buffers.grad_output.clone(),
+                weight: buffers.weight.clone(),
+                out: buffers.out.clone(),
+            };
+            recording.dispatch(&ConvSq { overwrite: epilogue.overwrites(), ..kernel }, params, args)?;
+        }
+        Ok(())
+    }
+
+    fn params(&self, fold: u32) -> ConvSqParams {
+        ConvSqParams {
+            samples: self.samples,
+            fold,
+            first: 0,
+            count: 0,
+            channels: self.inputs,
+            outputs: self.outputs,
+            groups: self.groups,
+            first_output: 0,
+            output_count: 0,
+            input_d: self.input[0],
+            input_h: self.input[1],
+            input_w: self.input[2],
+            grad_d: self.output[0],
+            grad_h: self.output[1],
+            grad_w: self.output[2],
+            kernel_d: self.kernel[0],
+            kernel_h: self.kernel[1],
+            kernel_w: self.kernel[2],
+            stride_d: self.stride[0],
+            stride_h: self.stride[1],
+            stride_w: self.stride[2],
+            padding_d: self.padding[0],
+            padding_h: self.padding[1],
+            padding_w: self.padding[2],
+            dilation_d: self.dilation[0],
+            dilation_h: self.dilation[1],
+            dilation_w: self.dilation[2],
+            decay: 0.0,
+            gain: 0.0,
+            gradient_scale: 1.0,
+        }
+    }
+
+    /// Checks the output's sizes against the input's. A transposed convolution may have up to max(stride, dilation) − 1 more, its
+    /// `output_padding`.
+    fn check_output(&self) -> Result<()> {
+        for (axis, name) in ["d", "h", "w"].into_iter().enumerate() {
+            let [input, output, kernel, stride, padding, dilation] =
+                [self.input, self.output, self.kernel, self.stride, self.padding, self.dilation]
+                    .map(|sizes| i128::from(sizes[axis]));
+            let span = dilation * (kernel - 1) + 1;
+            let stride = stride.max(1);
+            let (least, most) = if self.transposed {
+                let least = (input - 1) * stride - 2 * padding + span;
+                (least, least + stride.max(dilation) - 1)
+            } else {
+                let room = input + 2 * padding - span;
+                let size = if room < 0 { 0 } else { room / stride + 1 };
+                (size, size)
+            };
+            if output < least || output > most {
+                let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
+                let what = format!("the output's axis {name}");
+                return Err(Error::shape("fisher.conv", what, expected, output.to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sizes of a layer's output gradient, whose sum over positions is the gradient of the layer's bias: `[samples, positions, outputs]`, or
+/// `[samples, outputs, positions]` with `channels_first`, as convolutions have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bias {
+    /// n.
+    pub samples: u32,
+    /// t.
+    pub positions: u32,
+    /// o.
+    pub outputs: u32,
+    /// Whether positions are the last axis.
+    pub channels_first: bool,
+}
+
+impl Bias {
+    /// Records the Fisher diagonal of the layer's bias. `weight` and `out` are as in [`Buffers`].
+    ///
+    /// # Errors
+    /// What [`SumSq`]'s `launch` and [`Recording::dispatch`] refuse.
+    pub fn record(
+        &self,
+        recording: &mut Recording,
+        squares: Squares,
+        grad_output: &View,
+        weight: &View,
+        out: &View,
+    ) -> Result<()> {
+        let kernel = SumSq {
+            lanes: SumSq::lanes(recording.caps(), self.channels_first),
+            grad_output: grad_output.float("fisher.bias", "grad_output")?,
+            channels_first: self.channels_first,
+            overwrite: false,
+        };
+        let positions = u64::from(squares.fold.min(self.samples)) * u64::from(self.positions);
+        let count = self.samples.div_ceil(squares.fold.max(1));
+        // An addition for every element loaded: as long as this many operations of a product.
+        let flops = positions.saturating_mul(40).saturating_mul(self.outputs.into());
+        for piece in pieces(recording, count, flops, 1, 1) {
+            let epilogue = piece.epilogue(squares.epilogue);
+            let params = SumSqParams {
+                samples: self.samples,
+                fold: squares.fold,
+                first: piece.first,
+                count: piece.count,
+                positions: self.positions,
+                outputs: self.outputs,
+                decay: epilogue.decay(),
+                gain: squares.epilogue.gain(squares.factor),
+                gradient_scale: squares.gradient_scale,
+            };
+            let args =
+                SumSqArgs { grad_output: grad_output.clone(), weight: weight.clone(), out: out.clone() };
+            recording.dispatch(&SumSq { overwrite: epilogue.overwrites(), ..kernel }, params, args)?;
+        }
+        Ok(())
+    }
+}
+
 /// Operations of one dispatch: 50 ms of a device that reaches 200 GFLOP/s, the slowest that has a watchdog.
 const FLOPS: u64 = 10_000_000_000;
 
@@ -183,7 +394,7 @@ fn cut(whole: Piece, flops: u64, multiple: u32, most: u64) -> Vec<Piece> {
     let step = u64::from(multiple).max(1) * OUTPUTS.div_ceil(u64::from(multiple).max(1));
     let outputs_at_once =
         (most / flops.max(1) / step * step).clamp(step, u64::from(whole.output_count).max(step));
-    let work = flops.max(1) * outputs_at_once.min(u64::from(whole.output_count)).max(1);
+    let work = flops.max(1).saturating_mul(outputs_at_once.min(u64::from(whole.output_count)).max(1));
     let squares_at_once = (most / work).max(1);
     let mut pieces = Vec::new();
     for (first, count) in ranges(whole.count, squares_at_once) {

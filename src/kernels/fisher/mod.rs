@@ -22,13 +22,16 @@
 //!
 
 mod cases;
+mod conv_sq;
 mod embedding_sq;
 mod linear_sq;
 mod linear_sq_shared;
 mod norm_sq;
 mod norm_stats;
 mod product;
+mod sum_sq;
 
+pub use conv_sq::{ConvSq, ConvSqArgs, ConvSqParams, ConvSqSlices};
 pub use embedding_sq::{
     EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, EmbeddingSqSlices, Listed,
 };
@@ -37,6 +40,7 @@ pub use linear_sq_shared::{LinearSqShared, LinearSqSharedArgs, LinearSqSharedPar
 pub use norm_sq::{NormLayout, NormSq, NormSqArgs, NormSqParams, NormSqSlices};
 pub use norm_stats::{NormStats, NormStatsArgs, NormStatsParams, NormStatsSlices};
 pub use product::Form;
+pub use sum_sq::{SumSq, SumSqArgs, SumSqParams, SumSqSlices};
 
 use crate::error::{Error, Result};
 use crate::shape::{DType, elements};
@@ -126,4 +130,89 @@ fn len(op: &str, shape: &[u64]) -> Result<u64> {
 fn samples_of(samples: u32, fold: u32, first: u32, count: u32) -> u64 {
     let [samples, fold, first, count] = [samples, fold, first, count].map(u64::from);
     samples.min((first + count) * fold).saturating_sub(first * fold)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Backend;
+    use crate::kernel::{Case, Checked};
+    use crate::verify;
+
+    /// The host's verdict over all cases after `plant` has changed them: how many it finds wrong, of how many it could.
+    fn found<K: Checked>(plant: impl Fn(&mut Case<K>) -> bool) -> (usize, usize) {
+        let mut cases = K::cases();
+        cases.retain_mut(|case| plant(case));
+        let planted = cases.len();
+        assert!(planted > 0, "no case to plant an error in");
+        let verdict = verify::kernel(&Backend::Host, cases);
+        (verdict.failures.len(), planted)
+    }
+
+    /// Positions as samples: the most often reported mistake.
+    #[test]
+    fn squaring_before_positions_are_added_is_found() {
+        let (found, planted) = found::<LinearSqShared>(|case| {
+            let one_sample = case.params.samples == 1 && case.params.positions > 1;
+            std::mem::swap(&mut case.params.samples, &mut case.params.positions);
+            case.params.count = case.params.samples;
+            case.buffers[2] =
+                crate::kernel::CaseBuffer::floats(DType::F32, &vec![1.0; case.params.samples as usize]);
+            one_sample
+        });
+        assert_eq!(found, planted);
+    }
+
+    #[test]
+    fn a_gradient_scale_off_by_one_part_in_a_thousand_is_found() {
+        let scale = |scale: &mut f32, weighted: bool| {
+            *scale *= 1.001;
+            weighted
+        };
+        let (linear, of) =
+            found::<LinearSq>(|case| scale(&mut case.params.gradient_scale, case.params.samples == 9));
+        assert_eq!(linear, of);
+        let (shared, of) = found::<LinearSqShared>(|case| {
+            scale(&mut case.params.gradient_scale, case.params.samples == 3 && case.params.positions == 5)
+        });
+        assert_eq!(shared, of);
+        let (conv, of) =
+            found::<ConvSq>(|case| scale(&mut case.params.gradient_scale, case.params.groups == 2));
+        assert_eq!(conv, of);
+        let (bias, of) =
+            found::<SumSq>(|case| scale(&mut case.params.gradient_scale, case.params.samples == 4));
+        assert_eq!(bias, of);
+    }
+
+    #[test]
+    fn a_convolution_with_another_geometry_is_found() {
+        let square = |params: &ConvSqParams| params.input_h == params.input_w && params.samples > 0;
+        let (found, planted) = found::<ConvSq>(|case| {
+            let p = &mut case.params;
+            let plant = case.kernel.input == DType::F32 && square(p) && p.padding_w > 0 && p.kernel_w > 1;
+            // The patches start one element late; the reach only grows.
+            p.padding_w -= u32::from(plant);
+            p.input_w += 2 * u32::from(plant);
+            if plant {
+                let wide = |value: u32| value as usize;
+                let len =
+                    wide(p.samples) * wide(p.channels) * wide(p.input_d) * wide(p.input_h) * wide(p.input_w);
+                let mut values = case.buffers[0].values();
+                values.resize(len, 0.0);
+                case.buffers[0] = crate::kernel::CaseBuffer::floats(DType::F32, &values);
+            }
+            plant
+        });
+        assert_eq!(found, planted);
+    }
+
+    #[test]
+    fn a_step_s_faults_are_refused_by_name() {
+        assert!(check_fold("op", 0).is_err_and(|e| e.to_string().contains("fold is 0")));
+        let range = check_range("op", "squares", (3, 2), 4);
+        assert!(range.is_err_and(|e| e.to_string().contains("squares 3..5 of 4")));
+        assert!(check_range("op", "squares", (u32::MAX, u32::MAX), 4).is_err());
+        assert!(len("op", &[65_536, 65_536]).is_err_and(|e| e.to_string().contains("4294967296 needed")));
+        assert!(len("op", &[u64::MAX, 2]).is_err());
+    }
 }

@@ -137,6 +137,11 @@ pub(super) trait Factors: Sync {
     /// Positions of one square.
     fn positions(&self, square: usize) -> usize;
 
+    /// How much of `positions` of a square one product may take: a block that starts where they do.
+    fn block(&self, _square: usize, positions: Range<usize>) -> Range<usize> {
+        positions
+    }
+
     /// The factor of a square; 0 leaves it out.
     fn weight(&self, square: usize) -> f32;
 
@@ -165,7 +170,6 @@ struct Cut {
     rows: usize,
     columns: usize,
     positions: usize,
-    runs: usize,
 }
 
 /// Rows and columns of a tile: product and sums, 128 KiB each, stay in a second-level cache beside the packed factors.
@@ -178,12 +182,8 @@ const POSITIONS: usize = 512;
 const TASKS: usize = 32;
 
 impl Cut {
-    fn of(rows: usize, columns: usize, squares: usize) -> Self {
-        let rows_of_tile = TILE.0.min(rows).max(1);
-        let columns_of_tile = TILE.1.min(columns).max(1);
-        let tiles = rows.div_ceil(rows_of_tile) * columns.div_ceil(columns_of_tile);
-        let runs = TASKS.div_ceil(tiles.max(1)).min(squares).max(1);
-        Self { rows: rows_of_tile, columns: columns_of_tile, positions: POSITIONS, runs }
+    fn of(rows: usize, columns: usize) -> Self {
+        Self { rows: TILE.0.min(rows), columns: TILE.1.min(columns), positions: POSITIONS }
     }
 }
 
@@ -213,13 +213,13 @@ pub(super) fn products(
     if rows == 0 || columns == 0 {
         return;
     }
-    let cut = Cut::of(rows, columns, squares.len());
-    tiles(out, columns, cut).into_par_iter().for_each_init(Bench::default, |bench, mut tile| {
-        let sums = if cut.runs == 1 {
-            sum(factors, &tile.rows, &tile.columns, squares.clone(), cut, bench)
-        } else {
-            sum_runs(factors, &tile, &squares, cut)
-        };
+    let cut = Cut::of(rows, columns);
+    let tiles = tiles(out, columns, cut);
+    let tasks = tiles.len();
+    tiles.into_par_iter().for_each_init(Bench::default, |bench, mut tile| {
+        let (rows, columns) = (&tile.rows, &tile.columns);
+        let sums =
+            sum_of_runs(&squares, tasks, bench, |bench, run| sum(factors, rows, columns, run, cut, bench));
         for (out, sums) in tile.out.iter_mut().zip(sums.chunks(tile.columns.len())) {
             store.apply(out, sums);
         }
@@ -244,26 +244,30 @@ fn tiles(out: &mut [f32], columns: usize, cut: Cut) -> Vec<Tile<'_>> {
     tiles
 }
 
-/// The sum of one tile over all squares, by runs of squares that are added in order.
-fn sum_runs(factors: &impl Factors, tile: &Tile<'_>, squares: &Range<usize>, cut: Cut) -> Vec<f32> {
-    let runs: Vec<Range<usize>> = (0..cut.runs)
-        .map(|run| {
-            let bound = |run: usize| squares.start + squares.len() * run / cut.runs;
-            bound(run)..bound(run + 1)
-        })
-        .collect();
-    let sums: Vec<Vec<f32>> = runs
+/// A sum over squares, taken by runs of them that are added in order: `sum(scratch, run)` gives `len` sums. There are as many
+/// runs as make about [`TASKS`] tasks of `tasks` that are there anyway.
+pub(super) fn sum_of_runs<S: Default + Send>(
+    squares: &Range<usize>,
+    tasks: usize,
+    scratch: &mut S,
+    sum: impl Fn(&mut S, Range<usize>) -> Vec<f32> + Sync,
+) -> Vec<f32> {
+    let runs = TASKS.div_ceil(tasks.max(1)).min(squares.len()).max(1);
+    if runs == 1 {
+        return sum(scratch, squares.clone());
+    }
+    let bound = |run: usize| squares.start + squares.len() * run / runs;
+    let sums: Vec<Vec<f32>> = (0..runs)
         .into_par_iter()
-        .map_init(Bench::default, |bench, run| sum(factors, &tile.rows, &tile.columns, run, cut, bench))
+        .map_init(S::default, |scratch, run| sum(scratch, bound(run)..bound(run + 1)))
         .collect();
-    sums.into_iter()
-        .reduce(|mut total, sum| {
-            for (total, sum) in total.iter_mut().zip(sum) {
-                *total += sum;
-            }
-            total
-        })
-        .unwrap_or_default()
+    let add = |mut total: Vec<f32>, sum: Vec<f32>| {
+        for (total, sum) in total.iter_mut().zip(sum) {
+            *total += sum;
+        }
+        total
+    };
+    sums.into_iter().reduce(add).unwrap_or_default()
 }
 
 /// The sum of one tile over a run of squares.
@@ -286,13 +290,16 @@ fn sum<F: Factors>(
         if positions == 0 {
             continue;
         }
-        for start in (0..positions).step_by(cut.positions) {
-            let block = start..positions.min(start + cut.positions);
+        let mut start = 0;
+        while start < positions {
+            let block = factors.block(square, start..positions.min(start + cut.positions));
+            let end = block.end;
             let left = factors.left(square, block.clone(), rows.clone(), &mut bench.left);
             let right = factors.right(square, block, columns.clone(), &mut bench.right);
             let product = MatMut::from_row_major_slice_mut(&mut *product, rows.len(), columns.len());
             let accum = if start == 0 { Accum::Replace } else { Accum::Add };
             matmul(product, accum, left, right, 1.0, Par::Seq);
+            start = end;
         }
         for (sum, &p) in sums.iter_mut().zip(&*product) {
             *sum += if F::SQUARED { weight * (p * p) } else { p };

@@ -1,0 +1,99 @@
+// out[o] <- decay · out[o] + gain · sum over squares of weight · (sum over positions of gradient_scale · b)²
+// A workgroup is OUTPUTS outputs × LANES invocations that share the positions of each. Expects lib/dtype.wgsl, lib/element.wgsl.
+
+override OUTPUTS: u32 = 32u;
+override LANES: u32 = 8u;
+override GRAD_OUTPUT: u32 = 0u;
+override CHANNELS_FIRST: bool = false;
+override OVERWRITE: bool = false;
+
+struct Params {
+    samples: u32,
+    fold: u32,
+    first: u32,
+    count: u32,
+    positions: u32,
+    outputs: u32,
+    decay: f32,
+    gain: f32,
+    gradient_scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> grad_output: array<u32>;
+@group(0) @binding(2) var<storage, read> weight: array<f32>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+override INVOCATIONS: u32 = OUTPUTS * LANES;
+
+var<workgroup> parts: array<f32, INVOCATIONS>;
+
+fn at(sample: u32, position: u32, output: u32) -> f32 {
+    let index = select(
+        (sample * params.positions + position) * params.outputs + output,
+        (sample * params.outputs + output) * params.positions + position,
+        CHANNELS_FIRST,
+    );
+    return params.gradient_scale * element(grad_output[word_of(index, GRAD_OUTPUT)], index, GRAD_OUTPUT);
+}
+
+/// Neighbours read neighbouring words: outputs of one position, or positions of one output.
+fn slot_of(invocation: u32) -> vec2<u32> {
+    if CHANNELS_FIRST {
+        return vec2<u32>(invocation / LANES, invocation % LANES);
+    }
+    return vec2<u32>(invocation % OUTPUTS, invocation / OUTPUTS);
+}
+
+fn store(output: u32, sum: f32) {
+    if OVERWRITE {
+        out[output] = params.gain * sum;
+    } else {
+        out[output] = params.decay * out[output] + params.gain * sum;
+    }
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(
+    @builtin(local_invocation_id) local: vec3<u32>,
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+) {
+    let slot = slot_of(local.x);
+    let lane = slot.y;
+    let output = (group.y * groups.x + group.x) * OUTPUTS + slot.x;
+    var sum = 0.0;
+    for (var square = params.first; square < params.first + params.count; square++) {
+        let factor = weight[square];
+        if factor == 0.0 {
+            continue;
+        }
+        let first = square * params.fold;
+        let positions = min(params.fold, params.samples - first) * params.positions;
+        var part = 0.0;
+        if output < params.outputs {
+            for (var t = lane; t < positions; t += LANES) {
+                part += at(first + t / params.positions, t % params.positions, output);
+            }
+        }
+        let whole = add_lanes(slot, part);
+        sum += factor * (whole * whole);
+    }
+    if lane == 0u && output < params.outputs {
+        store(output, sum);
+    }
+}
+
+/// The sum of an output's lanes, in its lane 0.
+fn add_lanes(slot: vec2<u32>, part: f32) -> f32 {
+    let mine = slot.y * OUTPUTS + slot.x;
+    workgroupBarrier();
+    parts[mine] = part;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if slot.y < half {
+            parts[mine] += parts[mine + half * OUTPUTS];
+        }
+    }
+    return parts[mine];
+}

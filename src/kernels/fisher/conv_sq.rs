@@ -1,0 +1,815 @@
+//! Squared per-sample weight gradients of a convolution.
+
+use std::ops::Range;
+
+use faer::MatRef;
+use rayon::prelude::*;
+
+use super::cases::{self, Numbers};
+use super::product::{Factors, Form, Scratch, Store, products, sum_of_runs};
+use crate::error::{Error, Result};
+use crate::gpu::Caps;
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
+use crate::kernels::shader;
+use crate::reference;
+use crate::shape::DType;
+
+/// Sum over squares of squared weight gradients of a convolution in one, two or three dimensions:
+///
+///   out[o, c, k] ← decay · out[o, c, k]
+///       + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_p gradient_scale · b[n, o, p] · a[n, c, stride·p + dilation·k − padding])²
+///
+/// with p over output positions, k over kernel offsets (both d, h, w), and a zero outside of the input. Lower ranks have leading
+/// sizes of 1. With groups, c counts the channels of o's group alone.
+///
+/// - `input`        a `[n, c, d, h, w]`, f32, f16 or bf16
+/// - `grad_output`  b `[n, o, d, h, w]`, f32, f16 or bf16; gradient of the *summed* loss
+/// - `weight`       `[s]`, f32, one for each `fold` consecutive samples
+/// - `out`          `[o, c / groups, kernel d, h, w]`, f32
+///
+/// **Transposed convolution.** Its output y[n, c, stride·p + dilation·k − padding] += x[n, o, p] · W[o, c, k] has the weight gradient
+/// Σ_p x[n, o, p] · ∂ℓ/∂y[n, c, stride·p + dilation·k − padding]: the sum above with `grad_output` bound to x and `input` to the
+/// gradient at y. That is exact, for groups too; the result is `[in, out / groups, kernel…]`, as transposed convolutions store it.
+/// `output_padding` only makes y larger. (`gradient_scale` then scales x, which is the same for the product.)
+///
+/// Patches are read where they lie: nothing is unfolded in device memory; the host unfolds one block of positions for one
+/// tile at a time. `grad_output` may be smaller than input, kernel and stride allow: what no position reaches adds nothing.
+///
+/// Must move a, b and out once; 2·n·p·o·c/groups·k operations and 3·s for each element. Bitwise repeatable: each element has one owner and a
+/// fixed order. No samples or no positions: the sums are zeros. Definition: [`reference::fisher::conv`].
+/// Cf. Dangel et al., *BackPACK* (2020), `SumGradSquared`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvSq {
+    /// The shader's form.
+    pub form: Form,
+    /// Storage of the input.
+    pub input: DType,
+    /// Storage of the output's gradient.
+    pub grad_output: DType,
+    /// Whether the old value is not read.
+    pub overwrite: bool,
+}
+
+crate::params! {
+    /// The numbers of one [`ConvSq`] step.
+    pub struct ConvSqParams {
+        /// Samples in the buffers.
+        samples: u32,
+        /// Samples a square, at least 1.
+        fold: u32,
+        /// The first square of this step.
+        first: u32,
+        /// Squares of this step.
+        count: u32,
+        /// Input channels.
+        channels: u32,
+        /// Output channels.
+        outputs: u32,
+        /// Groups, which divide both.
+        groups: u32,
+        /// The first output channel of this step.
+        first_output: u32,
+        /// Output channels of this step: inside one group, or whole groups.
+        output_count: u32,
+        /// Input depth.
+        input_d: u32,
+        /// Input height.
+        input_h: u32,
+        /// Input width.
+        input_w: u32,
+        /// Depth of the output's gradient.
+        grad_d: u32,
+        /// Height of the output's gradient.
+        grad_h: u32,
+        /// Width of the output's gradient.
+        grad_w: u32,
+        /// Kernel depth.
+        kernel_d: u32,
+        /// Kernel height.
+        kernel_h: u32,
+        /// Kernel width.
+        kernel_w: u32,
+        /// Stride along the depth.
+        stride_d: u32,
+        /// Stride along the height.
+        stride_h: u32,
+        /// Stride along the width.
+        stride_w: u32,
+        /// Zeros before and after the depth.
+        padding_d: u32,
+        /// Zeros before and after the height.
+        padding_h: u32,
+        /// Zeros before and after the width.
+        padding_w: u32,
+        /// Distance of kernel elements along the depth.
+        dilation_d: u32,
+        /// Distance of kernel elements along the height.
+        dilation_h: u32,
+        /// Distance of kernel elements along the width.
+        dilation_w: u32,
+        /// Factor of the old value.
+        decay: f32,
+        /// Factor of the sum.
+        gain: f32,
+        /// Factor of `grad_output`.
+        gradient_scale: f32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`ConvSq`] step.
+    pub struct ConvSqArgs / ConvSqSlices {
+        /// The layer's input `[n, c, d, h, w]`.
+        read input,
+        /// The gradient at the layer's output `[n, o, d, h, w]`.
+        read grad_output,
+        /// One weight a square `[s]`.
+        read weight,
+        /// The result `[o, c / groups, d, h, w]`.
+        write out,
+    }
+}
+
+/// The last output position plus one along one axis, for an input of `input`: ⌊(input + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1,
+/// none where the kernel is larger than the padded input.
+fn reach(input: u64, kernel: u64, stride: u64, padding: u64, dilation: u64) -> u64 {
+    (input + 2 * padding).checked_sub(dilation * (kernel - 1) + 1).map_or(0, |room| room / stride + 1)
+}
+
+impl ConvSqParams {
+    fn input(&self) -> [u64; 3] {
+        [self.input_d, self.input_h, self.input_w].map(u64::from)
+    }
+
+    fn grad(&self) -> [u64; 3] {
+        [self.grad_d, self.grad_h, self.grad_w].map(u64::from)
+    }
+
+    fn kernel(&self) -> [u64; 3] {
+        [self.kernel_d, self.kernel_h, self.kernel_w].map(u64::from)
+    }
+
+    fn stride(&self) -> [u64; 3] {
+        [self.stride_d, self.stride_h, self.stride_w].map(u64::from)
+    }
+
+    fn padding(&self) -> [u64; 3] {
+        [self.padding_d, self.padding_h, self.padding_w].map(u64::from)
+    }
+
+    fn dilation(&self) -> [u64; 3] {
+        [self.dilation_d, self.dilation_h, self.dilation_w].map(u64::from)
+    }
+
+    /// Blocks, rows and columns of this step: groups, output channels of one, weight elements of an output channel.
+    fn matrices(&self) -> (u64, u64, u64) {
+        let [channels, outputs, groups, count] =
+            [self.channels, self.outputs, self.groups, self.output_count].map(u64::from);
+        let rows = (outputs / groups).min(count);
+        let columns = channels / groups * self.kernel().iter().product::<u64>();
+        (count.checked_div(rows).unwrap_or(0), rows, columns)
+    }
+
+    /// What has no meaning, or would leave u32 in the shader.
+    fn check(&self) -> Result<()> {
+        let op = ConvSq::NAME;
+        let refuse = |problem: String| Err(Error::argument(op, problem));
+        let Self { channels, outputs, groups, first_output, output_count, .. } = *self;
+        if groups == 0 || !channels.is_multiple_of(groups) || !outputs.is_multiple_of(groups) {
+            return refuse(format!(
+                "{groups} groups do not divide {channels} input and {outputs} output channels"
+            ));
+        }
+        let of_group = (outputs / groups).max(1);
+        let inside = first_output % of_group + output_count <= of_group;
+        let whole = first_output % of_group == 0 && output_count % of_group == 0;
+        if !inside && !whole {
+            return refuse(format!(
+                "outputs {first_output}..{} are neither inside a group of {of_group} nor whole groups",
+                u64::from(first_output) + u64::from(output_count)
+            ));
+        }
+        for axis in 0..3 {
+            let name = ["d", "h", "w"][axis];
+            let [input, grad, kernel] = [self.input(), self.grad(), self.kernel()].map(|sizes| sizes[axis]);
+            let [stride, padding, dilation] =
+                [self.stride(), self.padding(), self.dilation()].map(|sizes| sizes[axis]);
+            if kernel == 0 || stride == 0 || dilation == 0 {
+                return refuse(format!("kernel, stride and dilation of axis {name} must be at least 1"));
+            }
+            let reach = reach(input, kernel, stride, padding, dilation);
+            if grad > reach {
+                return Err(Error::shape(
+                    op,
+                    format!("grad_output, axis {name},"),
+                    format!(
+                        "at most {reach} (input {input}, kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation})"
+                    ),
+                    grad.to_string(),
+                ));
+            }
+            // The shader places patches with i32.
+            let max = i32::MAX as u64;
+            let asked = input + 2 * padding;
+            if asked > max {
+                return Err(Error::Limit { op: op.into(), limit: "padded input".into(), max, asked });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Kernel for ConvSq {
+    const NAME: &'static str = "fisher.conv_sq";
+    type Params = ConvSqParams;
+    type Args = ConvSqArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        self.form.parts(shader!("fisher/conv_sq.wgsl"))
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        super::overrides(self.form, self.input, self.grad_output, self.overwrite)
+    }
+
+    fn launch(&self, p: &ConvSqParams, args: &ConvSqArgs, caps: &Caps) -> Result<[u32; 3]> {
+        super::check_range(Self::NAME, "outputs", (p.first_output, p.output_count), p.outputs.into())?;
+        p.check()?;
+        let [samples, fold, channels, outputs] = [p.samples, p.fold, p.channels, p.outputs].map(u64::from);
+        super::check_fold(Self::NAME, fold)?;
+        let squares = samples.div_ceil(fold);
+        super::check_range(Self::NAME, "squares", (p.first, p.count), squares)?;
+        let len = |first: [u64; 2], sizes: [u64; 3]| {
+            super::len(Self::NAME, &[first[0], first[1], sizes[0], sizes[1], sizes[2]])
+        };
+        let input = len([samples, channels], p.input())?;
+        args.input.expect(Self::NAME, "input", input, Some(self.input.into()))?;
+        let grad_output = len([samples, outputs], p.grad())?;
+        args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
+        args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
+        let out = len([outputs, channels / u64::from(p.groups)], p.kernel())?;
+        args.out.expect(Self::NAME, "out", out, Some(DType::F32.into()))?;
+        let (blocks, rows, columns) = p.matrices();
+        self.form.grid(Self::NAME, blocks, rows, columns, caps)
+    }
+
+    fn host(&self, p: &ConvSqParams, args: ConvSqSlices<'_>) {
+        let (_, rows, columns) = p.matrices();
+        let (rows, columns) = (rows as usize, columns as usize);
+        let layer = Layer::new(p, args.input, args.grad_output, args.weight.cast());
+        let squares = p.first as usize..p.first as usize + p.count as usize;
+        let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
+        let first = p.first_output as usize * columns;
+        let out = &mut args.out.cast()[first..first + p.output_count as usize * columns];
+        if out.is_empty() {
+            return;
+        }
+        let first = p.first_output as usize;
+        if layer.is_narrow() {
+            out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
+                let sums = sum_of_runs(&squares, p.output_count as usize, &mut (), |(), run| {
+                    layer.narrow(first + row, run)
+                });
+                store.apply(out, &sums);
+            });
+            return;
+        }
+        out.par_chunks_mut(rows * columns).enumerate().for_each(|(block, out)| {
+            let group = Group { layer: &layer, first_output: first + block * rows };
+            products(&group, (rows, columns), squares.clone(), out, store);
+        });
+    }
+
+    fn cost(&self, p: &ConvSqParams, _: &ConvSqArgs) -> Cost {
+        let samples = super::samples_of(p.samples, p.fold, p.first, p.count);
+        let (blocks, rows, columns) = p.matrices();
+        let [channels, groups] = [p.channels, p.groups].map(u64::from);
+        let input: u64 = blocks * (channels / groups.max(1)) * p.input().iter().product::<u64>();
+        let positions: u64 = p.grad().iter().product();
+        let elements = blocks * rows * columns;
+        let factors =
+            samples * (input * self.input.size() + blocks * rows * positions * self.grad_output.size());
+        Cost {
+            bytes: factors + elements * if self.overwrite { 4 } else { 8 },
+            flops: elements * (2 * samples * positions + 3 * u64::from(p.count)),
+        }
+    }
+}
+
+/// A layer's sizes and buffers as the host uses them; sizes are d, h, w.
+struct Layer<'a> {
+    values: Slice<'a>,
+    grad_output: Slice<'a>,
+    weight: &'a [f32],
+    samples: usize,
+    fold: usize,
+    channels: usize,
+    outputs: usize,
+    groups: usize,
+    input: [usize; 3],
+    grad: [usize; 3],
+    kernel: [usize; 3],
+    stride: [usize; 3],
+    padding: [usize; 3],
+    dilation: [usize; 3],
+    gradient_scale: f32,
+}
+
+/// One weight element of an output channel: an input channel and an offset in its patches.
+#[derive(Clone, Copy)]
+struct Tap {
+    channel: usize,
+    offset: [usize; 3],
+}
+
+impl<'a> Layer<'a> {
+    fn new(p: &ConvSqParams, values: Slice<'a>, grad_output: Slice<'a>, weight: &'a [f32]) -> Self {
+        let sizes = |sizes: [u64; 3]| sizes.map(|size| size as usize);
+        Self {
+            values,
+            grad_output,
+            weight,
+            samples: p.samples as usize,
+            fold: p.fold as usize,
+            channels: p.channels as usize,
+            outputs: p.outputs as usize,
+            groups: p.groups as usize,
+            input: sizes(p.input()),
+            grad: sizes(p.grad()),
+            kernel: sizes(p.kernel()),
+            stride: sizes(p.stride()),
+            padding: sizes(p.padding()),
+            dilation: sizes(p.dilation()),
+            gradient_scale: p.gradient_scale,
+        }
+    }
+
+    fn positions(&self) -> usize {
+        self.grad.iter().product()
+    }
+
+    /// A column of an output channel's weights, with its channel counted over all groups.
+    fn tap(&self, output: usize, column: usize) -> Tap {
+        let [d, h, w] = self.kernel;
+        let group = output / (self.outputs / self.groups);
+        let channel = group * (self.channels / self.groups) + column / (d * h * w);
+        let offset = [column / (h * w) % d, column / w % h, column % w];
+        Tap { channel, offset: std::array::from_fn(|axis| offset[axis] * self.dilation[axis]) }
+    }
+
+    /// The samples of a square.
+    fn samples_of(&self, square: usize) -> Range<usize> {
+        square * self.fold..self.samples.min((square + 1) * self.fold)
+    }
+
+    /// Where a row of positions (fixed d and h) meets the input: its first element, and the range of w that lies inside.
+    fn row(&self, sample: usize, tap: Tap, d: usize, h: usize) -> Option<(usize, Range<usize>)> {
+        let inside = |axis: usize, position: usize| {
+            let at = (position * self.stride[axis] + tap.offset[axis]).checked_sub(self.padding[axis])?;
+            (at < self.input[axis]).then_some(at)
+        };
+        let (d, h) = (inside(0, d)?, inside(1, h)?);
+        // The first and one past the last w with padding <= w · stride + offset < padding + input.
+        let (stride, padding, offset) = (self.stride[2], self.padding[2], tap.offset[2]);
+        let start = padding.saturating_sub(offset).div_ceil(stride);
+        let end = (padding + self.input[2]).saturating_sub(offset).div_ceil(stride).min(self.grad[2]);
+        if start >= end {
+            return None;
+        }
+        let plane = ((sample * self.channels + tap.channel) * self.input[0] + d) * self.input[1] + h;
+        Some((plane * self.input[2] + start * stride + offset - padding, start..end))
+    }
+
+    /// The patch elements of one tap at consecutive positions of a sample.
+    fn unfold(&self, sample: usize, tap: Tap, positions: Range<usize>, out: &mut [f32]) {
+        let [_, height, width] = self.grad;
+        let mut out = out;
+        let mut position = positions.start;
+        while position < positions.end {
+            let (row, first) = (position / width, position % width);
+            let last = width.min(first + positions.end - position);
+            let (piece, rest) = out.split_at_mut(last - first);
+            match self.row(sample, tap, row / height, row % height) {
+                None => piece.fill(0.0),
+                Some((start, inside)) => {
+                    let from = inside.start.clamp(first, last);
+                    let to = inside.end.clamp(from, last);
+                    piece[..from - first].fill(0.0);
+                    piece[to - first..].fill(0.0);
+                    let start = start + (from - inside.start.min(from)) * self.stride[2];
+                    self.fetch(start, &mut piece[from - first..to - first]);
+                }
+            }
+            out = rest;
+            position += last - first;
+        }
+    }
+
+    /// Input elements from `start`, a stride apart.
+    fn fetch(&self, start: usize, out: &mut [f32]) {
+        let stride = self.stride[2];
+        if out.is_empty() {
+            return;
+        }
+        if stride == 1 {
+            return widen_into(self.values.range(start, out.len()), out);
+        }
+        for (i, out) in out.iter_mut().enumerate() {
+            widen_into(self.values.range(start + i * stride, 1), std::slice::from_mut(out));
+        }
+    }
+
+    /// Output gradients of consecutive positions of one channel, scaled.
+    fn grads(&self, sample: usize, output: usize, positions: Range<usize>, out: &mut [f32]) {
+        let start = (sample * self.outputs + output) * self.positions() + positions.start;
+        widen_into(self.grad_output.range(start, positions.len()), out);
+        if self.gradient_scale != 1.0 {
+            out.iter_mut().for_each(|b| *b *= self.gradient_scale);
+        }
+    }
+
+    /// Whether a group's matrix is too small for a matrix product to pay: depthwise and its like.
+    fn is_narrow(&self) -> bool {
+        self.outputs / self.groups < 4
+            || self.channels / self.groups * self.kernel.iter().product::<usize>() < 4
+    }
+
+    /// The sums of one output channel over a run of squares, each element as a dot product.
+    fn narrow(&self, output: usize, squares: Range<usize>) -> Vec<f32> {
+        let columns = self.channels / self.groups * self.kernel.iter().product::<usize>();
+        let positions = self.positions();
+        let mut sums = vec![0.0; columns];
+        let mut products = vec![0.0; columns];
+        let mut grads = vec![0.0; positions];
+        let mut patch = vec![0.0; positions];
+        for square in squares {
+            let weight = self.weight[square];
+            if weight == 0.0 {
+                continue;
+            }
+            products.fill(0.0);
+            for sample in self.samples_of(square) {
+                self.grads(sample, output, 0..positions, &mut grads);
+                for (column, product) in products.iter_mut().enumerate() {
+                    self.unfold(sample, self.tap(output, column), 0..positions, &mut patch);
+                    *product += dot(&grads, &patch);
+                }
+            }
+            for (sum, &p) in sums.iter_mut().zip(&products) {
+                *sum += weight * (p * p);
+            }
+        }
+        sums
+    }
+}
+
+/// Σ a · b, in sixteen interleaved sums, so that it vectorises.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0; LANES];
+    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
+    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_lanes.iter().zip(b_lanes) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += a * b;
+    }
+    sums.iter().sum()
+}
+
+/// One group of a layer, or outputs inside one.
+struct Group<'a> {
+    layer: &'a Layer<'a>,
+    first_output: usize,
+}
+
+impl Group<'_> {
+    /// The sample and its positions that a block of a square's positions is.
+    fn sample(&self, square: usize, positions: Range<usize>) -> (usize, Range<usize>) {
+        let all = self.layer.positions();
+        let (sample, start) = (positions.start / all, positions.start % all);
+        (self.layer.samples_of(square).start + sample, start..start + positions.len())
+    }
+}
+
+impl Factors for Group<'_> {
+    const SQUARED: bool = true;
+
+    fn positions(&self, square: usize) -> usize {
+        self.layer.samples_of(square).len() * self.layer.positions()
+    }
+
+    /// A block lies in one sample.
+    fn block(&self, _: usize, positions: Range<usize>) -> Range<usize> {
+        let all = self.layer.positions();
+        positions.start..positions.end.min((positions.start / all + 1) * all)
+    }
+
+    fn weight(&self, square: usize) -> f32 {
+        self.layer.weight[square]
+    }
+
+    fn left<'a>(
+        &'a self,
+        square: usize,
+        positions: Range<usize>,
+        rows: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> MatRef<'a, f32> {
+        let (sample, positions) = self.sample(square, positions);
+        let layer = self.layer;
+        let (height, width, all) = (rows.len(), positions.len(), layer.positions());
+        if layer.grad_output.element() == DType::F32.into() && layer.gradient_scale == 1.0 {
+            let first = sample * layer.outputs + self.first_output + rows.start;
+            let (start, end) = (first * all + positions.start, (first + height - 1) * all + positions.end);
+            let values: &[f32] = layer.grad_output.cast();
+            return MatRef::from_row_major_slice_with_stride(&values[start..end], height, width, all);
+        }
+        let out = scratch.take(height * width);
+        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+            layer.grads(sample, self.first_output + row, positions.clone(), out);
+        }
+        MatRef::from_row_major_slice(out, height, width)
+    }
+
+    fn right<'a>(
+        &'a self,
+        square: usize,
+        positions: Range<usize>,
+        columns: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> MatRef<'a, f32> {
+        let (sample, positions) = self.sample(square, positions);
+        let (height, width) = (columns.len(), positions.len());
+        let out = scratch.take(height * width);
+        for (column, out) in columns.zip(out.chunks_exact_mut(width)) {
+            let tap = self.layer.tap(self.first_output, column);
+            self.layer.unfold(sample, tap, positions.clone(), out);
+        }
+        MatRef::from_row_major_slice(out, height, width).transpose()
+    }
+}
+
+/// A layer and its input, for cases: sizes are d, h, w.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    samples: u32,
+    fold: u32,
+    channels: u32,
+    outputs: u32,
+    groups: u32,
+    input: [u32; 3],
+    kernel: [u32; 3],
+    stride: [u32; 3],
+    padding: [u32; 3],
+    dilation: [u32; 3],
+    /// Output positions that transposed convolutions have fewer of than fit.
+    missing: u32,
+}
+
+impl Shape {
+    /// `axes` of 1 to 3 dimensions have the same sizes; `input` is given for each.
+    fn new<const N: usize>(
+        (channels, input): (u32, [u32; N]),
+        (outputs, kernel, stride, padding, dilation): (u32, u32, u32, u32, u32),
+        groups: u32,
+    ) -> Self {
+        let axes =
+            |value: u32, none: u32| std::array::from_fn(|axis| if axis + N < 3 { none } else { value });
+        Self {
+            samples: 3,
+            fold: 1,
+            channels,
+            outputs,
+            groups,
+            input: std::array::from_fn(|axis| if axis + N < 3 { 1 } else { input[axis + N - 3] }),
+            kernel: axes(kernel, 1),
+            stride: axes(stride, 1),
+            padding: axes(padding, 0),
+            dilation: axes(dilation, 1),
+            missing: 0,
+        }
+    }
+
+    fn grad(&self) -> [u32; 3] {
+        std::array::from_fn(|axis| {
+            let [input, kernel, stride, padding, dilation] =
+                [self.input, self.kernel, self.stride, self.padding, self.dilation]
+                    .map(|sizes| u64::from(sizes[axis]));
+            let reach = reach(input, kernel, stride, padding, dilation);
+            u32::try_from(reach).expect("cases are small") - if axis == 2 { self.missing } else { 0 }
+        })
+    }
+
+    fn params(&self, numbers: Numbers) -> ConvSqParams {
+        let [grad_d, grad_h, grad_w] = self.grad();
+        ConvSqParams {
+            samples: self.samples,
+            fold: self.fold,
+            first: 0,
+            count: self.samples.div_ceil(self.fold),
+            channels: self.channels,
+            outputs: self.outputs,
+            groups: self.groups,
+            first_output: 0,
+            output_count: self.outputs,
+            input_d: self.input[0],
+            input_h: self.input[1],
+            input_w: self.input[2],
+            grad_d,
+            grad_h,
+            grad_w,
+            kernel_d: self.kernel[0],
+            kernel_h: self.kernel[1],
+            kernel_w: self.kernel[2],
+            stride_d: self.stride[0],
+            stride_h: self.stride[1],
+            stride_w: self.stride[2],
+            padding_d: self.padding[0],
+            padding_h: self.padding[1],
+            padding_w: self.padding[2],
+            dilation_d: self.dilation[0],
+            dilation_h: self.dilation[1],
+            dilation_w: self.dilation[2],
+            decay: numbers.decay,
+            gain: numbers.gain,
+            gradient_scale: numbers.gradient_scale,
+        }
+    }
+}
+
+/// BackPACK's catalogue of shapes (`test/extensions/firstorder`), then what it leaves out: groups, uneven sizes, edges.
+fn shapes() -> Vec<Shape> {
+    let one = Shape::new((3, [7]), (2, 2, 1, 0, 1), 1);
+    let mut shapes = vec![
+        one,
+        Shape::new((2, [7]), (3, 2, 2, 0, 2), 1),
+        Shape::new((3, [7]), (2, 2, 2, 1, 1), 1),
+        Shape::new((3, [8]), (6, 2, 4, 2, 3), 1),
+        Shape::new((3, [7]), (2, 2, 4, 2, 1), 1),
+        Shape::new((3, [7, 7]), (2, 2, 1, 0, 1), 1),
+        Shape::new((2, [7, 7]), (3, 2, 2, 0, 2), 1),
+        Shape::new((3, [7, 7]), (2, 2, 2, 1, 1), 1),
+        Shape::new((3, [8, 8]), (6, 2, 4, 2, 3), 1),
+        Shape::new((3, [2, 7, 7]), (2, 2, 1, 0, 1), 1),
+        Shape::new((2, [3, 7, 7]), (3, 2, 2, 0, 2), 1),
+        Shape::new((3, [4, 8, 8]), (6, 2, 4, 2, 3), 1),
+        // Groups of 2 and 3, depthwise, depthwise with a multiplier, narrow input.
+        Shape::new((4, [7, 6]), (6, 3, 1, 1, 1), 2),
+        Shape::new((6, [5, 7]), (9, 2, 2, 1, 1), 3),
+        Shape::new((8, [6, 5]), (16, 3, 1, 1, 1), 2),
+        Shape::new((5, [6, 7]), (5, 3, 1, 1, 1), 5),
+        Shape::new((5, [9, 7]), (10, 3, 2, 1, 2), 5),
+        Shape::new((1, [9]), (7, 1, 1, 0, 1), 1),
+        // Columns and rows around a tile, more positions than a depth of workgroup memory or a product of the host.
+        Shape::new((7, [4, 5]), (65, 3, 1, 1, 1), 1),
+        Shape::new((15, [3, 3]), (9, 3, 1, 1, 1), 1),
+        Shape::new((2, [27, 25]), (5, 3, 1, 1, 1), 1),
+        // A kernel larger than the input it sees, and a row that never meets the input.
+        Shape::new((2, [2, 2]), (4, 3, 1, 2, 2), 1),
+        Shape::new((2, [1]), (4, 1, 1, 3, 1), 1),
+    ];
+    shapes.extend([
+        Shape { kernel: [1, 3, 2], stride: [1, 2, 1], padding: [0, 0, 2], ..shapes[12] },
+        Shape { samples: 0, ..one },
+        Shape { samples: 1, ..one },
+        Shape { samples: 40, ..one },
+        Shape { samples: 7, fold: 3, ..one },
+        Shape { samples: 7, fold: 3, ..shapes[14] },
+        Shape { samples: 5, fold: 2, ..shapes[15] },
+        Shape { samples: 4, fold: 4, ..shapes[6] },
+        Shape { missing: 1, ..shapes[6] },
+    ]);
+    shapes
+}
+
+impl Checked for ConvSq {
+    fn cases() -> Vec<Case<Self>> {
+        let mut out = Vec::new();
+        let shapes = shapes();
+        for form in cases::FORMS {
+            let kernel = Self { form, input: DType::F32, grad_output: DType::F32, overwrite: false };
+            out.extend(shapes.iter().map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)));
+            let (grouped, depthwise) = (shapes[14], shapes[16]);
+            for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
+                out.extend([grouped, depthwise].map(|shape| case(kernel, shape, numbers, None)));
+            }
+            let range = Shape { samples: 9, fold: 2, ..grouped };
+            out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 8, 8])));
+            out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 9, 5])));
+            let range = Shape { samples: 4, ..depthwise };
+            out.push(case(kernel, range, Numbers::ADD, Some([1, 2, 4, 6])));
+            for (input, grad_output) in [
+                (DType::F16, DType::F32),
+                (DType::F32, DType::BF16),
+                (DType::BF16, DType::BF16),
+                (DType::F16, DType::F16),
+            ] {
+                let kernel = Self { input, grad_output, ..kernel };
+                out.extend([grouped, depthwise].map(|shape| case(kernel, shape, Numbers::ADD, None)));
+            }
+        }
+        out
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let channels = u32::try_from(elements.isqrt()).unwrap_or(u32::MAX).clamp(8, 64);
+        let shape = Shape { samples: 16, ..Shape::new((channels, [28, 28]), (channels, 3, 1, 1, 1), 1) };
+        let map = 16 * u64::from(channels) * 28 * 28;
+        Bench {
+            name: format!("n=16 {channels}->{channels} 3x3 on 28x28 f32"),
+            kernel: Self {
+                form: Form::Tile { x: 8, y: 8 },
+                input: DType::F32,
+                grad_output: DType::F32,
+                overwrite: true,
+            },
+            params: shape.params(Numbers::OVERWRITE),
+            buffers: vec![
+                (DType::F32.into(), map, Fill::Noise),
+                (DType::F32.into(), map, Fill::Noise),
+                (DType::F32.into(), 16, Fill::Positive),
+                (DType::F32.into(), u64::from(channels) * u64::from(channels) * 9, Fill::Zero),
+            ],
+        }
+    }
+}
+
+/// `range`: the first square, their number, the first output, their number.
+fn case(kernel: ConvSq, shape: Shape, numbers: Numbers, range: Option<[u32; 4]>) -> Case<ConvSq> {
+    let kernel = ConvSq { overwrite: numbers.overwrite, ..kernel };
+    let mut params = shape.params(numbers);
+    if let Some([first, count, first_output, output_count]) = range {
+        params = ConvSqParams { first, count, first_output, output_count, ..params };
+    }
+    let sizes = |sizes: [u32; 3]| sizes.map(|size| size as usize);
+    let layer = reference::fisher::Conv {
+        channels: shape.channels as usize,
+        outputs: shape.outputs as usize,
+        groups: shape.groups as usize,
+        input: sizes(shape.input),
+        grad: sizes(shape.grad()),
+        kernel: sizes(shape.kernel),
+        stride: sizes(shape.stride),
+        padding: sizes(shape.padding),
+        dilation: sizes(shape.dilation),
+    };
+    let (samples, fold) = (shape.samples as usize, shape.fold as usize);
+    let of_input = layer.channels * layer.input.iter().product::<usize>();
+    let of_grad = layer.outputs * layer.grad.iter().product::<usize>();
+    let of_output = layer.channels / layer.groups * layer.kernel.iter().product::<usize>();
+    let input = CaseBuffer::floats(kernel.input, &noise(1, samples * of_input));
+    let grad_output = CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * of_grad));
+    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold)));
+    let out = numbers.out(layer.outputs * of_output);
+    let (a, b, old) = (input.values(), grad_output.values(), out.values());
+    let squares = params.first as usize..(params.first + params.count) as usize;
+    let gradients = |a: &[f64], b: &[f64]| {
+        let all = cases::gradients(samples, fold, |n| {
+            let (a, b) = (&a[n * of_input..][..of_input], &b[n * of_grad..][..of_grad]);
+            reference::fisher::conv(&layer, a, b)
+        });
+        all[squares.clone()].to_vec()
+    };
+    let magnitudes = gradients(&cases::abs(&a), &cases::abs(&b));
+    let terms = fold * layer.grad.iter().product::<usize>();
+    let weights = &weight.values()[squares.clone()];
+    let want = cases::want(numbers, &gradients(&a, &b), &magnitudes, terms, weights, &old);
+    let first = params.first_output as usize * of_output;
+    let want: Vec<Want> = cases::only(first..first + params.output_count as usize * of_output, want, &old);
+    Case {
+        name: format!("{kernel:?} {shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
+        kernel,
+        params,
+        buffers: vec![input, grad_output, weight, out],
+        want: vec![(3, want)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut ConvSqParams)) -> String {
+        let shape = Shape::new((4, [7, 6]), (6, 3, 1, 1, 1), 2);
+        let mut params = shape.params(Numbers::OVERWRITE);
+        change(&mut params);
+        params.check().expect_err("the change has no meaning").to_string()
+    }
+
+    #[test]
+    fn what_has_no_meaning_is_refused_by_name() {
+        assert!(refusal(|p| p.groups = 4).contains("4 groups do not divide 4 input and 6 output channels"));
+        assert!(refusal(|p| p.groups = 0).contains("0 groups"));
+        assert!(refusal(|p| p.stride_h = 0).contains("axis h must be at least 1"));
+        assert!(refusal(|p| p.grad_w = 7).contains("grad_output, axis w, has 7, expected at most 6"));
+        assert!(refusal(|p| p.kernel_h = 20).contains("expected at most 0"));
+        assert!(
+            refusal(|p| (p.first_output, p.output_count) = (2, 2)).contains("neither inside a group of 3")
+        );
+        assert!(refusal(|p| p.input_w = u32::MAX).contains("padded input is 2147483647"));
+    }
+}
