@@ -132,8 +132,9 @@ impl Backend {
             Self::Host => recording.run_on_host(),
             Self::Gpu(gpu) => {
                 let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                gpu.check("submit")?;
                 recording.encode(&mut encoder)?;
-                gpu.queue().submit([encoder.finish()]);
+                gpu.scoped("submit", || gpu.queue().submit([encoder.finish()]))?;
                 gpu.check("submit")
             }
         }
@@ -142,6 +143,7 @@ impl Backend {
 
 /// A storage buffer, made inside error scopes so that a refusal is an error and not a panic.
 fn device_buffer(gpu: &Gpu, size: u64) -> Result<wgpu::Buffer> {
+    gpu.check("alloc")?;
     let caps = gpu.caps();
     for (limit, max) in [
         ("max_storage_buffer_binding_size", caps.max_binding_bytes),

@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 pub use adapters::{AdapterChoice, AdapterReport, adapters, default_adapter};
 pub use caps::{Caps, DeviceClass};
 pub(crate) use pipeline::{Pipeline, PipelineKey, Source, error_chain};
+pub(crate) use readback::allows;
 
 use crate::error::{Error, Result};
 
@@ -94,6 +95,16 @@ impl Gpu {
             Some(message) => {
                 Err(Error::Device { op: op.into(), message: format!("device lost ({message})") })
             }
+        }
+    }
+
+    /// Runs wgpu calls so that what they refuse is an error here, not a panic or a call of the application's handler.
+    pub(crate) fn scoped<R>(&self, op: &str, calls: impl FnOnce() -> R) -> Result<R> {
+        let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let result = calls();
+        match pollster::block_on(scope.pop()) {
+            None => Ok(result),
+            Some(error) => Err(Error::Device { op: op.into(), message: error_chain(&error) }),
         }
     }
 

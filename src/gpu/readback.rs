@@ -13,8 +13,15 @@ impl Gpu {
     /// Writes `bytes` to `buffer` at `offset` (a multiple of 4; a tail is padded with zeros to four bytes).
     ///
     /// # Errors
-    /// [`Error::Device`] after the device was lost.
+    /// [`Error::Argument`] for a buffer without `COPY_DST`, [`Error::Device`] after the device was lost.
     pub fn upload(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.check("upload")?;
+        allows(buffer, wgpu::BufferUsages::COPY_DST, "upload")?;
+        self.scoped("upload", || self.write_pieces(buffer, offset, bytes))?;
+        self.check("upload")
+    }
+
+    fn write_pieces(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
         let whole = bytes.len() / 4 * 4;
         let mut at = offset;
         for piece in bytes[..whole].chunks(PIECE) {
@@ -29,18 +36,24 @@ impl Gpu {
             tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
             self.queue().write_buffer(buffer, at, &tail);
         }
-        self.check("upload")
     }
 
     /// Reads `out.len()` bytes of `buffer` from `offset` (a multiple of 4). Submits, and waits for everything submitted before.
     ///
     /// # Errors
-    /// [`Error::Device`] if the device was lost, also in the meantime.
+    /// [`Error::Argument`] for a buffer without `COPY_SRC`, [`Error::Device`] if the device was lost, also in the meantime.
     pub fn download(&self, buffer: &wgpu::Buffer, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.check("download")?;
+        allows(buffer, wgpu::BufferUsages::COPY_SRC, "download")?;
         if out.is_empty() {
             return Ok(());
         }
         let size = (out.len() as u64).next_multiple_of(4);
+        let staging = self.scoped("download", || self.copy_to_staging(buffer, offset, size))?;
+        self.read_mapped(&staging, out)
+    }
+
+    fn copy_to_staging(&self, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::Buffer {
         let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("squisher.readback"),
             size,
@@ -50,16 +63,18 @@ impl Gpu {
         let mut encoder = self.device().create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, size);
         self.queue().submit([encoder.finish()]);
-        self.read_mapped(&staging, out)
+        staging
     }
 
     /// Maps a staging buffer, waits, and copies its first bytes out.
     pub(crate) fn read_mapped(&self, staging: &wgpu::Buffer, out: &mut [u8]) -> Result<()> {
         let failed = |message: String| Error::Device { op: "readback".into(), message };
         let (send, receive) = mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            let _receiver_gone = send.send(result);
-        });
+        self.scoped("readback", || {
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                let _receiver_gone = send.send(result);
+            });
+        })?;
         self.wait()?;
         let mapped = receive.recv().map_err(|_| failed("the map callback was dropped".into()))?;
         mapped.map_err(|e| failed(e.to_string()))?;
@@ -85,4 +100,13 @@ impl Gpu {
         polled.map_err(|e| Error::Device { op: "wait".into(), message: e.to_string() })?;
         self.check("wait")
     }
+}
+
+/// An error in our words where wgpu would refuse a copy only when the encoder is finished.
+pub(crate) fn allows(buffer: &wgpu::Buffer, usage: wgpu::BufferUsages, op: &str) -> Result<()> {
+    if buffer.usage().contains(usage) {
+        return Ok(());
+    }
+    let name = if usage == wgpu::BufferUsages::COPY_SRC { "COPY_SRC" } else { "COPY_DST" };
+    Err(Error::argument(op, format!("the buffer was created without BufferUsages::{name}")))
 }

@@ -33,10 +33,15 @@ pub(crate) fn device_with(limits: wgpu::Limits) -> Gpu {
 /// A device and its queue as an application makes them: these limits, no feature.
 #[allow(dead_code, reason = "not every test file lends devices")]
 pub(crate) fn lend(limits: wgpu::Limits) -> (wgpu::Device, wgpu::Queue) {
+    let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+    pollster::block_on(adapter().request_device(&descriptor)).expect("limits below the adapter's own")
+}
+
+/// The adapter of [`gpu`], opened anew.
+#[allow(dead_code, reason = "not every test file lends devices")]
+pub(crate) fn adapter() -> wgpu::Adapter {
     let wanted = gpu().device().adapter_info();
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let found = pollster::block_on(instance.enumerate_adapters(wanted.backend.into()));
-    let adapter = found.into_iter().find(|a| a.get_info().name == wanted.name).expect("it was here before");
-    let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
-    pollster::block_on(adapter.request_device(&descriptor)).expect("limits below the adapter's own")
+    found.into_iter().find(|adapter| adapter.get_info().name == wanted.name).expect("it was here before")
 }
