@@ -105,6 +105,9 @@ const TARGET_BYTES: u64 = 32 << 20;
 /// Chunks are no smaller, unless the data are: below, fixed costs would rule.
 const MIN_ELEMENTS: u64 = 16 << 10;
 
+/// A combination of types makes no more chunks than this: a plan is a list, and must stay small beside the data.
+const MAX_CHUNKS: u64 = 1 << 20;
+
 /// Chunks hold whole groups of eight elements, as kernels load them.
 const GRANULE: u64 = 8;
 
@@ -120,15 +123,17 @@ impl Plan {
     pub fn new(layout: &Layout, budget: &Budget) -> Result<Self> {
         check(layout)?;
         let groups = groups(layout);
-        let longest = groups.iter().map(|group| group.elements).max().unwrap_or(0);
         let sizes = Sizes::of(layout, &groups);
-        let capacity = capacity(&sizes, budget, longest)?;
         let mut chunks = Vec::new();
-        for group in &groups {
-            cut(layout, group, capacity, &mut chunks);
+        // Nothing to stream needs no memory, and fits every budget.
+        if let Some(longest) = groups.iter().map(|group| group.elements).max() {
+            let capacity = capacity(&sizes, budget, longest)?;
+            for group in &groups {
+                cut(layout, group, capacity, &mut chunks);
+            }
         }
         let largest = chunks.iter().map(|chunk: &Chunk| chunk.elements).max().unwrap_or(0);
-        let slots = budget.slots.min(u32::try_from(chunks.len()).unwrap_or(u32::MAX));
+        let slots = slots(budget).min(u32::try_from(chunks.len()).unwrap_or(u32::MAX));
         Ok(Self {
             streams: layout.streams.clone(),
             slots,
@@ -198,15 +203,20 @@ struct Group {
     elements: u64,
 }
 
+/// Types and streams match, and all bytes together are few enough that no sum of them overflows.
 fn check(layout: &Layout) -> Result<()> {
-    let too_many = || Error::shape("plan", "the tensors", "fewer than 2^60 elements in all", "more");
+    let too_many = || Error::shape("plan", "the layout", "fewer than 2^60 bytes in all", "more");
     let mut sum = 0_u64;
     for tensor in &layout.tensors {
         if tensor.dtypes.len() != layout.streams.len() {
             let expected = format!("{} types, one a stream", layout.streams.len());
             return Err(Error::shape("plan", &tensor.name, expected, tensor.dtypes.len().to_string()));
         }
-        sum = sum.checked_add(tensor.elements).filter(|&sum| sum < 1 << 60).ok_or_else(too_many)?;
+        let streamed: u64 = tensor.dtypes.iter().map(|dtype| dtype.size()).sum();
+        let width = streamed.checked_add(layout.scratch_bytes).map(|width| width.max(1));
+        let bytes = width.and_then(|width| tensor.elements.checked_mul(width));
+        let total = bytes.and_then(|bytes| sum.checked_add(bytes));
+        sum = total.filter(|&sum| sum < 1 << 60).ok_or_else(too_many)?;
     }
     Ok(())
 }
@@ -251,7 +261,11 @@ impl Sizes {
         Self { read: of(Direction::Read), written: of(Direction::Write), scratch: layout.scratch_bytes }
     }
 
+    /// No buffers at all for a plan of no chunks.
     fn bytes(dtypes: &[DType], elements: u64) -> u64 {
+        if elements == 0 {
+            return 0;
+        }
         dtypes.iter().map(|dtype| dtype.padded_bytes(elements)).sum()
     }
 
@@ -259,23 +273,29 @@ impl Sizes {
         Self::bytes(&self.read, elements) + Self::bytes(&self.written, elements)
     }
 
+    /// Saturating, as is all that follows: depth and scratch are the caller's, and what no budget holds is refused.
+    fn ring(&self, elements: u64, slots: u32) -> u64 {
+        u64::from(slots).saturating_mul(self.slot(elements))
+    }
+
     fn scratch(&self, elements: u64) -> u64 {
-        self.scratch * elements.next_multiple_of(GRANULE)
+        self.scratch.saturating_mul(elements.next_multiple_of(GRANULE))
     }
 
     fn device(&self, elements: u64, slots: u32, staged: bool) -> u64 {
-        if staged { u64::from(slots) * self.slot(elements) + self.scratch(elements) } else { 0 }
+        if staged { self.ring(elements, slots).saturating_add(self.scratch(elements)) } else { 0 }
     }
 
     /// On the host backend the ring and the scratch memory. Before a device: the staging ring, the mappable buffers of the
     /// way back, and what wgpu itself stages of one upload.
     fn host(&self, elements: u64, slots: u32, staged: bool) -> u64 {
-        let ring = u64::from(slots) * self.slot(elements);
-        if staged {
-            ring + u64::from(slots) * Self::bytes(&self.written, elements) + Self::bytes(&self.read, elements)
+        let beside = if staged {
+            let readback = u64::from(slots).saturating_mul(Self::bytes(&self.written, elements));
+            readback.saturating_add(Self::bytes(&self.read, elements))
         } else {
-            ring + self.scratch(elements)
-        }
+            self.scratch(elements)
+        };
+        self.ring(elements, slots).saturating_add(beside)
     }
 
     fn largest_buffer(&self, elements: u64) -> u64 {
@@ -284,10 +304,16 @@ impl Sizes {
     }
 }
 
+/// A ring of no slots would never move.
+fn slots(budget: &Budget) -> u32 {
+    budget.slots.max(1)
+}
+
 /// The longest chunk that everything allows, in whole granules.
 fn capacity(sizes: &Sizes, budget: &Budget, longest: u64) -> Result<u64> {
-    let slots = budget.slots;
-    let least = MIN_ELEMENTS.min(longest.next_multiple_of(GRANULE));
+    let slots = slots(budget);
+    // The search below starts here, and the errors ask for as much.
+    let least = longest.min(MIN_ELEMENTS.max(longest.div_ceil(MAX_CHUNKS))).next_multiple_of(GRANULE);
     let refuse = |what: &str, need: u64, have: u64, flag: &str| {
         Err(Error::Budget { op: "plan".into(), what: what.into(), need, have, flag: flag.into() })
     };
