@@ -27,6 +27,8 @@ kernels! {
     fisher::NormSq,
     fisher::NormStats,
     optimizer::Ema,
+    optimizer::Amsgrad,
+    optimizer::Scale,
     merge::Fisher,
     merge::Ubgm,
     fisher::LinearSq,
