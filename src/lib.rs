@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod bench;
 pub mod checkpoint;
 pub mod error;
 pub mod gpu;

@@ -120,6 +120,11 @@ impl Recording {
         self.steps.is_empty()
     }
 
+    /// Whether the steps are dispatches only, which one compute pass holds.
+    pub(crate) fn is_one_pass(&self) -> bool {
+        !self.is_empty() && self.steps.iter().all(|step| matches!(step, Step::Dispatch(_)))
+    }
+
     /// The least work of all steps.
     #[must_use]
     pub fn cost(&self) -> Cost {
