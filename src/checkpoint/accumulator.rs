@@ -274,7 +274,7 @@ fn refusal(entry: &StateEntry) -> String {
 
 /// What an accumulator is multiplied by.
 ///
-/// E[ḡ²] = μ² + (E[g²] − μ²)/B and μ ≈ 0 after training, hence B; a mean over N samples becomes a sum by N.
+/// `E[ḡ²] = μ² + (E[g²] − μ²)/B` and μ ≈ 0 after training, hence B; a mean over N samples becomes a sum by N.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scale {

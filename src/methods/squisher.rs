@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Li, Dangel, Tam, Raffel, *Fishers for Free?* (ICML 2025). v averages squares of *batch-mean* gradients; at the end of training
-//! the mean gradient is near 0, E[ḡ²] ≈ E[g²]/B, and B·v̂ estimates the mean empirical Fisher. t is each parameter's own step.
+//! the mean gradient is near 0, `E[ḡ²] ≈ E[g²]/B`, and B·v̂ estimates the mean empirical Fisher. t is each parameter's own step.
 //!
 //! *Plan* ([`plan`]) settles names, accumulators and factors from headers alone; *run* ([`extract`]) reads, checks, scales and writes tensor by
 //! tensor, so that one parameter's accumulator (and its momentum, for the check) is all that is in memory.

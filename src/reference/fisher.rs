@@ -92,7 +92,7 @@ fn conv_element(layer: &Conv, a: &[f64], b: &[f64], o: usize, c: usize, k: [usiz
     sum
 }
 
-/// ∂ℓ/∂bias of one sample: g[o] = Σ_t b[t, o], for b as `[t, o]`, or as `[o, t]` where channels come first.
+/// ∂ℓ/∂bias of one sample: `g[o] = Σ_t b[t, o]`, for b as `[t, o]`, or as `[o, t]` where channels come first.
 #[must_use]
 pub fn bias(grad_output: &[f64], positions: usize, outputs: usize, channels_first: bool) -> Vec<f64> {
     let mut gradient = vec![0.0; outputs];
@@ -104,7 +104,7 @@ pub fn bias(grad_output: &[f64], positions: usize, outputs: usize, channels_firs
     gradient
 }
 
-/// Σ_n weight[n] · g_n², elementwise, over gradients of `len` elements.
+/// `Σ_n weight[n] · g_n²`, elementwise, over gradients of `len` elements.
 #[must_use]
 pub fn sum_of_squares(weight: &[f64], gradients: &[Vec<f64>], len: usize) -> Vec<f64> {
     let mut sum = vec![0.0; len];

@@ -16,8 +16,10 @@ use crate::shape::DType;
 
 /// Sum over squares of squared weight gradients of a convolution in one, two or three dimensions:
 ///
-///   out[o, c, k] ← decay · out[o, c, k]
-///       + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_p gradient_scale · b[n, o, p] · a[n, c, stride·p + dilation·k − padding])²
+/// ```text
+/// out[o, c, k] ← decay · out[o, c, k]
+///     + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_p gradient_scale · b[n, o, p] · a[n, c, stride·p + dilation·k − padding])²
+/// ```
 ///
 /// with p over output positions, k over kernel offsets (both d, h, w), and a zero outside of the input. Lower ranks have leading
 /// sizes of 1. With groups, c counts the channels of o's group alone.

@@ -15,7 +15,9 @@ use crate::shape::DType;
 
 /// Sum over samples of squared weight gradients of a linear layer with one position a sample:
 ///
-///   out[o, i] ← decay · out[o, i] + gain · Σ_n weight[n] · (gradient_scale · b[n, o])² · a[n, i]²
+/// ```text
+/// out[o, i] ← decay · out[o, i] + gain · Σ_n weight[n] · (gradient_scale · b[n, o])² · a[n, i]²
+/// ```
 ///
 /// - `input`        a `[n, i]`, f32, f16 or bf16
 /// - `grad_output`  b `[n, o]`, f32, f16 or bf16; gradient of the *summed* loss

@@ -15,7 +15,9 @@ use crate::shape::DType;
 
 /// Sum over squares of squared weight gradients of a linear layer that is used at several positions:
 ///
-///   out[o, i] ← decay · out[o, i] + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_t gradient_scale · b[n, t, o] · a[n, t, i])²
+/// ```text
+/// out[o, i] ← decay · out[o, i] + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_t gradient_scale · b[n, t, o] · a[n, t, i])²
+/// ```
 ///
 /// - `input`        a `[n, t, i]`, f32, f16 or bf16
 /// - `grad_output`  b `[n, t, o]`, f32, f16 or bf16; gradient of the *summed* loss

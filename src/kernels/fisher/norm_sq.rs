@@ -13,8 +13,10 @@ use crate::shape::DType;
 
 /// Sum over samples of the squared gradients of a normalisation layer's weight:
 ///
-///   S[c] = Σ_s weight_s · (gradient_scale · Σ_{n ∈ s} Σ_t b[n, t, c] · x̂[n, t, c])² ,  x̂ = (x − μ) · scale
-///   out[c] ← decay · out[c] + gain · S[c]
+/// ```text
+/// S[c] = Σ_s weight_s · (gradient_scale · Σ_{n ∈ s} Σ_t b[n, t, c] · x̂[n, t, c])² ,  x̂ = (x − μ) · scale
+/// out[c] ← decay · out[c] + gain · S[c]
+/// ```
 ///
 /// - `input`        x, the layer's own input, f32, f16 or bf16
 /// - `grad_output`  b, of the same shape, f32, f16 or bf16, of the *summed* loss

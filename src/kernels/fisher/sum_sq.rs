@@ -17,7 +17,9 @@ use crate::shape::DType;
 
 /// Sum over squares of squared sums of the output's gradient: the Fisher of a bias.
 ///
-///   out[o] ← decay · out[o] + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_t gradient_scale · b[n, t, o])²
+/// ```text
+/// out[o] ← decay · out[o] + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_t gradient_scale · b[n, t, o])²
+/// ```
 ///
 /// - `grad_output`  b `[n, t, o]`, or `[n, o, t]` with `channels_first`, as convolutions have it; f32, f16 or bf16; gradient of
 ///   the *summed* loss

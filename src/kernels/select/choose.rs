@@ -14,7 +14,9 @@ use crate::shape::DType;
 
 /// Keeps elements bit for bit where the mask says so, and puts another's bits, or zero, in the place of the rest:
 ///
-///   model[p] ← mask[p] ≠ 0 ? model[p] : base[p]      (`zero`: … : 0)
+/// ```text
+/// model[p] ← mask[p] ≠ 0 ? model[p] : base[p]      (`zero`: … : 0)
+/// ```
 ///
 /// - `mask`  one byte an element, four a word
 /// - `base`  `[p]`; where zero takes its place, any view of the same length and type, or the mask, which is not read

@@ -13,7 +13,9 @@ use crate::shape::DType;
 
 /// Counts, in blocks of [`BLOCK_LEN`] consecutive elements, with t = `state[0]` and s the ordered score bits:
 ///
-///   above[block] = #{p in block : s[p] > t},  ties[block] = #{p in block : s[p] = t}
+/// ```text
+/// above[block] = #{p in block : s[p] > t},  ties[block] = #{p in block : s[p] = t}
+/// ```
 ///
 /// - `theta`  θ `[p]`; F again for [`Score::Fish`]
 /// - `fisher` F `[p]`

@@ -15,7 +15,9 @@ use crate::shape::DType;
 
 /// The kept elements of [`Mask`](super::Mask), in the order of their indices:
 ///
-///   indices[r] = p, values[r] = s[p]   for the kept element p with r kept elements before it
+/// ```text
+/// indices[r] = p, values[r] = s[p]   for the kept element p with r kept elements before it
+/// ```
 ///
 /// - `theta`   θ `[p]`; F again for [`Score::Fish`]
 /// - `fisher`  F `[p]`

@@ -14,7 +14,9 @@ use crate::shape::DType;
 
 /// Counts scores per bin of a window of score bits:
 ///
-///   counts[1 + b] += #{p : state[0] + b · 2^shift ≤ s[p] < state[0] + (b + 1) · 2^shift}
+/// ```text
+/// counts[1 + b] += #{p : state[0] + b · 2^shift ≤ s[p] < state[0] + (b + 1) · 2^shift}
+/// ```
 ///
 /// with s the ordered bits of the score (see [`Score`]); `counts[0]` counts what lies below the window and
 /// `counts[bins + 1]` what lies above.

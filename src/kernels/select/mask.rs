@@ -14,7 +14,9 @@ use crate::shape::DType;
 
 /// Keeps what lies above the threshold t = `state[0]`, and of what equals it the first `state[1]` elements:
 ///
-///   mask[p] = s[p] > t  or  (s[p] = t  and  #{q < p : s[q] = t} < state[1])
+/// ```text
+/// mask[p] = s[p] > t  or  (s[p] = t  and  #{q < p : s[q] = t} < state[1])
+/// ```
 ///
 /// - `theta`  θ `[p]`; F again for [`Score::Fish`]
 /// - `fisher` F `[p]`

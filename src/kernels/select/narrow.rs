@@ -9,7 +9,9 @@ use crate::memory::Element;
 
 /// Narrows a window to one of its bins: with r = `state[1]`, the bin b of the r-th largest score in the window.
 ///
-///   state[0] ← state[0] + b · 2^shift,  state[1] ← r − #{scores in bins above b}
+/// ```text
+/// state[0] ← state[0] + b · 2^shift,  state[1] ← r − #{scores in bins above b}
+/// ```
 ///
 /// - `counts`  `[bins + 2]`, from [`Histogram`](super::Histogram); the two outside the window are not looked at
 /// - `state`   `[2]`, the window's lower end, and r ≥ 1

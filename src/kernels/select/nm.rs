@@ -16,7 +16,9 @@ use crate::shape::DType;
 
 /// Keeps the `keep` best of every `size` elements that lie `stride` apart (an N:M pattern along one axis):
 ///
-///   mask[p] |= #{q in p's group : s[q] > s[p] or (s[q] = s[p] and q < p)} < keep
+/// ```text
+/// mask[p] |= #{q in p's group : s[q] > s[p] or (s[q] = s[p] and q < p)} < keep
+/// ```
 ///
 /// - `theta`  θ `[p]`; F again for [`Score::Fish`]
 /// - `fisher` F `[p]`

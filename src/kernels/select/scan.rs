@@ -8,7 +8,9 @@ use crate::memory::Element;
 
 /// The exclusive prefix sum, in place, with the total behind it:
 ///
-///   counts[i] ← Σ_{j < i} counts[j],  counts[len] ← Σ_j counts[j]
+/// ```text
+/// counts[i] ← Σ_{j < i} counts[j],  counts[len] ← Σ_j counts[j]
+/// ```
 ///
 /// - `counts`  `[len + 1]`; the last word's old value is not looked at
 ///
