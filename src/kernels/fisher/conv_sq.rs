@@ -6,7 +6,7 @@ use faer::MatRef;
 use rayon::prelude::*;
 
 use super::cases::{self, Numbers};
-use super::product::{Factors, Form, Scratch, Store, products, sum_of_runs};
+use super::product::{Factors, Form, Scratch, Store, TILE, products, sum_of_runs};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
@@ -364,60 +364,66 @@ impl<'a> Layer<'a> {
         square * self.fold..self.samples.min((square + 1) * self.fold)
     }
 
-    /// Where a row of positions (fixed d and h) meets the input: its first element, and the range of w that lies inside.
-    fn row(&self, sample: usize, tap: Tap, d: usize, h: usize) -> Option<(usize, Range<usize>)> {
+    /// The output columns whose patch element of this tap lies inside the input, by its w alone: those with
+    /// padding <= w · stride + offset < padding + input.
+    fn inside(&self, tap: Tap) -> Range<usize> {
+        let (stride, padding, offset) = (self.stride[2], self.padding[2], tap.offset[2]);
+        let start = padding.saturating_sub(offset).div_ceil(stride);
+        let end = (padding + self.input[2]).saturating_sub(offset).div_ceil(stride).min(self.grad[2]);
+        start..end.max(start)
+    }
+
+    /// The first input element of the row that a row of positions (fixed d and h) meets, if it lies inside.
+    fn row(&self, sample: usize, tap: Tap, d: usize, h: usize) -> Option<usize> {
         let inside = |axis: usize, position: usize| {
             let at = (position * self.stride[axis] + tap.offset[axis]).checked_sub(self.padding[axis])?;
             (at < self.input[axis]).then_some(at)
         };
         let (d, h) = (inside(0, d)?, inside(1, h)?);
-        // The first and one past the last w with padding <= w · stride + offset < padding + input.
-        let (stride, padding, offset) = (self.stride[2], self.padding[2], tap.offset[2]);
-        let start = padding.saturating_sub(offset).div_ceil(stride);
-        let end = (padding + self.input[2]).saturating_sub(offset).div_ceil(stride).min(self.grad[2]);
-        if start >= end {
-            return None;
-        }
         let plane = ((sample * self.channels + tap.channel) * self.input[0] + d) * self.input[1] + h;
-        Some((plane * self.input[2] + start * stride + offset - padding, start..end))
+        Some(plane * self.input[2])
     }
 
     /// The patch elements of one tap at consecutive positions of a sample.
     fn unfold(&self, sample: usize, tap: Tap, positions: Range<usize>, out: &mut [f32]) {
         let [_, height, width] = self.grad;
+        let (inside, stride) = (self.inside(tap), self.stride[2]);
+        let (mut row, mut first) = (positions.start / width, positions.start % width);
         let mut out = out;
-        let mut position = positions.start;
-        while position < positions.end {
-            let (row, first) = (position / width, position % width);
-            let last = width.min(first + positions.end - position);
+        while !out.is_empty() {
+            let last = width.min(first + out.len());
             let (piece, rest) = out.split_at_mut(last - first);
+            let from = inside.start.clamp(first, last);
+            let to = inside.end.clamp(from, last);
             match self.row(sample, tap, row / height, row % height) {
-                None => piece.fill(0.0),
-                Some((start, inside)) => {
-                    let from = inside.start.clamp(first, last);
-                    let to = inside.end.clamp(from, last);
+                Some(start) if from < to => {
                     piece[..from - first].fill(0.0);
                     piece[to - first..].fill(0.0);
-                    let start = start + (from - inside.start.min(from)) * self.stride[2];
+                    let start = start + from * stride + tap.offset[2] - self.padding[2];
                     self.fetch(start, &mut piece[from - first..to - first]);
                 }
+                _ => piece.fill(0.0),
             }
             out = rest;
-            position += last - first;
+            (row, first) = (row + 1, 0);
         }
     }
 
     /// Input elements from `start`, a stride apart.
     fn fetch(&self, start: usize, out: &mut [f32]) {
         let stride = self.stride[2];
-        if out.is_empty() {
-            return;
-        }
         if stride == 1 {
             return widen_into(self.values.range(start, out.len()), out);
         }
+        let span = self.values.range(start, (out.len() - 1) * stride + 1);
+        if span.element() == DType::F32.into() {
+            for (out, &value) in out.iter_mut().zip(span.cast::<f32>().iter().step_by(stride)) {
+                *out = value;
+            }
+            return;
+        }
         for (i, out) in out.iter_mut().enumerate() {
-            widen_into(self.values.range(start + i * stride, 1), std::slice::from_mut(out));
+            widen_into(span.range(i * stride, 1), std::slice::from_mut(out));
         }
     }
 
@@ -499,6 +505,7 @@ impl Group<'_> {
 
 impl Factors for Group<'_> {
     const SQUARED: bool = true;
+    const TILE: (usize, usize) = TILE;
 
     fn positions(&self, square: usize) -> usize {
         self.layer.samples_of(square).len() * self.layer.positions()

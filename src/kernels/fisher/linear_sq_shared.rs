@@ -5,7 +5,7 @@ use std::ops::Range;
 use faer::MatRef;
 
 use super::cases::{self, Numbers};
-use super::product::{Factors, Form, Scratch, Store, products};
+use super::product::{Factors, Form, Scratch, Store, TILE, products};
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
@@ -209,6 +209,7 @@ impl Shared<'_> {
 
 impl Factors for Shared<'_> {
     const SQUARED: bool = true;
+    const TILE: (usize, usize) = TILE;
 
     fn positions(&self, square: usize) -> usize {
         self.fold.min(self.samples - square * self.fold) * self.positions

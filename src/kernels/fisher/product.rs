@@ -134,6 +134,9 @@ pub(super) trait Factors: Sync {
     /// What is added to the result: the square of a sum over positions, or that sum itself.
     const SQUARED: bool;
 
+    /// The most rows and columns of a tile.
+    const TILE: (usize, usize);
+
     /// Positions of one square.
     fn positions(&self, square: usize) -> usize;
 
@@ -172,18 +175,19 @@ struct Cut {
     positions: usize,
 }
 
-/// Rows and columns of a tile: product and sums, 128 KiB each, stay in a second-level cache beside the packed factors.
-const TILE: (usize, usize) = (128, 256);
+/// Rows and columns of a tile whose products are squared: product and sums, 128 KiB each, stay in a second-level cache
+/// beside the packed factors.
+pub(super) const TILE: (usize, usize) = (128, 256);
 
 /// Positions of one matrix product: bounds the scratch of factors that have to be unfolded or widened.
 const POSITIONS: usize = 512;
 
 /// Tiles times runs that keep the cores of a large machine busy.
-const TASKS: usize = 32;
+const TASKS: usize = 16;
 
 impl Cut {
-    fn of(rows: usize, columns: usize) -> Self {
-        Self { rows: TILE.0.min(rows), columns: TILE.1.min(columns), positions: POSITIONS }
+    fn of<F: Factors>(rows: usize, columns: usize) -> Self {
+        Self { rows: F::TILE.0.min(rows), columns: F::TILE.1.min(columns), positions: POSITIONS }
     }
 }
 
@@ -203,8 +207,8 @@ struct Tile<'a> {
 }
 
 /// out (row-major, rows × columns) ← decay · out + gain · Σ over `squares`.
-pub(super) fn products(
-    factors: &impl Factors,
+pub(super) fn products<F: Factors>(
+    factors: &F,
     (rows, columns): (usize, usize),
     squares: Range<usize>,
     out: &mut [f32],
@@ -213,7 +217,7 @@ pub(super) fn products(
     if rows == 0 || columns == 0 {
         return;
     }
-    let cut = Cut::of(rows, columns);
+    let cut = Cut::of::<F>(rows, columns);
     let tiles = tiles(out, columns, cut);
     let tasks = tiles.len();
     tiles.into_par_iter().for_each_init(Bench::default, |bench, mut tile| {
@@ -285,11 +289,11 @@ fn sum<F: Factors>(
         if weight == 0.0 {
             continue;
         }
-        let product = bench.product.take(sums.len());
         let positions = factors.positions(square);
         if positions == 0 {
             continue;
         }
+        let product = if F::SQUARED { bench.product.take(sums.len()) } else { sums.as_mut_slice() };
         let mut start = 0;
         while start < positions {
             let block = factors.block(square, start..positions.min(start + cut.positions));
@@ -297,12 +301,14 @@ fn sum<F: Factors>(
             let left = factors.left(square, block.clone(), rows.clone(), &mut bench.left);
             let right = factors.right(square, block, columns.clone(), &mut bench.right);
             let product = MatMut::from_row_major_slice_mut(&mut *product, rows.len(), columns.len());
-            let accum = if start == 0 { Accum::Replace } else { Accum::Add };
+            let accum = if F::SQUARED && start == 0 { Accum::Replace } else { Accum::Add };
             matmul(product, accum, left, right, 1.0, Par::Seq);
             start = end;
         }
-        for (sum, &p) in sums.iter_mut().zip(&*product) {
-            *sum += if F::SQUARED { weight * (p * p) } else { p };
+        if F::SQUARED {
+            for (sum, &p) in sums.iter_mut().zip(bench.product.take(rows.len() * columns.len()).iter()) {
+                *sum += weight * (p * p);
+            }
         }
     }
     sums

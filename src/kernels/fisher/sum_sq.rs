@@ -157,8 +157,9 @@ impl Kernel for SumSq {
     }
 }
 
-/// Outputs of one task of the host: a few cache lines of each position.
-const OUTPUTS: usize = 256;
+/// Outputs of one task of the host: long runs of each position, which the processor fetches ahead, and sums that stay in a
+/// first-level cache.
+const OUTPUTS: usize = 2048;
 
 /// Positions of one output that are widened at a time where positions come last.
 const POSITIONS: usize = 1024;
