@@ -62,6 +62,9 @@ pub struct Statistics {
     pub total: Summary,
     /// What the largest hold; nothing where none were asked for or all values are 0.
     pub top: Option<TopShare>,
+    /// How many valid values share their sign, exponent and upper 7 bits of mantissa, by the smallest such value;
+    /// ascending, occupied bins only. A bin spans less than 1/128 of its value.
+    pub histogram: Vec<(f32, u64)>,
 }
 
 impl Summary {
@@ -176,7 +179,7 @@ impl Sweep<'_> {
         let kept = (top * (total.elements - total.invalid) as f64).round_ties_even() as u64;
         let wanted = kept > 0 && total.sum > 0.0;
         let top = if wanted { Some(self.top_share(&upper, kept, total.sum)?) } else { None };
-        Ok(Statistics { tensors, total, top })
+        Ok(Statistics { tensors, total, top, histogram: upper.occupied() })
     }
 
     /// The summaries of a tensor's pieces as one.
@@ -251,6 +254,16 @@ impl Histogram {
         for (shared, own) in self.0.iter().zip(own).filter(|(_, own)| *own > 0) {
             shared.fetch_add(own, Ordering::Relaxed);
         }
+    }
+
+    /// The occupied bins, as values with these upper halves, ascending.
+    fn occupied(&self) -> Vec<(f32, u64)> {
+        let counts =
+            self.0.iter().enumerate().map(|(bin, count)| (bin as u32, count.load(Ordering::Relaxed)));
+        counts
+            .filter(|(_, count)| *count > 0)
+            .map(|(bin, count)| (f32::from_bits(bin << 16), count))
+            .collect()
     }
 
     /// The bins above `bin`, largest first.

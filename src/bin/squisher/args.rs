@@ -72,6 +72,7 @@ pub(crate) enum Command {
     Inspect(commands::inspect::Inspect),
     Extract(commands::extract::Extract),
     Merge(commands::merge::Merge),
+    Report(commands::report::Report),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
 }
@@ -84,6 +85,7 @@ impl Command {
             Self::Inspect(args) => args.run(global),
             Self::Extract(args) => args.run(global),
             Self::Merge(args) => args.run(global),
+            Self::Report(args) => args.run(global),
             Self::Completions(args) => args.run(),
             Self::Man(args) => args.run(),
         }

@@ -6,4 +6,5 @@ pub(crate) mod extract;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod merge;
+pub(crate) mod report;
 pub(crate) mod verify;

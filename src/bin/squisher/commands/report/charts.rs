@@ -1,0 +1,317 @@
+//! Charts as inline SVG. Text and axes take the page's colours; each mark carries a title for pointer and screen reader.
+
+use std::fmt::Write as _;
+
+/// Text as it may stand in XML: names are data that strangers wrote.
+pub(super) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// The end of a name, where it is longer than there is room for.
+fn shortened(text: &str, room: usize) -> String {
+    let count = text.chars().count();
+    if count <= room {
+        return text.to_owned();
+    }
+    let tail: String = text.chars().skip(count - room + 1).collect();
+    format!("…{tail}")
+}
+
+/// A colour of viridis at `t` in [0, 1], between eight of its points, and whether it is dark.
+pub(super) fn viridis(t: f64) -> ([u8; 3], bool) {
+    const POINTS: [[f64; 3]; 8] = [
+        [68.0, 1.0, 84.0],
+        [70.0, 50.0, 127.0],
+        [54.0, 92.0, 141.0],
+        [39.0, 127.0, 142.0],
+        [31.0, 161.0, 135.0],
+        [74.0, 194.0, 109.0],
+        [159.0, 218.0, 58.0],
+        [253.0, 231.0, 37.0],
+    ];
+    let place = t.clamp(0.0, 1.0) * 7.0;
+    let low = (place.floor() as usize).min(6);
+    let part = place - low as f64;
+    let mixed = |channel: usize| POINTS[low][channel] * (1.0 - part) + POINTS[low + 1][channel] * part;
+    let rgb = [mixed(0), mixed(1), mixed(2)];
+    let luminance = 0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2];
+    (rgb.map(|channel| channel.round() as u8), luminance < 128.0)
+}
+
+/// A matrix with labels; `None` is an empty cell.
+pub(super) struct Heatmap {
+    pub(super) rows: Vec<String>,
+    pub(super) columns: Vec<String>,
+    pub(super) cells: Vec<Vec<Option<f64>>>,
+    /// What a cell is coloured and printed by: its base-10 logarithm.
+    pub(super) log: bool,
+    pub(super) title: String,
+}
+
+const ROW_LETTERS: usize = 36;
+const COLUMN_LETTERS: usize = 28;
+
+impl Heatmap {
+    pub(super) fn svg(&self) -> String {
+        let scale = |v: f64| if self.log { v.log10() } else { v };
+        let shown = self.cells.iter().flatten().flatten().map(|&v| scale(v)).filter(|v| v.is_finite());
+        let (low, high) = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        // Room for the longest label, at about seven pixels a letter; column labels lean at 45 degrees.
+        let letters = |labels: &[String], most: usize| {
+            labels.iter().map(|label| label.chars().count().min(most)).max().unwrap_or(0)
+        };
+        let left = 7 * letters(&self.rows, ROW_LETTERS) + 20;
+        let lean = 5 * letters(&self.columns, COLUMN_LETTERS);
+        let (top, width, height) = (lean + 24, 58, 24);
+        let total_width = left + width * self.columns.len() + lean + 20;
+        let total_height = top + height * self.rows.len() + 10;
+        let mut svg = open(total_width, total_height, &self.title);
+        for (c, column) in self.columns.iter().enumerate() {
+            let x = left + width * c + width / 2;
+            let _ = write!(
+                svg,
+                "<text class='label' transform='translate({x},{}) rotate(-45)'><title>{}</title>{}</text>",
+                top - 8,
+                escape(column),
+                escape(&shortened(column, COLUMN_LETTERS))
+            );
+        }
+        for (r, row) in self.rows.iter().enumerate() {
+            let y = top + height * r;
+            let _ = write!(
+                svg,
+                "<text class='label' text-anchor='end' x='{}' y='{}'><title>{}</title>{}</text>",
+                left - 8,
+                y + 16,
+                escape(row),
+                escape(&shortened(row, ROW_LETTERS))
+            );
+            for (c, column) in self.columns.iter().enumerate() {
+                let Some(value) = self.cells[r][c] else { continue };
+                let x = left + width * c;
+                svg.push_str(&self.cell(
+                    (x, y, width, height),
+                    value,
+                    scale(value),
+                    (low, high),
+                    row,
+                    column,
+                ));
+            }
+        }
+        svg.push_str("</svg>");
+        svg
+    }
+
+    fn cell(
+        &self,
+        (x, y, width, height): (usize, usize, usize, usize),
+        value: f64,
+        scaled: f64,
+        (low, high): (f64, f64),
+        row: &str,
+        column: &str,
+    ) -> String {
+        let t = if high > low { (scaled - low) / (high - low) } else { 0.5 };
+        let ([r, g, b], dark) = viridis(if scaled.is_finite() { t } else { 0.0 });
+        let ink = if dark { "#fff" } else { "#000" };
+        let text = if scaled.is_finite() { format!("{scaled:.2}") } else { "0".to_owned() };
+        format!(
+            "<g><title>{} {}: {value:.4e}</title><rect x='{x}' y='{y}' width='{}' height='{}' fill='rgb({r},{g},{b})'/>\
+             <text class='value' fill='{ink}' text-anchor='middle' x='{}' y='{}'>{text}</text></g>",
+            escape(row),
+            escape(column),
+            width - 1,
+            height - 1,
+            x + width / 2,
+            y + 16
+        )
+    }
+}
+
+fn open(width: usize, height: usize, title: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<svg role='img' aria-label='{title}' width='{width}' height='{height}' viewBox='0 0 {width} {height}' \
+         xmlns='http://www.w3.org/2000/svg'><title>{title}</title>"
+    )
+}
+
+/// The frame of a chart with two axes.
+pub(super) struct Axes {
+    pub(super) x: (f64, f64),
+    pub(super) y: (f64, f64),
+    pub(super) x_label: String,
+    pub(super) y_label: String,
+    pub(super) title: String,
+}
+
+const WIDTH: f64 = 560.0;
+const HEIGHT: f64 = 300.0;
+const LEFT: f64 = 64.0;
+const TOP: f64 = 14.0;
+
+impl Axes {
+    fn at(&self, x: f64, y: f64) -> (f64, f64) {
+        let part = |v: f64, (low, high): (f64, f64)| if high > low { (v - low) / (high - low) } else { 0.5 };
+        (LEFT + WIDTH * part(x, self.x), TOP + HEIGHT * (1.0 - part(y, self.y)))
+    }
+
+    /// The frame with about five ticks a side, and the marks inside.
+    fn svg(&self, marks: &str) -> String {
+        let mut svg = open((LEFT + WIDTH + 24.0) as usize, (TOP + HEIGHT + 54.0) as usize, &self.title);
+        let _ = write!(svg, "<rect class='frame' x='{LEFT}' y='{TOP}' width='{WIDTH}' height='{HEIGHT}'/>");
+        for tick in ticks(self.x) {
+            let (x, _) = self.at(tick, self.y.0);
+            let bottom = TOP + HEIGHT;
+            let _ = write!(
+                svg,
+                "<line class='grid' x1='{x:.1}' x2='{x:.1}' y1='{TOP}' y2='{bottom}'/>\
+                 <text class='label' text-anchor='middle' x='{x:.1}' y='{}'>{}</text>",
+                bottom + 18.0,
+                number(tick)
+            );
+        }
+        for tick in ticks(self.y) {
+            let (_, y) = self.at(self.x.0, tick);
+            let _ = write!(
+                svg,
+                "<line class='grid' x1='{LEFT}' x2='{}' y1='{y:.1}' y2='{y:.1}'/>\
+                 <text class='label' text-anchor='end' x='{}' y='{:.1}'>{}</text>",
+                LEFT + WIDTH,
+                LEFT - 6.0,
+                y + 4.0,
+                number(tick)
+            );
+        }
+        svg.push_str(marks);
+        let (middle, foot) = (LEFT + WIDTH / 2.0, TOP + HEIGHT + 42.0);
+        let _ = write!(
+            svg,
+            "<text class='label' text-anchor='middle' x='{middle}' y='{foot}'>{}</text>\
+             <text class='label' text-anchor='middle' transform='translate(14,{}) rotate(-90)'>{}</text></svg>",
+            escape(&self.x_label),
+            TOP + HEIGHT / 2.0,
+            escape(&self.y_label)
+        );
+        svg
+    }
+
+    /// Upright bars from the axis: (left, right, height, title).
+    pub(super) fn bars(&self, bars: &[(f64, f64, f64, String)]) -> String {
+        let mut marks = String::new();
+        for (left, right, value, title) in bars {
+            let (x0, y0) = self.at(*left, *value);
+            let (x1, y1) = self.at(*right, self.y.0);
+            let _ = write!(
+                marks,
+                "<rect class='bar' x='{x0:.1}' y='{y0:.1}' width='{:.1}' height='{:.1}'><title>{}</title></rect>",
+                (x1 - x0 - 0.5).max(0.5),
+                (y1 - y0).max(0.0),
+                escape(title)
+            );
+        }
+        self.svg(&marks)
+    }
+
+    /// A line through points.
+    pub(super) fn line(&self, points: &[(f64, f64)]) -> String {
+        let path: Vec<String> =
+            points.iter().map(|&(x, y)| self.at(x, y)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        self.svg(&format!("<polyline class='line' points='{}'/>", path.join(" ")))
+    }
+
+    /// Points.
+    pub(super) fn scatter(&self, points: &[(f64, f64)]) -> String {
+        let mut marks = String::new();
+        for &(x, y) in points {
+            let (x, y) = self.at(x, y);
+            let _ = write!(marks, "<circle class='point' cx='{x:.1}' cy='{y:.1}' r='1.6'/>");
+        }
+        self.svg(&marks)
+    }
+}
+
+/// Round numbers in a range, about five.
+fn ticks((low, high): (f64, f64)) -> Vec<f64> {
+    if high <= low {
+        return vec![low];
+    }
+    let raw = (high - low) / 5.0;
+    let unit = 10.0_f64.powf(raw.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * unit).into_iter().find(|&s| s >= raw).unwrap_or(raw);
+    let first = (low / step).ceil() as i64;
+    let last = (high / step).floor() as i64;
+    (first..=last).map(|i| i as f64 * step).collect()
+}
+
+fn number(value: f64) -> String {
+    if value != 0.0 && (value.abs() >= 1e5 || value.abs() < 1e-3) {
+        return format!("{value:.0e}");
+    }
+    let text = format!("{value:.3}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// Horizontal bars with labels: (name, share of 1, title).
+pub(super) fn shares(title: &str, rows: &[(String, f64, String)]) -> String {
+    let (left, width, height) = (300, 420, 20);
+    let mut svg = open(left + width + 90, height * rows.len() + 10, title);
+    for (i, (name, share, tip)) in rows.iter().enumerate() {
+        let y = height * i + 2;
+        let _ = write!(
+            svg,
+            "<g><title>{tip}</title><text class='label' text-anchor='end' x='{}' y='{}'>{}</text>\
+             <rect class='track' x='{left}' y='{y}' width='{width}' height='{}'/>\
+             <rect class='bar' x='{left}' y='{y}' width='{:.1}' height='{}'/>\
+             <text class='label' x='{}' y='{}'>{:.2} %</text></g>",
+            left - 8,
+            y + 13,
+            escape(&shortened(name, 42)),
+            height - 4,
+            width as f64 * share.clamp(0.0, 1.0),
+            height - 4,
+            left + width + 8,
+            y + 13,
+            100.0 * share,
+            tip = escape(tip),
+        );
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_their_element() {
+        assert_eq!(escape("<script>&\"'\u{1b}"), "&lt;script&gt;&amp;&quot;&#39;\u{fffd}");
+    }
+
+    #[test]
+    fn values_stand_out_from_their_cells() {
+        assert!(viridis(0.0).1, "white on the darkest");
+        assert!(!viridis(1.0).1, "black on the brightest");
+    }
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        assert_eq!(ticks((0.0, 1.0)), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
+        assert_eq!(ticks((-12.3, -4.1)), [-12.0, -10.0, -8.0, -6.0]);
+        assert_eq!(ticks((3.0, 3.0)), [3.0]);
+    }
+}

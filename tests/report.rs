@@ -1,0 +1,85 @@
+//! `squisher report`: one page that stands alone, whatever names the tensors have.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use assert_cmd::Command;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn save(path: &Path, tensors: &[(&str, Dtype, Vec<u8>)]) {
+    let views = tensors.iter().map(|(name, dtype, bytes)| {
+        let elements = bytes.len() * 8 / dtype.bitsize();
+        (
+            name.to_string(),
+            TensorView::new(*dtype, vec![elements], bytes).expect("a whole number of elements"),
+        )
+    });
+    serialize_to_file(views.collect::<HashMap<_, _>>(), None, path).expect("a temporary folder is writable");
+}
+
+fn report(folder: &Path, inputs: &[&str]) -> assert_cmd::assert::Assert {
+    let mut command = Command::cargo_bin("squisher").expect("the tool is built with the tests");
+    command
+        .current_dir(folder)
+        .arg("report")
+        .args(inputs)
+        .args(["-o", "report.html", "--json", "-q"])
+        .assert()
+}
+
+#[test]
+fn a_page_stands_alone_and_shows_every_input() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let one = floats(&[1.0, 2.0, 3.0, 0.0, 5e-9]);
+    let other = floats(&[1.0, 4.0, 9.0, 0.5, 1e-9]);
+    save(&folder.path().join("a.safetensors"), &[("layers.2.weight", Dtype::F32, one)]);
+    save(&folder.path().join("b.safetensors"), &[("layers.2.weight", Dtype::F32, other)]);
+    save(&folder.path().join("m.safetensors"), &[("layers.2.weight", Dtype::BOOL, vec![1, 0, 1, 0])]);
+    let done = report(folder.path(), &["a.safetensors", "b.safetensors", "m.safetensors"]).success();
+    let result: serde_json::Value =
+        serde_json::from_slice(&done.get_output().stdout).expect("one JSON object");
+    let correlation = result["rank_correlation"].as_f64().expect("two Fishers of one network were given");
+    // Ranks 2 3 4 0 1 against 2 3 4 1 0.
+    assert!((correlation - 0.9).abs() < 1e-12, "{correlation}");
+    let page = std::fs::read_to_string(folder.path().join("report.html")).expect("the page was written");
+    for expected in
+        ["a.safetensors", "b.safetensors", "m.safetensors", "layers.2", "2 of 4 elements kept", "<svg"]
+    {
+        assert!(page.contains(expected), "{expected} is missing");
+    }
+    let links = page.replace("http://www.w3.org/2000/svg", "");
+    for foreign in ["http", "src=", "href=", "@import", "<script"] {
+        assert!(!links.contains(foreign), "the page refers to something outside: {foreign}");
+    }
+}
+
+#[test]
+fn hostile_names_stay_text() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let name = "<script>alert('1')</script>.weight";
+    save(&folder.path().join("a.safetensors"), &[(name, Dtype::F32, floats(&[1.0]))]);
+    report(folder.path(), &["a.safetensors"]).success();
+    let page = std::fs::read_to_string(folder.path().join("report.html")).expect("the page was written");
+    assert!(!page.contains("<script"), "a name became an element");
+    assert!(page.contains("&lt;script&gt;"), "the name is shown");
+}
+
+#[test]
+fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0, -1.0]))]);
+    let refused = report(folder.path(), &["a.safetensors"]).code(3);
+    let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(message.contains("1 values are NaN, infinite or negative"), "{message}");
+    assert!(!folder.path().join("report.html").exists());
+
+    save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0]))]);
+    std::fs::write(folder.path().join("report.html"), "old").expect("a temporary folder is writable");
+    let refused = report(folder.path(), &["a.safetensors"]).code(7);
+    assert!(String::from_utf8_lossy(&refused.get_output().stderr).contains("--overwrite"));
+    assert_eq!(std::fs::read(folder.path().join("report.html")).expect("still there"), b"old");
+}
