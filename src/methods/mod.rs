@@ -1,6 +1,15 @@
 //! The jobs: each composes reading, sweeps and writing into one result.
 
+mod globs;
+mod histogram;
+pub mod mask;
 pub mod merge;
+mod pieces;
+pub mod prune;
+pub mod select;
 mod source;
 #[cfg(feature = "pytorch")]
 pub mod squisher;
+
+pub use globs::Globs;
+pub use histogram::{Histogram, Place, Window};

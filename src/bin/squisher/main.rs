@@ -15,6 +15,7 @@ mod model_groups;
 mod output;
 mod progress;
 mod recipe;
+mod selection;
 mod signals;
 mod table;
 

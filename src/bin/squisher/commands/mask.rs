@@ -1,0 +1,63 @@
+//! `squisher mask FISHER --keep X -o OUT`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use squisher::checkpoint::Checkpoint;
+use squisher::methods::mask::{MaskOptions, mask, plan};
+use squisher::methods::select::{Keep, piece_elements};
+
+use crate::args::Global;
+use crate::selection::{Done, Planned, Selection, share};
+use crate::{output, progress, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  squisher mask fisher.safetensors --keep 0.005 -o mask.safetensors
+  squisher mask fisher.safetensors --keep 0.005 --always 'classifier*' -o mask.safetensors
+  squisher mask fisher.safetensors --keep 0.1 --scope tensor --include '*.weight' -o mask.safetensors";
+
+/// Make a mask of the parameters with the largest Fisher
+///
+/// BOOL tensors under the Fisher's own names, true where a parameter is kept. Of equal values the earlier is kept.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Mask {
+    /// The Fisher: a safetensors file, a folder, or an index
+    fisher: PathBuf,
+
+    /// The share to keep, from 0 to 1
+    #[arg(long, value_name = "X", value_parser = share)]
+    keep: f64,
+
+    /// The mask to write
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+
+    #[command(flatten)]
+    selection: Selection,
+}
+
+impl Mask {
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let options = MaskOptions {
+            scope: self.selection.scope(),
+            globs: self.selection.globs(),
+            overwrite: global.overwrite,
+            piece_elements: piece_elements(&global.memory.budget())?,
+            ..MaskOptions::new(Keep::Fraction(self.keep))
+        };
+        let fisher = Checkpoint::open(&self.fisher)?;
+        if global.dry_run {
+            return output::report(global, "mask", &Planned::from(plan(&fisher, &options)?));
+        }
+        let backend = global.device.open()?;
+        let interrupt = signals::listen()?;
+        let reporter = progress::reporter(global, "mask");
+        let report = mask(&backend, &fisher, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        drop(reporter);
+        let done = Done(report);
+        done.warn();
+        output::report(global, "mask", &done)
+    }
+}

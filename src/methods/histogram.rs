@@ -1,0 +1,210 @@
+//! Histograms of score bits that can be added up.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Bins of equal width over a window of score bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// The lower end.
+    pub low: u32,
+    /// A bin is 2^shift wide.
+    pub shift: u32,
+    /// Bins.
+    pub bins: u32,
+}
+
+/// How many scores lie in each bin of a window, below it and above it.
+///
+/// Counts are u64, and histograms of one window add up: parts of a job may be counted apart, on several devices or
+/// machines, and joined. The sum is that of the whole, whatever the parts were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Histogram {
+    /// What is counted.
+    pub window: Window,
+    /// Scores below the window.
+    pub below: u64,
+    /// Scores in each bin.
+    pub counts: Vec<u64>,
+    /// Scores above the window.
+    pub above: u64,
+}
+
+/// Where the k-th largest score is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Above the window.
+    Above,
+    /// In a bin.
+    In {
+        /// The bin.
+        bin: u32,
+        /// Scores above the bin, in the window and beyond.
+        better: u64,
+        /// Scores in the bin.
+        count: u64,
+    },
+    /// Below the window, or there are fewer than k scores.
+    Below,
+}
+
+impl Window {
+    /// Every score, in bins of an eighth of a power of two.
+    pub const COARSE: Self = Self { low: 0, shift: 20, bins: 2048 };
+
+    /// The window over one of this window's bins, every score a bin of its own.
+    #[must_use]
+    pub fn inside(self, bin: u32) -> Self {
+        Self { low: self.low + (bin << self.shift), shift: 0, bins: 1 << self.shift }
+    }
+
+    /// A window of single scores around `score`, as wide as a coarse bin.
+    #[must_use]
+    pub fn around(score: u32) -> Self {
+        let bins = 1 << Self::COARSE.shift;
+        Self { low: score.saturating_sub(bins / 2), shift: 0, bins }
+    }
+}
+
+impl Histogram {
+    /// A histogram of nothing.
+    #[must_use]
+    pub fn new(window: Window) -> Self {
+        Self { window, below: 0, counts: vec![0; window.bins as usize], above: 0 }
+    }
+
+    /// Adds what was counted elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if that was another window.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        if self.window != other.window || self.counts.len() != other.counts.len() {
+            let problem = format!("{:?} cannot be added to {:?}", other.window, self.window);
+            return Err(Error::argument("histogram", problem));
+        }
+        self.below += other.below;
+        self.above += other.above;
+        for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
+            *sum += count;
+        }
+        Ok(())
+    }
+
+    /// Adds counts as [`kernels::select::Histogram`](crate::kernels::select::Histogram) leaves them: below, bins, above.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if they are not as many as the window's.
+    pub fn add_words(&mut self, words: &[u32]) -> Result<()> {
+        let expected = self.counts.len() + 2;
+        let wrong = || Error::shape("histogram", "counts", expected.to_string(), words.len().to_string());
+        let (&below, rest) = words.split_first().ok_or_else(wrong)?;
+        let (&above, bins) = rest.split_last().ok_or_else(wrong)?;
+        if bins.len() != self.counts.len() {
+            return Err(wrong());
+        }
+        self.below += u64::from(below);
+        self.above += u64::from(above);
+        for (sum, &count) in self.counts.iter_mut().zip(bins) {
+            *sum += u64::from(count);
+        }
+        Ok(())
+    }
+
+    /// Scores counted.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.below + self.counts.iter().sum::<u64>() + self.above
+    }
+
+    /// Where the `k`-th largest score is; k counts from 1.
+    #[must_use]
+    pub fn place(&self, k: u64) -> Place {
+        if k <= self.above {
+            return Place::Above;
+        }
+        let mut better = self.above;
+        for (bin, &count) in (0..self.window.bins).zip(&self.counts).rev() {
+            if k <= better + count {
+                return Place::In { bin, better, count };
+            }
+            better += count;
+        }
+        Place::Below
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn counted(window: Window, scores: &[u32]) -> Histogram {
+        let mut words = vec![0; window.bins as usize + 2];
+        for &score in scores {
+            let bin = i64::from(score >> window.shift) - i64::from(window.low >> window.shift);
+            let slot = (bin + 1).clamp(0, i64::from(window.bins) + 1);
+            words[usize::try_from(slot).expect("clamped")] += 1;
+        }
+        let mut histogram = Histogram::new(window);
+        histogram.add_words(&words).expect("as many as the window's");
+        histogram
+    }
+
+    proptest! {
+        #[test]
+        fn histograms_of_parts_add_up_and_find_the_kth(
+            scores in prop::collection::vec(0_u32..64, 1..60),
+            cut in 0_usize..60,
+            k in 1_usize..60,
+        ) {
+            let window = Window { low: 16, shift: 2, bins: 8 };
+            let (first, second) = scores.split_at(cut.min(scores.len()));
+            let mut sum = counted(window, first);
+            sum.add(&counted(window, second)).expect("one window");
+            prop_assert_eq!(&sum, &counted(window, &scores));
+            prop_assert_eq!(sum.total(), scores.len() as u64);
+
+            let mut sorted = scores.clone();
+            sorted.sort_unstable_by(|a, b| b.cmp(a));
+            let wanted = sorted.get(k - 1);
+            let place = sum.place(k as u64);
+            match wanted {
+                Some(&score) if score >= 48 => prop_assert_eq!(place, Place::Above),
+                Some(&score) if score >= 16 => {
+                    let bin = (score - 16) / 4;
+                    let better = scores.iter().filter(|&&s| s >= 16 + 4 * (bin + 1)).count() as u64;
+                    let count = scores.iter().filter(|&&s| s >= 16 && (s - 16) / 4 == bin).count() as u64;
+                    prop_assert_eq!(place, Place::In { bin, better, count });
+                }
+                _ => prop_assert_eq!(place, Place::Below),
+            }
+        }
+    }
+
+    #[test]
+    fn counts_beyond_two_to_the_32_are_found() {
+        let mut histogram = Histogram::new(Window { low: 0, shift: 0, bins: 2 });
+        histogram.counts = vec![1 << 40, 1 << 33];
+        assert_eq!(histogram.place(1 << 33), Place::In { bin: 1, better: 0, count: 1 << 33 });
+        assert_eq!(histogram.place((1 << 33) + 1), Place::In { bin: 0, better: 1 << 33, count: 1 << 40 });
+        assert_eq!(histogram.place((1 << 40) + (1 << 33) + 1), Place::Below);
+    }
+
+    #[test]
+    fn other_windows_are_refused() {
+        let mut coarse = Histogram::new(Window::COARSE);
+        let fine = Histogram::new(Window::COARSE.inside(3));
+        assert!(coarse.add(&fine).is_err(), "a fine histogram was added to a coarse one");
+        assert!(coarse.add_words(&[0; 5]).is_err(), "five counts were added to 2050");
+    }
+
+    #[test]
+    fn a_coarse_bin_opens_into_single_scores() {
+        let fine = Window::COARSE.inside(0x3f8);
+        assert_eq!(fine, Window { low: 0x3f80_0000, shift: 0, bins: 1 << 20 });
+        assert_eq!(Window::around(5).low, 0);
+        assert_eq!(Window::around(0x3f80_0000).low, 0x3f78_0000);
+    }
+}

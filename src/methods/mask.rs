@@ -1,0 +1,361 @@
+//! Masks of what matters, and models put together by a mask.
+//!
+//! [`mask`] keeps the parameters with the largest Fisher (Sung, Nair, Raffel, *Training Neural Networks with Fixed Sparse
+//! Masks*, 2021), a share of all, as BOOL tensors under the Fisher's own names. Which of equal ones are kept, and what repeats,
+//! is said in [`select`](crate::methods::select).
+//!
+//! [`reset`] puts a model together: mask ? fine-tuned : pretrained, bit for bit, in any element type. So a fine-tuned model is
+//! taken back to its start everywhere but in the masked parameters.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::checkpoint::{Checkpoint, Dtype, Output, OutputLayout, TensorInfo};
+use crate::error::{Error, Result, printable};
+use crate::interrupt::Interrupt;
+use crate::kernels::select::Score;
+use crate::methods::globs::Globs;
+use crate::methods::prune::{
+    SelectPlan, SelectReport, Selected, cuts, fill_true, listed, plan_fisher, report, sparsity,
+};
+use crate::methods::select::{Keep, PIECE_ELEMENTS, Scope, Sweep};
+use crate::progress::Progress;
+use crate::shape::shape_text;
+
+/// How to make a mask.
+#[derive(Clone, Debug)]
+pub struct MaskOptions {
+    /// How many are kept.
+    pub keep: Keep,
+    /// Among what.
+    pub scope: Scope,
+    /// Which tensors.
+    pub globs: Globs,
+    /// Replace an existing output.
+    pub overwrite: bool,
+    /// Elements handled at once; no result depends on it.
+    pub piece_elements: u64,
+}
+
+impl MaskOptions {
+    /// The best among all tensors.
+    #[must_use]
+    pub fn new(keep: Keep) -> Self {
+        let (scope, globs) = (Scope::Global, Globs::default());
+        Self { keep, scope, globs, overwrite: false, piece_elements: PIECE_ELEMENTS }
+    }
+}
+
+const OP: &str = "mask";
+
+/// What [`mask`] would do.
+///
+/// # Errors
+/// What headers alone show to be wrong, as [`mask`].
+pub fn plan(fisher: &Checkpoint, options: &MaskOptions) -> Result<SelectPlan> {
+    let plan = plan_fisher(OP, fisher, &options.globs)?;
+    let kept = plan.kept(OP, options.scope, options.keep)?;
+    Ok(plan.shown(Some(kept)))
+}
+
+/// Writes the mask of the parameters with the largest Fisher. Tensors that globs leave out are not in it.
+///
+/// # Errors
+/// As [`prune`](crate::methods::prune::prune).
+pub fn mask(
+    backend: &Backend,
+    fisher: &Checkpoint,
+    options: &MaskOptions,
+    out: &Path,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<SelectReport> {
+    let began = Instant::now();
+    let plan = plan_fisher(OP, fisher, &options.globs)?;
+    let ranked = plan.ranked.iter().map(|(_, item)| *item).collect();
+    let mut sweep = Sweep::new(backend, Score::Fish, ranked, options.piece_elements, progress, interrupt)?;
+    let output = Output::create(out, plan.mask_layout("fish"), options.overwrite, &[fisher.path()])?;
+    let cuts = cuts(OP, &mut sweep, options.scope, options.keep, plan.always_elements())?;
+    let threshold = cuts.first().filter(|_| options.scope == Scope::Global).and_then(|(_, cut)| cut.score());
+    let slot = |tensor: &TensorInfo| output.position(&tensor.name).expect("the mask has every ranked tensor");
+    let slots: Vec<usize> = plan.ranked.iter().map(|(tensor, _)| slot(tensor)).collect();
+    let mut counts = vec![0; slots.len()];
+    for (range, cut) in cuts {
+        sweep.apply(range, cut, false, &mut |kept| {
+            counts[kept.tensor] += kept.mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
+            output.write(slots[kept.tensor], kept.start, kept.mask)
+        })?;
+    }
+    plan.always.iter().try_for_each(|tensor| fill_true(&output, tensor))?;
+    fisher.verify_unchanged()?;
+    let mut report = report(&plan, &counts, &output);
+    output.finish()?;
+    report.threshold = threshold;
+    report.passes = sweep.passes;
+    report.bytes_read = sweep.bytes_read;
+    report.seconds = began.elapsed().as_secs_f64();
+    report.adapter = backend.name();
+    Ok(report)
+}
+
+/// What becomes of tensors that the mask does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unmasked {
+    /// They must be equal in both models, else the reset is refused.
+    #[default]
+    Equal,
+    /// They are taken from the fine-tuned model.
+    Model,
+    /// They are taken from the pretrained one.
+    Base,
+}
+
+/// How to reset.
+#[derive(Clone, Debug, Default)]
+pub struct ResetOptions {
+    /// What becomes of tensors that the mask does not have.
+    pub unmasked: Unmasked,
+    /// Replace an existing output.
+    pub overwrite: bool,
+}
+
+/// What a reset would do, from headers alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct ResetPlan {
+    /// The tensors that the mask has.
+    pub masked: Vec<String>,
+    /// Those it does not have.
+    pub copied: Vec<String>,
+    /// Elements of the former.
+    pub elements: u64,
+}
+
+/// What [`reset`] would do.
+///
+/// # Errors
+/// What headers alone show to be wrong, as [`reset`].
+pub fn plan_reset(mask: &Checkpoint, model: &Checkpoint, base: &Checkpoint) -> Result<ResetPlan> {
+    refuse_differences(mask, model, base)?;
+    let (masked, copied): (Vec<_>, Vec<_>) =
+        model.tensors().iter().partition(|tensor| mask.get(&tensor.name).is_some());
+    let names = |tensors: &[&TensorInfo]| tensors.iter().map(|tensor| tensor.name.clone()).collect();
+    let elements = masked.iter().map(|tensor| tensor.elements()).sum();
+    Ok(ResetPlan { masked: names(&masked), copied: names(&copied), elements })
+}
+
+/// What a reset gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct ResetReport {
+    /// The tensors that the mask has.
+    pub tensors: Vec<Selected>,
+    /// Their elements.
+    pub elements: u64,
+    /// Those taken from the fine-tuned model.
+    pub kept: u64,
+    /// The share taken from the pretrained one.
+    pub sparsity: f64,
+    /// The tensors that the mask does not have.
+    pub copied: Vec<String>,
+    /// Bytes of tensors read.
+    pub bytes_read: u64,
+    /// Bytes of files written.
+    pub bytes_written: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// The output.
+    pub output: PathBuf,
+}
+
+/// Bytes of each input handled at once; a multiple of every element size.
+const STEP_BYTES: u64 = 4 << 20;
+
+const RESET: &str = "reset";
+
+/// Writes mask ? `model` : `base`, with the model's files, types and side files.
+///
+/// Copies bytes, so it runs on the host whatever the backend: there is nothing to compute.
+///
+/// # Errors
+/// [`Error::Mismatch`] where names, shapes or types differ, or an unmasked tensor differs; [`Error::Tensor`] for a mask
+/// that is not BOOL, or holds another byte than 0 and 1; [`Error::Output`] where the output cannot be written.
+pub fn reset(
+    mask: &Checkpoint,
+    model: &Checkpoint,
+    base: &Checkpoint,
+    options: &ResetOptions,
+    out: &Path,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<ResetReport> {
+    let began = Instant::now();
+    refuse_differences(mask, model, base)?;
+    let layout = OutputLayout::like(model, |tensor| Some(tensor.dtype), BTreeMap::new());
+    let inputs = [mask.path(), model.path(), base.path()];
+    let output = Output::create(out, layout.with_side_files_of(model)?, options.overwrite, &inputs)?;
+    let mut job = Reset { mask, model, base, options, output, progress, interrupt, bytes_read: 0 };
+    progress.begin(2 * model.total_bytes() + mask.total_bytes());
+    let (mut tensors, mut copied) = (Vec::new(), Vec::new());
+    for tensor in model.tensors() {
+        match mask.get(&tensor.name) {
+            Some(of) => tensors.push(job.masked(tensor, of)?),
+            None => {
+                job.unmasked(tensor)?;
+                copied.push(tensor.name.clone());
+            }
+        }
+    }
+    inputs_unchanged(&[mask, model, base])?;
+    let (elements, kept) = (tensors.iter().map(|t| t.elements).sum(), tensors.iter().map(|t| t.kept).sum());
+    let report = ResetReport {
+        tensors,
+        elements,
+        kept,
+        sparsity: sparsity(elements, kept),
+        copied,
+        bytes_read: job.bytes_read,
+        bytes_written: job.output.total_bytes(),
+        seconds: began.elapsed().as_secs_f64(),
+        output: job.output.path().to_owned(),
+    };
+    job.output.finish()?;
+    Ok(report)
+}
+
+fn inputs_unchanged(inputs: &[&Checkpoint]) -> Result<()> {
+    inputs.iter().try_for_each(|input| input.verify_unchanged())
+}
+
+struct Reset<'a> {
+    mask: &'a Checkpoint,
+    model: &'a Checkpoint,
+    base: &'a Checkpoint,
+    options: &'a ResetOptions,
+    output: Output,
+    progress: &'a dyn Progress,
+    interrupt: &'a Interrupt,
+    bytes_read: u64,
+}
+
+impl Reset<'_> {
+    /// Both models' bytes of a tensor, from `start` on.
+    fn read_both(&mut self, tensor: &TensorInfo, start: u64, len: u64) -> Result<(Vec<u8>, Vec<u8>)> {
+        self.interrupt.check()?;
+        let len = usize::try_from(len).expect("a few MiB");
+        let (mut own, mut other) = (vec![0; len], vec![0; len]);
+        let base = self.base.get(&tensor.name).expect("the names were compared before");
+        self.model.read(tensor, start, &mut own)?;
+        self.base.read(base, start, &mut other)?;
+        self.bytes_read += 2 * len as u64;
+        self.progress.advance(2 * len as u64);
+        Ok((own, other))
+    }
+
+    fn masked(&mut self, tensor: &TensorInfo, of: &TensorInfo) -> Result<Selected> {
+        let slot = self.output.position(&tensor.name).expect("the output has the model's tensors");
+        let elements = tensor.elements();
+        let size = tensor.bytes.checked_div(elements).unwrap_or(1).max(1);
+        let (mut start, mut kept) = (0, 0);
+        while start < elements {
+            let len = (STEP_BYTES / size).min(elements - start);
+            let (mut own, other) = self.read_both(tensor, start * size, len * size)?;
+            let mut mask = vec![0; usize::try_from(len).expect("a few MiB")];
+            self.mask.read(of, start, &mut mask)?;
+            self.bytes_read += len;
+            self.progress.advance(len);
+            self.refuse_bytes(of, start, &mask)?;
+            kept += mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
+            choose(&mut own, &other, &mask);
+            self.output.write(slot, start * size, &own)?;
+            start += len;
+        }
+        let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+        Ok(Selected { name, shape, elements, kept, sparsity: sparsity(elements, kept) })
+    }
+
+    fn refuse_bytes(&self, of: &TensorInfo, start: u64, mask: &[u8]) -> Result<()> {
+        let Some(at) = mask.iter().position(|&byte| byte > 1) else { return Ok(()) };
+        let problem =
+            format!("element {} is {}, a BOOL is 0 or 1; the mask is damaged", start + at as u64, mask[at]);
+        Err(Error::tensor(self.mask.file_of(of), &of.name, problem))
+    }
+
+    fn unmasked(&mut self, tensor: &TensorInfo) -> Result<()> {
+        let slot = self.output.position(&tensor.name).expect("the output has the model's tensors");
+        let mut start = 0;
+        while start < tensor.bytes {
+            let (own, other) = self.read_both(tensor, start, STEP_BYTES.min(tensor.bytes - start))?;
+            if self.options.unmasked == Unmasked::Equal && own != other {
+                let problem = format!(
+                    "tensor {} is not in the mask and differs between the models; say which one to take with --unmasked",
+                    printable(&tensor.name)
+                );
+                return Err(Error::mismatch(RESET, problem));
+            }
+            let chosen = if self.options.unmasked == Unmasked::Base { &other } else { &own };
+            self.output.write(slot, start, chosen)?;
+            start += chosen.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// `own` where the mask says so, else `other`, in elements of whatever size the lengths give.
+fn choose(own: &mut [u8], other: &[u8], mask: &[u8]) {
+    let size = own.len().checked_div(mask.len()).unwrap_or(1).max(1);
+    for ((own, other), &keep) in own.chunks_exact_mut(size).zip(other.chunks_exact(size)).zip(mask) {
+        if keep == 0 {
+            own.copy_from_slice(other);
+        }
+    }
+}
+
+/// Everything that differs between the three inputs, from headers alone.
+fn refuse_differences(mask: &Checkpoint, model: &Checkpoint, base: &Checkpoint) -> Result<()> {
+    let mut found = Vec::new();
+    for tensor in model.tensors() {
+        match base.get(&tensor.name) {
+            None => found.push(format!("{} is not in the base", printable(&tensor.name))),
+            Some(other) if (&other.shape, other.dtype) != (&tensor.shape, tensor.dtype) => {
+                found.push(format!(
+                    "{} is {}, in the base {}",
+                    printable(&tensor.name),
+                    kind(tensor),
+                    kind(other)
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    let extra = base.tensors().iter().filter(|tensor| model.get(&tensor.name).is_none());
+    found.extend(extra.map(|tensor| format!("{} is only in the base", printable(&tensor.name))));
+    for tensor in mask.tensors() {
+        if tensor.dtype != Dtype::BOOL {
+            let problem =
+                format!("is stored as {:?}, a mask is BOOL; make it with `squisher mask`", tensor.dtype);
+            return Err(Error::tensor(mask.file_of(tensor), &tensor.name, problem));
+        }
+        match model.get(&tensor.name) {
+            None => found.push(format!("{} of the mask is not in the model", printable(&tensor.name))),
+            Some(own) if own.shape != tensor.shape => {
+                let (of, own) = (shape_text(&tensor.shape), shape_text(&own.shape));
+                found.push(format!(
+                    "the mask of {} has shape {of}, the model's is {own}",
+                    printable(&tensor.name)
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(Error::mismatch(RESET, format!("the inputs are not of one network: {}", listed(&found))))
+}
+
+fn kind(tensor: &TensorInfo) -> String {
+    format!("{:?} {}", tensor.dtype, shape_text(&tensor.shape))
+}

@@ -1,0 +1,714 @@
+//! Pruning: zero where the loss would suffer least.
+//!
+//! The score of a parameter is ½ θ² F, what the loss grows by when θ becomes zero, to second order with the Hessian taken as
+//! the diagonal Fisher F (Theis, Korshunova, Tejani, Huszár, *Faster gaze prediction with dense networks and Fisher
+//! pruning*, 2018, eq. 7; the factor does not matter here, so F may be a sum, a mean, or an accumulator).
+//!
+//! | what is kept | among | by |
+//! |---|---|---|
+//! | elements, k of all | all tensors (`Scope::Global`) or each (`Scope::Tensor`) | ½ θ² F |
+//! | elements, N of every M | M consecutive along the input axis ([`Pattern`]) | ½ θ² F |
+//! | filters, k of all | all tensors or each | `filter-sum`: Σ ½ θ² F over the filter |
+//!
+//! The output has the model's tensors, types and files. What is kept is kept bit for bit, the rest is zero. Integer and
+//! boolean tensors, and tensors that globs leave out, are copied. See [`select`](crate::methods::select) for which items of equal
+//! score are kept, and what repeats.
+//!
+//! `filter-sum` is not the score Theis et al. give for feature maps, ½ Σ_n (Σ_{w ∈ filter} θ_w g_nw)², which has the cross terms and
+//! needs per-sample gradients. It is summed on the host in f64, element after element, so that a sum is the same on every
+//! backend and however a filter is cut. A filter is a slice of the leading axis of a tensor with two axes or more.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::checkpoint::{Checkpoint, Dtype, Output, OutputLayout, OutputTensor, TensorInfo};
+use crate::error::{Error, Result, printable};
+use crate::interrupt::Interrupt;
+use crate::kernels::select::{MAX_GROUP, Score};
+use crate::methods::globs::{self, Globs, Role};
+use crate::methods::select::{Cut, Keep, Kept, PIECE_ELEMENTS, Ranked, Scope, Stored, Sweep};
+use crate::progress::Progress;
+use crate::shape::shape_text;
+
+const OP: &str = "prune";
+
+/// Bytes copied at once.
+const COPY_BYTES: u64 = 4 << 20;
+
+/// N:M, the N best of every M consecutive elements along the input axis: axis 1, the last of a linear layer's weight.
+///
+/// Tensors with fewer than two axes have no input axis and are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    /// N.
+    pub keep: u32,
+    /// M.
+    pub size: u32,
+}
+
+impl FromStr for Pattern {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = || {
+            let problem = format!(
+                "pattern {} is not N:M with N from 1 to M and M at most {MAX_GROUP}, as 2:4",
+                printable(text)
+            );
+            Error::argument(OP, problem)
+        };
+        let (keep, size) = text.split_once(':').ok_or_else(refuse)?;
+        let (keep, size) = (keep.parse().map_err(|_| refuse())?, size.parse().map_err(|_| refuse())?);
+        if keep == 0 || keep > size || size > MAX_GROUP {
+            return Err(refuse());
+        }
+        Ok(Self { keep, size })
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.keep, self.size)
+    }
+}
+
+/// What is removed, and of what.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Structure {
+    /// Single elements.
+    Elements(Keep),
+    /// Single elements, by a pattern.
+    Pattern(Pattern),
+    /// Whole filters, by `filter-sum`; the share or number is of filters.
+    Filters(Keep),
+}
+
+/// How to prune.
+#[derive(Clone, Debug)]
+pub struct PruneOptions {
+    /// What is removed, and how much is kept.
+    pub structure: Structure,
+    /// Among what the best are kept; a pattern has its own scope.
+    pub scope: Scope,
+    /// Which tensors.
+    pub globs: Globs,
+    /// Where to write the mask too.
+    pub mask_out: Option<PathBuf>,
+    /// Replace existing outputs.
+    pub overwrite: bool,
+    /// Elements handled at once; no result depends on it.
+    pub piece_elements: u64,
+}
+
+impl PruneOptions {
+    /// Elements among all tensors.
+    #[must_use]
+    pub fn new(structure: Structure) -> Self {
+        Self {
+            structure,
+            scope: Scope::Global,
+            globs: Globs::default(),
+            mask_out: None,
+            overwrite: false,
+            piece_elements: PIECE_ELEMENTS,
+        }
+    }
+}
+
+/// What was kept of one tensor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Selected {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its elements.
+    pub elements: u64,
+    /// Those kept.
+    pub kept: u64,
+    /// The share of those not kept; 0 of nothing.
+    pub sparsity: f64,
+}
+
+impl Selected {
+    fn new(tensor: &TensorInfo, kept: u64) -> Self {
+        let (name, shape, elements) = (tensor.name.clone(), tensor.shape.clone(), tensor.elements());
+        Self { name, shape, elements, kept, sparsity: sparsity(elements, kept) }
+    }
+}
+
+pub(super) fn sparsity(elements: u64, kept: u64) -> f64 {
+    if elements == 0 { 0.0 } else { (elements - kept) as f64 / elements as f64 }
+}
+
+/// What a selection gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct SelectReport {
+    /// The tensors in the selection's scope, by name.
+    pub tensors: Vec<Selected>,
+    /// Their elements.
+    pub elements: u64,
+    /// Those kept.
+    pub kept: u64,
+    /// The share of those not kept.
+    pub sparsity: f64,
+    /// The score of the last one kept, where there is one threshold for all.
+    pub threshold: Option<f32>,
+    /// Tensors copied as they are: integers, booleans, and what globs leave out.
+    pub copied: Vec<String>,
+    /// What the user should look at.
+    pub warnings: Vec<String>,
+    /// The most passes over the data that finding a threshold took.
+    pub passes: u32,
+    /// Bytes of tensors read.
+    pub bytes_read: u64,
+    /// Bytes of files written.
+    pub bytes_written: u64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Where kernels ran.
+    pub adapter: String,
+    /// The output.
+    pub output: PathBuf,
+    /// The mask, where one was asked for.
+    pub mask: Option<PathBuf>,
+}
+
+/// What a selection would do, from headers alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct SelectPlan {
+    /// The tensors that would be selected from.
+    pub ranked: Vec<String>,
+    /// Those that would be kept whole and counted.
+    pub always: Vec<String>,
+    /// Those that would be copied as they are.
+    pub copied: Vec<String>,
+    /// Elements in the selection's scope.
+    pub elements: u64,
+    /// How many would be kept; nothing for filters, whose sizes differ.
+    pub kept: Option<u64>,
+}
+
+/// Which tensors are ranked, kept whole, or left as they are; from headers alone.
+pub(super) struct Plan<'a> {
+    /// What is ranked, in the order of names.
+    pub(super) ranked: Vec<(&'a TensorInfo, Ranked<'a>)>,
+    /// What is kept whole and counted.
+    pub(super) always: Vec<&'a TensorInfo>,
+    /// What is neither.
+    copied: Vec<&'a TensorInfo>,
+}
+
+impl<'a> Plan<'a> {
+    /// Assigns each tensor of `named` (the model, or a Fisher alone) its role.
+    fn new(
+        op: &str,
+        named: &'a Checkpoint,
+        globs: &Globs,
+        mut rank: impl FnMut(&'a TensorInfo) -> Result<Option<Ranked<'a>>>,
+    ) -> Result<Self> {
+        let (floats, mut copied): (Vec<_>, Vec<_>) =
+            named.tensors().iter().partition(|tensor| !is_integer(tensor.dtype));
+        let names: Vec<&str> = floats.iter().map(|tensor| tensor.name.as_str()).collect();
+        let roles = globs::roles(op, globs, &names)?;
+        let (mut ranked, mut always) = (Vec::new(), Vec::new());
+        for (tensor, role) in floats.into_iter().zip(roles) {
+            match role {
+                Role::Always => always.push(tensor),
+                Role::Excluded => copied.push(tensor),
+                Role::Ranked => match rank(tensor)? {
+                    Some(item) => ranked.push((tensor, item)),
+                    None => copied.push(tensor),
+                },
+            }
+        }
+        copied.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self { ranked, always, copied })
+    }
+
+    pub(super) fn always_elements(&self) -> u64 {
+        self.always.iter().map(|tensor| tensor.elements()).sum()
+    }
+
+    pub(super) fn ranked_elements(&self) -> u64 {
+        self.ranked.iter().map(|(_, item)| item.len).sum()
+    }
+
+    /// How many elements a scope keeps.
+    pub(super) fn kept(&self, op: &str, scope: Scope, keep: Keep) -> Result<u64> {
+        let always = self.always_elements();
+        match scope {
+            Scope::Global => {
+                let k = keep.of(op, self.ranked_elements() + always)?;
+                within_budget(op, k, always)?;
+                Ok(k)
+            }
+            Scope::Tensor => {
+                let each = self.ranked.iter().map(|(_, item)| keep.of(op, item.len));
+                Ok(each.sum::<Result<u64>>()? + always)
+            }
+        }
+    }
+
+    pub(super) fn shown(&self, kept: Option<u64>) -> SelectPlan {
+        let names = |tensors: &[&TensorInfo]| tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        SelectPlan {
+            ranked: self.ranked.iter().map(|(tensor, _)| tensor.name.clone()).collect(),
+            always: names(&self.always),
+            copied: names(&self.copied),
+            elements: self.ranked_elements() + self.always_elements(),
+            kept,
+        }
+    }
+
+    /// The tensors of a mask: everything in the selection's scope.
+    pub(super) fn mask_layout(&self, score: &str) -> OutputLayout {
+        let in_scope = self.ranked.iter().map(|(tensor, _)| *tensor).chain(self.always.iter().copied());
+        let tensors =
+            in_scope.map(|tensor| OutputTensor::new(&tensor.name, Dtype::BOOL, tensor.shape.clone()));
+        let metadata = [("squisher.mask", score), ("squisher.version", env!("CARGO_PKG_VERSION"))];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        OutputLayout::single(tensors.collect(), BTreeMap::from(metadata))
+    }
+}
+
+/// A Fisher alone: every float tensor is ranked.
+pub(super) fn plan_fisher<'a>(op: &str, fisher: &'a Checkpoint, globs: &Globs) -> Result<Plan<'a>> {
+    Plan::new(op, fisher, globs, |tensor| {
+        let fisher = stored(fisher, tensor)?;
+        Ok(Some(Ranked { len: tensor.elements(), theta: None, fisher, stride: 1, unit: 1 }))
+    })
+}
+
+/// A model with its Fisher, whose names and shapes must be the model's.
+fn plan_model<'a>(model: &'a Checkpoint, fisher: &'a Checkpoint, options: &PruneOptions) -> Result<Plan<'a>> {
+    refuse_strangers(model, fisher)?;
+    let mut missing = Vec::new();
+    let plan = Plan::new(OP, model, &options.globs, |tensor| {
+        let (stride, unit) = match &options.structure {
+            Structure::Elements(_) => (1, 1),
+            Structure::Pattern(_) | Structure::Filters(_) if tensor.shape.len() < 2 => return Ok(None),
+            Structure::Filters(_) => (1, 1),
+            Structure::Pattern(pattern) => groups(*pattern, tensor)?,
+        };
+        let Some(found) = fisher.get(&tensor.name) else {
+            missing.push(printable(&tensor.name));
+            return Ok(None);
+        };
+        let (theta, fisher) = (Some(stored(model, tensor)?), stored(fisher, found)?);
+        Ok(Some(Ranked { len: tensor.elements(), theta, fisher, stride, unit }))
+    })?;
+    if missing.is_empty() {
+        return Ok(plan);
+    }
+    let problem = format!(
+        "{} of the model's tensors have no Fisher in {}: {}; give the Fisher of this model, or leave them out with --exclude",
+        missing.len(),
+        fisher.path().display(),
+        listed(&missing)
+    );
+    Err(Error::mismatch(OP, problem))
+}
+
+/// Refuses a Fisher with tensors that the model lacks or has in another shape.
+fn refuse_strangers(model: &Checkpoint, fisher: &Checkpoint) -> Result<()> {
+    let mut strangers = Vec::new();
+    for tensor in fisher.tensors() {
+        match model.get(&tensor.name) {
+            None => strangers.push(format!("{} is not in the model", printable(&tensor.name))),
+            Some(own) if own.shape != tensor.shape => strangers.push(format!(
+                "{} has shape {}, in the model {}",
+                printable(&tensor.name),
+                shape_text(&tensor.shape),
+                shape_text(&own.shape)
+            )),
+            Some(_) => {}
+        }
+    }
+    if strangers.is_empty() {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} is not the Fisher of {}: {}; give the Fisher of this model",
+        fisher.path().display(),
+        model.path().display(),
+        listed(&strangers)
+    );
+    Err(Error::mismatch(OP, problem))
+}
+
+/// The first few, and how many more.
+pub(super) fn listed(items: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let mut text = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+    if items.len() > SHOWN {
+        text.push_str(&format!("; and {} more", items.len() - SHOWN));
+    }
+    text
+}
+
+/// The stride of a pattern's groups in a tensor, and the elements that they must not be cut within.
+fn groups(pattern: Pattern, tensor: &TensorInfo) -> Result<(u64, u64)> {
+    if tensor.elements() == 0 {
+        return Ok((1, 1));
+    }
+    let axis = tensor.shape[1];
+    if !axis.is_multiple_of(pattern.size.into()) {
+        let problem = format!(
+            "tensor {} of shape {} has {axis} inputs, which pattern {pattern} does not divide; \
+             leave it out with --exclude, or choose another pattern",
+            printable(&tensor.name),
+            shape_text(&tensor.shape)
+        );
+        return Err(Error::mismatch(OP, problem));
+    }
+    let stride: u64 = tensor.shape[2..].iter().product();
+    Ok((stride, stride * u64::from(pattern.size)))
+}
+
+/// A tensor whose type kernels load.
+fn stored<'a>(checkpoint: &'a Checkpoint, tensor: &'a TensorInfo) -> Result<Stored<'a>> {
+    let dtype = tensor.float().ok_or_else(|| {
+        let problem = format!(
+            "is stored as {:?}, expected F32, F16 or BF16; convert it, or leave it out with --exclude",
+            tensor.dtype
+        );
+        Error::tensor(checkpoint.file_of(tensor), &tensor.name, problem)
+    })?;
+    Ok(Stored { checkpoint, tensor, dtype })
+}
+
+pub(super) fn is_integer(dtype: Dtype) -> bool {
+    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+    matches!(dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
+}
+
+/// The cuts of a scope: for each range of the ranked tensors, where the kept ones end.
+pub(super) fn cuts(
+    op: &str,
+    sweep: &mut Sweep<'_>,
+    scope: Scope,
+    keep: Keep,
+    always: u64,
+) -> Result<Vec<(Range<usize>, Cut)>> {
+    let lens: Vec<u64> = sweep.tensors.iter().map(|tensor| tensor.len).collect();
+    let mut parts = Vec::new();
+    match scope {
+        Scope::Global => {
+            let k = within_budget(op, keep.of(op, lens.iter().sum::<u64>() + always)?, always)?;
+            parts.push((0..lens.len(), k));
+        }
+        Scope::Tensor => {
+            for (tensor, &len) in lens.iter().enumerate() {
+                parts.push((tensor..tensor + 1, keep.of(op, len)?));
+            }
+        }
+    }
+    parts.into_iter().map(|(range, k)| Ok((range.clone(), sweep.cut(range, k)?))).collect()
+}
+
+/// What is left of the budget after what is always kept.
+pub(super) fn within_budget(op: &str, k: u64, always: u64) -> Result<u64> {
+    k.checked_sub(always).ok_or_else(|| {
+        let problem = format!(
+            "{k} are to be kept, those that are always kept have {always}; keep more, or always fewer"
+        );
+        Error::argument(op, problem)
+    })
+}
+
+/// What [`prune`] would do.
+///
+/// # Errors
+/// What headers alone show to be wrong, as [`prune`].
+pub fn plan(model: &Checkpoint, fisher: &Checkpoint, options: &PruneOptions) -> Result<SelectPlan> {
+    let plan = plan_model(model, fisher, options)?;
+    let kept = match &options.structure {
+        Structure::Elements(keep) => Some(plan.kept(OP, options.scope, *keep)?),
+        Structure::Pattern(Pattern { keep, size }) => {
+            let groups = plan.ranked_elements() / u64::from(*size);
+            Some(groups * u64::from(*keep) + plan.always_elements())
+        }
+        Structure::Filters(_) => None,
+    };
+    Ok(plan.shown(kept))
+}
+
+/// Prunes `model` with `fisher` and writes the result, and the mask where asked for.
+///
+/// Reads headers, then both inputs once or twice to decide and once to write. Nothing appears under the outputs' names
+/// before everything is written.
+///
+/// # Errors
+/// [`Error::Argument`] for a budget that cannot be met; [`Error::Mismatch`] where the Fisher is not the model's, a glob
+/// matches nothing, or the pattern does not divide an axis; [`Error::Tensor`] naming the first element without a score;
+/// [`Error::Output`] for outputs that cannot be written; what reading and the backend refuse.
+pub fn prune(
+    backend: &Backend,
+    model: &Checkpoint,
+    fisher: &Checkpoint,
+    options: &PruneOptions,
+    out: &Path,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<SelectReport> {
+    let began = Instant::now();
+    let plan = plan_model(model, fisher, options)?;
+    let ranked = plan.ranked.iter().map(|(_, item)| *item).collect();
+    let mut sweep = Sweep::new(backend, Score::Prune, ranked, options.piece_elements, progress, interrupt)?;
+    let mut writer = Writer::create(model, fisher, &plan, options, out)?;
+    let threshold = match &options.structure {
+        Structure::Elements(keep) => {
+            let cuts = cuts(OP, &mut sweep, options.scope, *keep, plan.always_elements())?;
+            let threshold =
+                cuts.first().filter(|_| options.scope == Scope::Global).and_then(|(_, cut)| cut.score());
+            for (range, cut) in cuts {
+                sweep.apply(range, cut, true, &mut |kept| writer.span(&kept))?;
+            }
+            threshold
+        }
+        Structure::Pattern(pattern) => {
+            let all = 0..sweep.tensors.len();
+            sweep.apply_pattern(all, (pattern.keep, pattern.size), &mut |kept| writer.span(&kept))?;
+            None
+        }
+        Structure::Filters(keep) => filters(&mut sweep, &plan, options.scope, *keep, &mut writer)?,
+    };
+    writer.whole(&plan, interrupt)?;
+    model.verify_unchanged()?;
+    fisher.verify_unchanged()?;
+    let mut report = writer.finish(&plan)?;
+    report.threshold = threshold;
+    report.passes = sweep.passes;
+    report.bytes_read += sweep.bytes_read;
+    report.seconds = began.elapsed().as_secs_f64();
+    report.adapter = backend.name();
+    Ok(report)
+}
+
+/// The outputs being written, and what was kept so far.
+struct Writer<'a> {
+    model: &'a Checkpoint,
+    /// Each ranked tensor's place in the model's output and in the mask's, and its bytes an element.
+    slots: Vec<(usize, Option<usize>, u64)>,
+    kept: Vec<u64>,
+    output: Output,
+    mask: Option<Output>,
+    copied_bytes: u64,
+}
+
+impl<'a> Writer<'a> {
+    fn create(
+        model: &'a Checkpoint,
+        fisher: &Checkpoint,
+        plan: &Plan<'_>,
+        options: &PruneOptions,
+        out: &Path,
+    ) -> Result<Self> {
+        let inputs = [model.path(), fisher.path()];
+        let layout = OutputLayout::like(model, |tensor| Some(tensor.dtype), BTreeMap::new());
+        let output = Output::create(out, layout.with_side_files_of(model)?, options.overwrite, &inputs)?;
+        let mask = options.mask_out.as_ref().map(|path| {
+            if path == out {
+                return Err(Error::output(
+                    path,
+                    "is the output of the model too; give the mask another name",
+                ));
+            }
+            Output::create(path, plan.mask_layout("prune"), options.overwrite, &inputs)
+        });
+        let mask = mask.transpose()?;
+        let slot = |tensor: &TensorInfo| {
+            let at = output.position(&tensor.name).expect("the output has the model's tensors");
+            let in_mask = mask.as_ref().and_then(|mask| mask.position(&tensor.name));
+            (at, in_mask, tensor.bytes.checked_div(tensor.elements()).unwrap_or(0))
+        };
+        let slots = plan.ranked.iter().map(|(tensor, _)| slot(tensor)).collect();
+        Ok(Self { model, slots, kept: vec![0; plan.ranked.len()], output, mask, copied_bytes: 0 })
+    }
+
+    fn span(&mut self, kept: &Kept<'_>) -> Result<()> {
+        let (at, in_mask, size) = self.slots[kept.tensor];
+        self.kept[kept.tensor] += kept.mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
+        if let Some(bytes) = kept.pruned {
+            self.output.write(at, kept.start * size, bytes)?;
+        }
+        match (&self.mask, in_mask) {
+            (Some(mask), Some(slot)) => mask.write(slot, kept.start, kept.mask),
+            _ => Ok(()),
+        }
+    }
+
+    /// Copies what is not ranked; in the mask, what is always kept is true.
+    fn whole(&mut self, plan: &Plan<'_>, interrupt: &Interrupt) -> Result<()> {
+        for &tensor in plan.always.iter().chain(&plan.copied) {
+            self.copied_bytes += copy(self.model, tensor, &self.output, interrupt)?;
+        }
+        if let Some(mask) = &self.mask {
+            plan.always.iter().try_for_each(|tensor| fill_true(mask, tensor))?;
+        }
+        Ok(())
+    }
+
+    fn finish(self, plan: &Plan<'_>) -> Result<SelectReport> {
+        let mut report = report(plan, &self.kept, &self.output);
+        report.bytes_read = self.copied_bytes;
+        if let Some(mask) = self.mask {
+            report.bytes_written += mask.total_bytes();
+            report.mask = Some(mask.path().to_owned());
+            mask.finish()?;
+        }
+        self.output.finish()?;
+        Ok(report)
+    }
+}
+
+/// What was kept, with what is known from the plan and the output.
+pub(super) fn report(plan: &Plan<'_>, kept: &[u64], output: &Output) -> SelectReport {
+    let ranked = plan.ranked.iter().zip(kept).map(|((tensor, _), &kept)| Selected::new(tensor, kept));
+    let always = plan.always.iter().map(|tensor| Selected::new(tensor, tensor.elements()));
+    let mut tensors: Vec<Selected> = ranked.chain(always).collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let elements = plan.ranked_elements() + plan.always_elements();
+    let kept = tensors.iter().map(|tensor| tensor.kept).sum();
+    let gone = tensors.iter().filter(|tensor| tensor.elements > 0 && tensor.kept == 0);
+    let warnings = gone.map(|tensor| format!("nothing of tensor {} is kept", printable(&tensor.name)));
+    SelectReport {
+        elements,
+        kept,
+        sparsity: sparsity(elements, kept),
+        warnings: warnings.collect(),
+        tensors,
+        threshold: None,
+        copied: plan.copied.iter().map(|tensor| tensor.name.clone()).collect(),
+        passes: 0,
+        bytes_read: 0,
+        bytes_written: output.total_bytes(),
+        seconds: 0.0,
+        adapter: String::new(),
+        output: output.path().to_owned(),
+        mask: None,
+    }
+}
+
+/// Copies a tensor into an output that has it; gives its bytes.
+pub(super) fn copy(
+    from: &Checkpoint,
+    tensor: &TensorInfo,
+    to: &Output,
+    interrupt: &Interrupt,
+) -> Result<u64> {
+    let slot = to.position(&tensor.name).expect("the output has the tensors that are copied to it");
+    let mut start = 0;
+    while start < tensor.bytes {
+        interrupt.check()?;
+        let mut bytes = vec![0; usize::try_from(COPY_BYTES.min(tensor.bytes - start)).expect("a few MiB")];
+        from.read(tensor, start, &mut bytes)?;
+        to.write(slot, start, &bytes)?;
+        start += bytes.len() as u64;
+    }
+    Ok(tensor.bytes)
+}
+
+/// Writes true for every element of a tensor.
+pub(super) fn fill_true(mask: &Output, tensor: &TensorInfo) -> Result<()> {
+    let slot = mask.position(&tensor.name).expect("the mask has what is always kept");
+    let ones = vec![1; usize::try_from(COPY_BYTES.min(tensor.elements())).expect("a few MiB")];
+    for start in (0..tensor.elements()).step_by(usize::try_from(COPY_BYTES).expect("a few MiB")) {
+        let len = usize::try_from(COPY_BYTES.min(tensor.elements() - start)).expect("a few MiB");
+        mask.write(slot, start, &ones[..len])?;
+    }
+    Ok(())
+}
+
+/// Ranks filters by the sum of their scores, and writes those kept; gives the last kept one's sum.
+fn filters(
+    sweep: &mut Sweep<'_>,
+    plan: &Plan<'_>,
+    scope: Scope,
+    keep: Keep,
+    writer: &mut Writer<'_>,
+) -> Result<Option<f32>> {
+    let rows: Vec<u64> = plan.ranked.iter().map(|(tensor, _)| tensor.shape[0]).collect();
+    let row_len = |tensor: usize| sweep_len(plan, tensor).checked_div(rows[tensor]).unwrap_or(0).max(1);
+    let always =
+        plan.always.iter().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.shape[0]).sum();
+    let total: u64 = rows.iter().sum();
+    let parts: Vec<(Range<usize>, u64)> = match scope {
+        Scope::Global => vec![(0..rows.len(), within_budget(OP, keep.of(OP, total + always)?, always)?)],
+        Scope::Tensor => {
+            let one = |(tensor, &rows): (usize, &u64)| Ok((tensor..tensor + 1, keep.of(OP, rows)?));
+            rows.iter().enumerate().map(one).collect::<Result<_>>()?
+        }
+    };
+    let mut sums: Vec<Vec<f64>> = rows.iter().map(|&rows| vec![0.0; usize_of(rows)]).collect();
+    sweep.scores(&mut |tensor, start, scores| {
+        let len = row_len(tensor);
+        for (element, &score) in (start..).zip(scores) {
+            sums[tensor][usize_of(element / len)] += f64::from(score);
+        }
+        Ok(())
+    })?;
+    let mut last = None;
+    let mut keep_rows: Vec<Vec<bool>> = sums.iter().map(|sums| vec![false; sums.len()]).collect();
+    for (range, k) in parts {
+        let mut order: Vec<(usize, usize)> =
+            range.flat_map(|tensor| (0..sums[tensor].len()).map(move |row| (tensor, row))).collect();
+        // Stable: equal sums stay in the order of tensors and rows.
+        order.sort_by(|a, b| sums[b.0][b.1].total_cmp(&sums[a.0][a.1]));
+        order.truncate(usize_of(k));
+        last = order.last().map(|&(tensor, row)| sums[tensor][row]);
+        order.into_iter().for_each(|(tensor, row)| keep_rows[tensor][row] = true);
+    }
+    for (tensor, (info, item)) in plan.ranked.iter().enumerate() {
+        write_rows(tensor, info, item, row_len(tensor), &keep_rows[tensor], writer)?;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "reported for a person to read")]
+    let threshold = last.filter(|_| scope == Scope::Global).map(|sum| sum as f32);
+    Ok(threshold)
+}
+
+fn sweep_len(plan: &Plan<'_>, tensor: usize) -> u64 {
+    plan.ranked[tensor].1.len
+}
+
+fn usize_of(n: u64) -> usize {
+    usize::try_from(n).expect("filters fit in memory")
+}
+
+/// Writes one tensor with zeros in the place of the filters that are not kept.
+fn write_rows(
+    tensor: usize,
+    info: &TensorInfo,
+    item: &Ranked<'_>,
+    row_len: u64,
+    keep: &[bool],
+    writer: &mut Writer<'_>,
+) -> Result<()> {
+    let size = item.theta.map_or(0, |theta| theta.dtype.size());
+    let step = (COPY_BYTES / 4).max(1);
+    let mut start = 0;
+    while start < item.len {
+        let len = step.min(item.len - start);
+        let mut bytes = vec![0; usize_of(len * size)];
+        writer.model.read(info, start * size, &mut bytes)?;
+        writer.copied_bytes += len * size;
+        let mask: Vec<u8> =
+            (start..start + len).map(|element| keep[usize_of(element / row_len)].into()).collect();
+        for (element, &keep) in bytes.chunks_exact_mut(usize_of(size)).zip(&mask) {
+            if keep == 0 {
+                element.fill(0);
+            }
+        }
+        writer.span(&Kept { tensor, start, mask: &mask, pruned: Some(&bytes) })?;
+        start += len;
+    }
+    Ok(())
+}
