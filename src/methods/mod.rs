@@ -3,6 +3,7 @@
 mod globs;
 mod histogram;
 pub mod mask;
+pub mod fisher;
 pub mod merge;
 mod pieces;
 pub mod prune;

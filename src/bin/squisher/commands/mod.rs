@@ -3,6 +3,7 @@
 pub(crate) mod adapters;
 pub(crate) mod completions;
 pub(crate) mod extract;
+pub(crate) mod fisher;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod mask;

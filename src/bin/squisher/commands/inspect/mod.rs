@@ -1,5 +1,6 @@
 //! `squisher inspect PATH… [--model MODEL]`.
 
+mod capture;
 mod contents;
 mod optimizer;
 
@@ -8,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use squisher::checkpoint::ModelParams;
+use squisher::checkpoint::{Checkpoint, ModelParams, is_capture};
 
+use self::capture::Layers;
 use self::contents::Contents;
 use self::optimizer::Optimizer;
 use crate::args::Global;
@@ -22,7 +24,7 @@ Examples:
   squisher inspect checkpoint-500/optimizer.pt --model checkpoint-500
   squisher inspect --json fisher.safetensors | jq '.checkpoints[0].fisher.top_share'";
 
-/// Show tensors and sizes, the values of a Fisher, the names of an optimizer's state
+/// Show tensors and sizes, the values of a Fisher, a capture's layers, the names of an optimizer's state
 ///
 /// Reads headers only, except for Fisher files (those whose metadata name a `squisher.kind`), which are read twice.
 /// Optimizer states are files of torch.save; with --model, every PATH is one, and the map from its
@@ -47,6 +49,8 @@ impl Inspect {
         for path in &self.paths {
             if model.is_some() || is_written_by_torch(path) {
                 found.optimizers.push(Optimizer::read(path, model.as_ref())?);
+            } else if is_capture(&Checkpoint::open(path)?) {
+                found.captures.push(Layers::read(path)?);
             } else {
                 found.checkpoints.push(Contents::read(path, global, &interrupt)?);
             }
@@ -64,12 +68,15 @@ fn is_written_by_torch(path: &Path) -> bool {
 #[derive(Default, Serialize)]
 struct Inspection {
     checkpoints: Vec<Contents>,
+    captures: Vec<Layers>,
     optimizers: Vec<Optimizer>,
 }
 
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let checkpoints = self.checkpoints.iter().map(ToString::to_string);
+        let captures = self.captures.iter().map(ToString::to_string);
+        let checkpoints = checkpoints.chain(captures);
         let all: Vec<String> = checkpoints.chain(self.optimizers.iter().map(ToString::to_string)).collect();
         f.write_str(&all.join("\n\n"))
     }

@@ -1,0 +1,158 @@
+//! `squisher fisher CAPTURE… -o OUT`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use squisher::checkpoint::{Capture, same_network};
+use squisher::error::printable;
+use squisher::methods::fisher::{self as methods, FisherOptions, FisherReport, Kind};
+use squisher::shape::shape_text;
+
+use crate::args::Global;
+use crate::table::{Column, Table, count, counted, size};
+use crate::{output, progress, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  squisher fisher capture-*.safetensors -o fisher.safetensors
+  squisher fisher capture-*.safetensors --kind ief --reduction mean -o ief.safetensors
+  squisher fisher capture-*.safetensors --kind accumulator --beta 0.99 -o adam.safetensors
+Captures are written by a few hooks in PyTorch: see examples/pytorch/capture.py.";
+
+/// Compute a Fisher diagonal from captured activations and gradients
+///
+/// Every capture holds one batch: each layer's input and the gradient at its output, taken in evaluation mode. The positions of
+/// a sample (tokens, pixels, uses of a shared layer) are added before its gradient is squared.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Fisher {
+    /// Capture files, one a batch
+    #[arg(required = true, value_name = "CAPTURE")]
+    captures: Vec<PathBuf>,
+
+    /// The Fisher file to write
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+
+    /// empirical, minibatch-joint, joint, ief, ema (of per-sample squares), accumulator (of squared batch means)
+    #[arg(long, default_value = "empirical")]
+    kind: Kind,
+
+    /// β of ema and accumulator
+    #[arg(long, value_name = "B")]
+    beta: Option<f64>,
+
+    /// Multiply each sample's square by its sample_weight
+    #[arg(long)]
+    weighted: bool,
+
+    /// Divide the sum over samples by nothing, or by their number
+    #[arg(long, value_enum, default_value_t)]
+    reduction: Reduction,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Reduction {
+    #[default]
+    Sum,
+    Mean,
+}
+
+impl Fisher {
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let options = self.options(global.overwrite)?;
+        if global.dry_run {
+            let captures = self.captures.iter().map(Capture::open).collect::<Result<Vec<_>, _>>()?;
+            same_network(&captures)?;
+            return output::report(global, "fisher", &Planned::new(&captures));
+        }
+        let backend = global.device.open()?;
+        let interrupt = signals::listen()?;
+        let reporter = progress::reporter(global, "fisher");
+        let report =
+            methods::fisher(&backend, &self.captures, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        drop(reporter);
+        if report.zero_loss_samples > 0 {
+            let samples = counted(report.zero_loss_samples, "sample");
+            log::warn!("{samples} with a logit gradient of 0 added nothing");
+        }
+        output::report(global, "fisher", &Done(report))
+    }
+
+    fn options(&self, overwrite: bool) -> Result<FisherOptions, squisher::Error> {
+        let averages = matches!(self.kind, Kind::Ema | Kind::Accumulator);
+        if self.beta.is_some() != averages {
+            let problem = match averages {
+                true => format!("--kind {} needs --beta, as --beta 0.999", self.kind),
+                false => format!("--beta has no meaning for --kind {}", self.kind),
+            };
+            return Err(squisher::Error::argument("fisher", problem));
+        }
+        let reduction = match self.reduction {
+            Reduction::Sum => methods::Reduction::Sum,
+            Reduction::Mean => methods::Reduction::Mean,
+        };
+        let beta = self.beta.unwrap_or(FisherOptions::default().beta);
+        Ok(FisherOptions { kind: self.kind, beta, weighted: self.weighted, reduction, overwrite })
+    }
+}
+
+/// What was done.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Done(FisherReport);
+
+/// What would be done.
+#[derive(Serialize)]
+struct Planned {
+    dry_run: bool,
+    samples: u64,
+    batches: usize,
+    tensors: Vec<(String, Vec<u64>)>,
+    bytes_to_read: u64,
+}
+
+impl Planned {
+    fn new(captures: &[Capture]) -> Self {
+        let mut tensors = Vec::new();
+        for layer in captures.iter().take(1).flat_map(Capture::layers) {
+            tensors.push((format!("{}.weight", layer.name), layer.weight.clone()));
+            if layer.bias {
+                tensors.push((format!("{}.bias", layer.name), layer.bias_shape.clone()));
+            }
+        }
+        Self {
+            dry_run: true,
+            samples: captures.iter().map(Capture::samples).sum(),
+            batches: captures.len(),
+            tensors,
+            bytes_to_read: captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum(),
+        }
+    }
+}
+
+fn table(tensors: &[(String, Vec<u64>)]) -> Table {
+    let mut table = Table::new(&[Column::Left("TENSOR"), Column::Left("SHAPE")]);
+    tensors.iter().for_each(|(name, shape)| table.row([printable(name), shape_text(shape)]));
+    table
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = &self.0;
+        let (samples, batches) = (counted(report.samples, "sample"), counted(report.batches as u64, "file"));
+        let (elements, bytes) = (count(report.elements), size(report.bytes_written));
+        writeln!(f, "{}", table(&report.tensors))?;
+        writeln!(f, "{} Fisher of {samples} in {batches}, on {}", report.kind, report.adapter)?;
+        write!(f, "wrote {elements} elements, {bytes} to {}", report.output.display())
+    }
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (samples, bytes) = (counted(self.samples, "sample"), size(self.bytes_to_read));
+        write!(f, "{}\nwould read {samples}, {bytes} from {} files", table(&self.tensors), self.batches)
+    }
+}

@@ -1,0 +1,413 @@
+//! Fisher diagonals from captures: against autograd's answers, and what must hold whatever the numbers.
+//!
+//! `tests/data/fisher` holds captures that PyTorch's hooks left of small networks, and the Fishers that one autograd call a
+//! sample gave in f64.
+
+mod support;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use assert_cmd::cargo::CommandCargoExt;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use squisher::checkpoint::Checkpoint;
+use squisher::methods::fisher::{FisherOptions, FisherReport, Kind, Reduction, fisher};
+use squisher::{Backend, Interrupt, Result};
+use tempfile::TempDir;
+
+const CASES: [&str; 11] = [
+    "conv1d",
+    "conv2d",
+    "conv2d_bf16",
+    "conv2d_f16",
+    "conv3d",
+    "conv_transpose2d",
+    "mlp",
+    "mlp_regression",
+    "mlp_wide",
+    "one_sample",
+    "sequence",
+];
+
+fn data(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fisher").join(case)
+}
+
+fn captures(case: &str) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(data(case))
+        .expect("the case is there")
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("capture")))
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder can be made")
+}
+
+type Tensors = BTreeMap<String, Vec<f64>>;
+
+fn load(path: &Path) -> Tensors {
+    let file = Checkpoint::open(path).expect("a sound file");
+    let values = |tensor: &squisher::checkpoint::TensorInfo| {
+        let mut bytes = vec![0; usize::try_from(tensor.bytes).expect("small")];
+        file.read(tensor, 0, &mut bytes).expect("readable");
+        match tensor.dtype {
+            Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+            Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
+            other => panic!("{other}"),
+        }
+    };
+    file.tensors().iter().map(|tensor| (tensor.name.clone(), values(tensor))).collect()
+}
+
+fn run(backend: &Backend, captures: &[PathBuf], options: FisherOptions) -> Result<(Tensors, FisherReport)> {
+    let folder = folder();
+    let out = folder.path().join("fisher.safetensors");
+    let report = fisher(backend, captures, &options, &out, &(), &Interrupt::default())?;
+    Ok((load(&out), report))
+}
+
+fn host(captures: &[PathBuf], options: FisherOptions) -> Tensors {
+    run(&Backend::Host, captures, options).expect("sound captures").0
+}
+
+fn of(kind: Kind) -> FisherOptions {
+    FisherOptions { kind, beta: 0.9, ..FisherOptions::default() }
+}
+
+/// The largest error of each tensor as a share of its largest magnitude.
+fn worst(got: &Tensors, want: &Tensors) -> f64 {
+    assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "the same tensors");
+    let of = |(got, want): (&Vec<f64>, &Vec<f64>)| {
+        assert_eq!(got.len(), want.len(), "the same elements");
+        let largest = want.iter().fold(0.0_f64, |most, w| most.max(w.abs()));
+        let error = got.iter().zip(want).fold(0.0_f64, |most, (g, w)| most.max((g - w).abs()));
+        if largest == 0.0 { error } else { error / largest }
+    };
+    got.values().zip(want.values()).map(of).fold(0.0, f64::max)
+}
+
+fn agrees_with_autograd(backend: &Backend) {
+    let flavours = [
+        ("empirical", of(Kind::Empirical)),
+        ("weighted", FisherOptions { weighted: true, ..of(Kind::Empirical) }),
+        ("minibatch_joint", of(Kind::MinibatchJoint)),
+        ("joint", of(Kind::Joint)),
+        ("ief", of(Kind::Ief)),
+        ("ema_0.9", of(Kind::Accumulator)),
+    ];
+    for case in CASES {
+        let expected = load(&data(case).join("expected.safetensors"));
+        let share = if case.ends_with("16") { 3e-2 } else { 2e-5 };
+        for (flavour, options) in &flavours {
+            let prefix = format!("{flavour}/");
+            let of_flavour = expected
+                .iter()
+                .filter_map(|(name, values)| Some((name.strip_prefix(&prefix)?.to_owned(), values.clone())));
+            let want: Tensors = of_flavour.collect();
+            assert!(!want.is_empty(), "{case} has no {flavour}");
+            let (got, _) = run(backend, &captures(case), *options).expect("sound captures");
+            let error = worst(&got, &want);
+            assert!(error <= share, "{case} {flavour} on {}: {error:e} of {share:e}", backend.name());
+        }
+    }
+}
+
+#[test]
+fn every_kind_agrees_with_autograd_on_the_host() {
+    agrees_with_autograd(&Backend::Host);
+}
+
+#[test]
+fn every_kind_agrees_with_autograd_on_the_device() {
+    agrees_with_autograd(&Backend::Gpu(support::gpu()));
+}
+
+#[test]
+fn the_tool_agrees_with_autograd() {
+    let folder = folder();
+    for (case, flavour, kind) in
+        [("sequence", "ief", "ief"), ("conv2d", "minibatch_joint", "minibatch-joint")]
+    {
+        let out = folder.path().join(format!("{case}.safetensors"));
+        let mut tool = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
+        tool.arg("fisher").args(captures(case)).args(["--kind", kind, "--backend", "host", "-o"]).arg(&out);
+        let done = tool.output().expect("the tool can be started");
+        assert!(done.status.success(), "{done:?}");
+        let prefix = format!("{flavour}/");
+        let expected = load(&data(case).join("expected.safetensors"));
+        let want: Tensors = expected
+            .into_iter()
+            .filter_map(|(name, values)| Some((name.strip_prefix(&prefix)?.to_owned(), values)))
+            .collect();
+        assert!(worst(&load(&out), &want) <= 2e-5, "{case}");
+        let file = Checkpoint::open(&out).expect("a sound file");
+        assert_eq!(file.metadata().get("squisher.kind").map(String::as_str), Some(kind));
+    }
+}
+
+/// A capture to be written: f32 tensors, ids, and metadata.
+#[derive(Default)]
+struct Draft {
+    floats: Vec<(String, Vec<usize>, Vec<f32>)>,
+    ids: Vec<(String, Vec<usize>, Vec<i64>)>,
+    metadata: HashMap<String, String>,
+}
+
+impl Draft {
+    fn new(layers: &str) -> Self {
+        let metadata = [("format", "squisher-capture-1"), ("layers", layers)];
+        Self { metadata: metadata.map(|(k, v)| (k.into(), v.into())).into(), ..Self::default() }
+    }
+
+    fn with(mut self, name: &str, shape: &[usize], values: &[f32]) -> Self {
+        self.floats.push((name.into(), shape.to_vec(), values.to_vec()));
+        self
+    }
+
+    fn ids(mut self, name: &str, shape: &[usize], values: &[i64]) -> Self {
+        self.ids.push((name.into(), shape.to_vec(), values.to_vec()));
+        self
+    }
+
+    fn note(mut self, key: &str, value: &str) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    fn write(self, folder: &TempDir, name: &str) -> PathBuf {
+        let bytes: Vec<Vec<u8>> = self
+            .floats
+            .iter()
+            .map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            .chain(self.ids.iter().map(|(_, _, ids)| ids.iter().flat_map(|v| v.to_le_bytes()).collect()))
+            .collect();
+        let heads = self
+            .floats
+            .iter()
+            .map(|(name, shape, _)| (name, Dtype::F32, shape))
+            .chain(self.ids.iter().map(|(name, shape, _)| (name, Dtype::I64, shape)));
+        let views = heads.zip(&bytes).map(|((name, dtype, shape), bytes)| {
+            (name.as_str(), TensorView::new(dtype, shape.clone(), bytes).expect("shape and values fit"))
+        });
+        let path = folder.path().join(name);
+        serialize_to_file(views, Some(self.metadata.clone()), &path).expect("writable");
+        path
+    }
+}
+
+const LINEAR: &str = r#"{"fc": {"kind": "linear", "bias": true}}"#;
+
+/// Two samples, two inputs, one output.
+fn linear(input: &[f32], gradient: &[f32]) -> Draft {
+    let n = gradient.len();
+    Draft::new(LINEAR).with("fc.input", &[n, input.len() / n], input).with(
+        "fc.grad_output",
+        &[n, 1],
+        gradient,
+    )
+}
+
+#[test]
+fn one_sample_gives_its_square() {
+    let folder = folder();
+    let path = linear(&[3.0, -2.0], &[0.5]).write(&folder, "a");
+    let got = host(&[path], of(Kind::Empirical));
+    assert_eq!(got["fc.weight"], [2.25, 1.0]);
+    assert_eq!(got["fc.bias"], [0.25]);
+}
+
+#[test]
+fn uses_of_one_layer_add_before_squaring() {
+    let folder = folder();
+    // a = 1·1, b = −1·1: (a + b)² = 0 where a² + b² = 2.
+    let path = Draft::new(LINEAR)
+        .with("fc.input.0", &[1, 1], &[1.0])
+        .with("fc.grad_output.0", &[1, 1], &[1.0])
+        .with("fc.input.1", &[1, 1], &[1.0])
+        .with("fc.grad_output.1", &[1, 1], &[-1.0])
+        .write(&folder, "a");
+    let got = host(&[path], of(Kind::Empirical));
+    assert_eq!(got["fc.weight"], [0.0]);
+    assert_eq!(got["fc.bias"], [0.0]);
+}
+
+#[test]
+fn repeated_ids_of_a_sample_add_before_squaring() {
+    let folder = folder();
+    let path = Draft::new(r#"{"e": {"kind": "embedding", "rows": 3, "bias": false}}"#)
+        .ids("e.input", &[2, 2], &[1, 1, 1, 2])
+        .with("e.grad_output", &[2, 2, 1], &[1.0, 2.0, 4.0, 5.0])
+        .write(&folder, "a");
+    let got = host(&[path], of(Kind::Empirical));
+    assert_eq!(got["e.weight"], [0.0, 9.0 + 16.0, 25.0]);
+}
+
+#[test]
+fn batch_norm_is_a_fixed_affine() {
+    let folder = folder();
+    let path = Draft::new(r#"{"n": {"kind": "batch_norm", "eps": 0.0, "bias": true}}"#)
+        .with("n.input", &[2, 1, 2], &[3.0, 5.0, 1.0, 1.0])
+        .with("n.grad_output", &[2, 1, 2], &[1.0, 1.0, 2.0, 0.0])
+        .with("n.running_mean", &[1], &[1.0])
+        .with("n.running_var", &[1], &[4.0])
+        .write(&folder, "a");
+    let got = host(&[path], of(Kind::Empirical));
+    // x̂ is (1, 2) and (0, 0).
+    assert_eq!(got["n.weight"], [9.0]);
+    assert_eq!(got["n.bias"], [8.0]);
+}
+
+#[test]
+fn batches_in_one_file_or_two_are_the_same() {
+    let folder = folder();
+    let (x, g) = ([0.3, -1.5, 2.5, 0.7, 1.1, -0.2], [0.4, -0.9, 1.3]);
+    let whole = linear(&x, &g).write(&folder, "whole");
+    let parts = [linear(&x[..2], &g[..1]).write(&folder, "a"), linear(&x[2..], &g[1..]).write(&folder, "b")];
+    for kind in [Kind::Empirical, Kind::Joint] {
+        let (one, two) = (host(std::slice::from_ref(&whole), of(kind)), host(&parts, of(kind)));
+        assert!(worst(&two, &one) < 1e-6, "{kind}");
+    }
+    let (one, two) = (host(&[whole], of(Kind::MinibatchJoint)), host(&parts, of(Kind::MinibatchJoint)));
+    assert!(worst(&two, &one) > 0.1, "batches matter where sums over them are squared");
+}
+
+#[test]
+fn moving_averages_and_means_follow_their_rules() {
+    let folder = folder();
+    let a = linear(&[1.0, 2.0], &[1.0, 3.0]).write(&folder, "a");
+    let b = linear(&[1.0, 1.0], &[2.0, 2.0]).write(&folder, "b");
+    // Squares sum to 1 + 36 and 4 + 4, sums are 7 and 4.
+    let ema = host(&[a.clone(), b.clone()], of(Kind::Ema));
+    assert!((ema["fc.weight"][0] - (0.9 * 0.1 * 37.0 + 0.1 * 8.0)).abs() < 1e-5);
+    let accumulator = host(&[a.clone(), b.clone()], of(Kind::Accumulator));
+    assert!((accumulator["fc.weight"][0] - (0.9 * 0.1 * 12.25 + 0.1 * 4.0)).abs() < 1e-6);
+    let mean = host(&[a, b], FisherOptions { reduction: Reduction::Mean, ..of(Kind::Empirical) });
+    assert!((mean["fc.weight"][0] - 45.0 / 4.0).abs() < 1e-5);
+}
+
+#[test]
+fn a_mean_loss_is_undone() {
+    let folder = folder();
+    let sum = linear(&[1.0, 2.0], &[1.0, 3.0]).write(&folder, "sum");
+    let mean = linear(&[1.0, 2.0], &[0.5, 1.5]).note("loss_reduction", "mean").write(&folder, "mean");
+    for kind in [Kind::Empirical, Kind::MinibatchJoint, Kind::Joint, Kind::Ema, Kind::Accumulator] {
+        assert_eq!(
+            host(std::slice::from_ref(&sum), of(kind)),
+            host(std::slice::from_ref(&mean), of(kind)),
+            "{kind}"
+        );
+    }
+}
+
+/// Logistic regression has F_jj = Σ_n p_n (1 − p_n) x_nj².
+#[test]
+fn every_class_with_its_probability_is_the_closed_form() {
+    let folder = folder();
+    let x = [0.3_f32, -1.5, 2.5, 0.7];
+    let p = [0.2_f32, 0.9];
+    // Both labels of each sample: gradients p − 1 with probability p, p with probability 1 − p.
+    let input = [x, x].concat();
+    let gradient = [p[0] - 1.0, p[1] - 1.0, p[0], p[1]];
+    let weight = [p[0], p[1], 1.0 - p[0], 1.0 - p[1]];
+    let path = linear(&input, &gradient).with("sample_weight", &[4], &weight).note("labels", "all");
+    let (got, report) =
+        run(&Backend::Host, &[path.write(&folder, "a")], of(Kind::Empirical)).expect("sound captures");
+    assert_eq!((report.kind.as_str(), report.samples), ("exact", 2));
+    for j in 0..2 {
+        let want: f64 = (0..2).map(|n| f64::from(p[n] * (1.0 - p[n]) * x[2 * n + j] * x[2 * n + j])).sum();
+        assert!((got["fc.weight"][j] - want).abs() < 1e-6 * want, "{} {want}", got["fc.weight"][j]);
+    }
+}
+
+/// Where the model is nearly certain, gradients are tiny and iEF's quotient is not.
+#[test]
+fn ief_keeps_samples_whose_gradients_nearly_vanish() {
+    let folder = folder();
+    let path =
+        linear(&[2.0, 3.0], &[1.0, 1e-30]).with("logit_grad", &[2, 1], &[1.0, 1e-30]).write(&folder, "a");
+    let got = host(&[path], of(Kind::Ief));
+    assert!((got["fc.weight"][0] - 13.0).abs() < 1e-5, "{:?}", got["fc.weight"]);
+    let path = linear(&[2.0, 3.0], &[1.0, 0.0]).with("logit_grad", &[2, 1], &[1.0, 0.0]).write(&folder, "b");
+    let (got, report) = run(&Backend::Host, &[path], of(Kind::Ief)).expect("sound captures");
+    assert_eq!((got["fc.weight"][0], report.zero_loss_samples), (4.0, 1));
+}
+
+/// Squares below f32's range come back where their sum is in it.
+#[test]
+fn gradients_below_the_square_root_of_f32_still_count() {
+    let folder = folder();
+    let path = linear(&[1e12, 1.0], &[1e-25, 0.0]).write(&folder, "a");
+    let got = host(&[path], of(Kind::Empirical));
+    assert!((got["fc.weight"][0] / 1e-26 - 1.0).abs() < 1e-5, "{:e}", got["fc.weight"][0]);
+}
+
+fn refused(captures: &[PathBuf], options: FisherOptions) -> String {
+    run(&Backend::Host, captures, options).expect_err("must be refused").to_string()
+}
+
+fn refuses(draft: Draft, what: &str) {
+    let folder = folder();
+    let message = refused(&[draft.write(&folder, "bad.safetensors")], of(Kind::Empirical));
+    assert!(message.contains(what) && message.contains("bad.safetensors"), "{message}");
+}
+
+#[test]
+fn bad_captures_are_refused_by_message() {
+    let layers = |json: &str| {
+        Draft::new(json).with("fc.input", &[1, 1], &[1.0]).with("fc.grad_output", &[1, 1], &[1.0])
+    };
+    refuses(layers(r#"{"fc": {"kind": "lstm", "bias": true}}"#), "layer \"fc\": unknown variant `lstm`");
+    refuses(layers(r#"{"fc": {"kind": "linear"}}"#), "missing field `bias`");
+    refuses(layers(r#"{"fc": {"kind": "batch_norm", "eps": 1e-5, "bias": true}}"#), "running_mean");
+    refuses(layers(LINEAR).note("format", "pt"), "no capture");
+    refuses(layers(LINEAR).note("format", "squisher-capture-2"), "this version reads");
+    refuses(layers(LINEAR).note("loss_reduction", "max"), "expected one of sum, mean");
+    refuses(layers(LINEAR).note("labels", "all"), "no sample_weight");
+    refuses(layers(LINEAR).with("f.input", &[1], &[1.0]), "belongs to no layer");
+    refuses(layers(LINEAR).with("sample_weight", &[2], &[1.0, 1.0]), "2 samples");
+    refuses(Draft::new(LINEAR).with("fc.input", &[1, 1], &[1.0]), "\"fc.grad_output\": is missing");
+    refuses(linear(&[1.0, f32::NAN], &[1.0, 1.0]), "\"fc.input\": NaN or infinity at flat index 1");
+    refuses(
+        linear(&[1.0, 1.0], &[f32::INFINITY, 1.0]),
+        "\"fc.grad_output\": NaN or infinity at flat index 0",
+    );
+    let shapes = Draft::new(LINEAR).with("fc.input", &[1, 2, 3], &[0.0; 6]).with(
+        "fc.grad_output",
+        &[1, 3, 1],
+        &[0.0; 3],
+    );
+    refuses(shapes, "input [1, 2, 3], grad_output [1, 3, 1]");
+    let embedding = Draft::new(r#"{"e": {"kind": "embedding", "rows": 3, "bias": false}}"#)
+        .ids("e.input", &[1, 2], &[1, 3])
+        .with("e.grad_output", &[1, 2, 1], &[1.0, 1.0]);
+    refuses(embedding, "id 3 at flat index 1, the table has rows 0..3");
+    let window =
+        r#""kernel": [2], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": false"#;
+    let conv = Draft::new(&format!(r#"{{"c": {{"kind": "conv", {window}}}}}"#))
+        .with("c.input", &[1, 1, 4], &[0.0; 4])
+        .with("c.grad_output", &[1, 1, 4], &[0.0; 4]);
+    refuses(conv, "axis 2 of the output should have 3 for this input and window, it has 4");
+}
+
+#[test]
+fn options_without_a_meaning_are_refused_by_message() {
+    let folder = folder();
+    let path = [linear(&[1.0], &[1.0]).write(&folder, "a.safetensors")];
+    let message = refused(&path, FisherOptions { weighted: true, ..of(Kind::Empirical) });
+    assert!(message.contains("no sample_weight"), "{message}");
+    let message = refused(&path, FisherOptions { weighted: true, ..of(Kind::Joint) });
+    assert!(message.contains("joint squares sums over samples"), "{message}");
+    let message = refused(&path, FisherOptions { beta: 1.0, ..of(Kind::Ema) });
+    assert!(message.contains("beta is 1"), "{message}");
+    assert!(refused(&path, of(Kind::Ief)).contains("no logit_grad"));
+    assert!(refused(&[], of(Kind::Empirical)).contains("no capture was given"));
+    let other = linear(&[1.0, 2.0], &[1.0]).write(&folder, "b.safetensors");
+    let message = refused(&[path[0].clone(), other], of(Kind::Empirical));
+    assert!(message.contains("not of one network: layer \"fc\""), "{message}");
+}
