@@ -1,9 +1,9 @@
 //! The jobs: each composes reading, sweeps and writing into one result.
 
+pub mod fisher;
 mod globs;
 mod histogram;
 pub mod mask;
-pub mod fisher;
 pub mod merge;
 mod pieces;
 pub mod prune;
