@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Mask(commands::mask::Mask),
     Reset(commands::reset::Reset),
     Report(commands::report::Report),
+    Demo(commands::demo::Demo),
     Completions(commands::completions::Completions),
     Man(commands::man::Man),
 }
@@ -94,6 +95,7 @@ impl Command {
             Self::Mask(args) => args.run(global),
             Self::Reset(args) => args.run(global),
             Self::Report(args) => args.run(global),
+            Self::Demo(args) => args.run(global),
             Self::Completions(args) => args.run(),
             Self::Man(args) => args.run(),
         }

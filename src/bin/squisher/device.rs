@@ -73,6 +73,16 @@ impl DeviceFlags {
     }
 }
 
+impl DeviceFlags {
+    /// The flags as they are written on a command line.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let backend = self.backend.and_then(|interface| interface.to_possible_value());
+        let backend = backend.map(|value| ("--backend", value.get_name().to_owned()));
+        let adapter = self.adapter.clone().map(|name| ("--adapter", name));
+        backend.into_iter().chain(adapter).flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
+}
+
 impl Interface {
     fn backends(self) -> wgpu::Backends {
         match self {

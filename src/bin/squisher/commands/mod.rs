@@ -2,6 +2,7 @@
 
 pub(crate) mod adapters;
 pub(crate) mod completions;
+pub(crate) mod demo;
 pub(crate) mod extract;
 pub(crate) mod fisher;
 pub(crate) mod inspect;
