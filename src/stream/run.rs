@@ -143,8 +143,10 @@ pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
     let failure = std::thread::scope(|scope| {
         let reader = scope.spawn(|| read_chunks(job, &ring, filled_in, &clock));
         let computer = scope.spawn(|| compute_chunks(job, &sweep, scratch, filled, launched_in, &clock));
-        let writer = write_chunks(job, &sweep, &ring, launched, &clock);
-        ring.close();
+        let writer = {
+            let _closes = CloseAtEnd(&ring);
+            write_chunks(job, &sweep, &ring, launched, &clock)
+        };
         let join = |stage: std::thread::ScopedJoinHandle<'_, Result<()>>| {
             stage.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
@@ -199,6 +201,15 @@ impl<'a> Ring<'a> {
 
     fn close(&self) {
         self.give.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Closes the ring however the last stage ends: were it to panic with the ring open, the first stage would wait for ever.
+struct CloseAtEnd<'r, 'a>(&'r Ring<'a>);
+
+impl Drop for CloseAtEnd<'_, '_> {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{MergeOptions, Method, Missing, Normalize};
+use super::{MergeOptions, Method, Missing, NonFinite, Normalize};
 
 /// The method as recipes spell it.
 pub(super) fn method_name(method: Method) -> &'static str {
@@ -23,7 +23,26 @@ pub(super) fn text(options: &MergeOptions) -> String {
     card.push_str("```yaml\n");
     card.push_str(&recipe(options));
     card.push_str("```\n");
+    let flags = flags(options);
+    if !flags.is_empty() {
+        let _ = writeln!(card, "\nBesides the recipe: `{}`.", flags.join(" "));
+    }
     card
+}
+
+/// What changes the result and has no place in a recipe.
+fn flags(options: &MergeOptions) -> Vec<String> {
+    let mut flags = Vec::new();
+    if let Some(base) = options.base.as_ref().filter(|base| base.delta != 0.0) {
+        flags.push(format!("--delta {:?}", base.delta));
+    }
+    if options.non_finite == NonFinite::Zero {
+        flags.push("--non-finite zero".to_owned());
+    }
+    if options.allow_mixed {
+        flags.push("--allow-mixed".to_owned());
+    }
+    flags
 }
 
 /// The recipe as YAML; paths as they were given.

@@ -174,27 +174,9 @@ impl<'a> Inputs<'a> {
     fn check_fishers(&self) -> Result<()> {
         for opened in self.all() {
             let Some(fisher) = &opened.fisher else { continue };
-            for tensor in fisher.tensors() {
-                let Some(own) = opened.model.get(&tensor.name) else {
-                    let problem = format!(
-                        "{} has no such tensor; is this Fisher of another model?",
-                        opened.model.path().display()
-                    );
-                    return Err(Error::Mismatch { op: OP.into(), problem: at(fisher, tensor, &problem) });
-                };
-                if own.shape != tensor.shape {
-                    let problem = format!(
-                        "has shape {}, expected {}",
-                        shape_text(&tensor.shape),
-                        shape_text(&own.shape)
-                    );
-                    return Err(Error::Mismatch { op: OP.into(), problem: at(fisher, tensor, &problem) });
-                }
-                if !is_float(tensor.dtype) {
-                    let problem = format!("has type {:?}, expected F32, F16, BF16 or F64", tensor.dtype);
-                    return Err(Error::Mismatch { op: OP.into(), problem: at(fisher, tensor, &problem) });
-                }
-            }
+            let problems: Vec<String> =
+                fisher.tensors().iter().filter_map(|tensor| misfit(&opened.model, tensor)).collect();
+            refuse(&opened.model, fisher, problems)?;
         }
         Ok(())
     }
@@ -359,8 +341,7 @@ impl<'a> Inputs<'a> {
             if self.options.normalize == Normalize::None && floor == 0.0 {
                 return Ok(Scale::PLAIN);
             }
-            interrupt.check()?;
-            let totals = self.totals(fisher)?;
+            let totals = self.totals(fisher, interrupt)?;
             report.bytes_read += fisher.total_bytes();
             if totals.sum == 0.0 {
                 report.warnings.push(format!("{} is zero everywhere", fisher.path().display()));
@@ -376,8 +357,13 @@ impl<'a> Inputs<'a> {
                 clippy::cast_possible_truncation,
                 reason = "a floor is rounded to f32 as the Fishers are"
             )]
-            let floor = (floor * mean) as f32;
-            Ok(Scale { factor, floor })
+            let least = (floor * mean) as f32;
+            if least.is_infinite() {
+                let problem =
+                    format!("a floor of {floor} times the mean {mean:e} is beyond the range of f32");
+                return Err(Error::argument(OP, problem));
+            }
+            Ok(Scale { factor, floor: least })
         };
         let models = self.models.iter().map(|opened| scale(opened, floor)).collect::<Result<_>>()?;
         // The floor is a share of F_m; the base's F_0 has none.
@@ -385,7 +371,7 @@ impl<'a> Inputs<'a> {
         Ok(Scales { models, base })
     }
 
-    fn totals(&self, fisher: &Checkpoint) -> Result<Totals> {
+    fn totals(&self, fisher: &Checkpoint, interrupt: &Interrupt) -> Result<Totals> {
         let zero_bad = self.options.non_finite == NonFinite::Zero;
         let places: Vec<usize> = (0..fisher.tensors().len()).collect();
         let source = CheckpointSource::new(fisher, places.clone());
@@ -398,6 +384,7 @@ impl<'a> Inputs<'a> {
             })
             .collect();
         let one = |&(tensor, start, len): &(usize, u64, u64)| {
+            interrupt.check()?;
             let values = source.floats(tensor, start, len)?;
             let mut totals = Totals { elements: len as f64, sum: 0.0, sum_squares: 0.0 };
             for (i, &value) in values.iter().enumerate() {
@@ -481,8 +468,8 @@ impl<'a> Inputs<'a> {
 /// What a Fisher's values are expected to be.
 pub(super) const FISHER: &str = "a finite number of at least 0; --non-finite zero counts it as 0";
 
-/// Elements of one piece of the totals' pass.
-const PIECE: u64 = 1 << 20;
+/// Elements of one piece of the totals' pass: every thread holds one, so small enough for a hundred of them.
+const PIECE: u64 = 1 << 16;
 
 /// Bytes of one piece of a copy.
 const PIECE_BYTES: usize = 1 << 20;
@@ -529,6 +516,22 @@ fn check_options(options: &MergeOptions) -> Result<()> {
     Ok(())
 }
 
+/// Why a Fisher's tensor can't weigh `model`'s.
+fn misfit(model: &Checkpoint, tensor: &TensorInfo) -> Option<String> {
+    let name = printable(&tensor.name);
+    match model.get(&tensor.name) {
+        None => Some(format!("{name} is not in the model")),
+        Some(own) if own.shape != tensor.shape => {
+            let (got, expected) = (shape_text(&tensor.shape), shape_text(&own.shape));
+            Some(format!("{name} has shape {got}, expected {expected}"))
+        }
+        Some(_) if !is_float(tensor.dtype) => {
+            Some(format!("{name} has type {:?}, expected F32, F16, BF16 or F64", tensor.dtype))
+        }
+        Some(_) => None,
+    }
+}
+
 /// Tensors that only one has, and those in which `differ` finds two values.
 fn differences(
     first: &Checkpoint,
@@ -567,8 +570,4 @@ fn listed(items: &[String]) -> String {
         text.push_str(&format!("; and {} more", items.len() - SHOWN));
     }
     text
-}
-
-fn at(checkpoint: &Checkpoint, tensor: &TensorInfo, problem: &str) -> String {
-    format!("{}: tensor {}: {problem}", checkpoint.path().display(), printable(&tensor.name))
 }

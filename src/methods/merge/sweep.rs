@@ -4,7 +4,7 @@ use super::inputs::{FISHER, Inputs, Pass, Scale, Scales};
 use super::{MergeReport, Method, NonFinite};
 use crate::backend::Backend;
 use crate::checkpoint::Output;
-use crate::error::Result;
+use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::merge::{
     COUNT_WORDS, Counts, Factor, Fisher, FisherArgs, FisherParams, Place, Ubgm, UbgmArgs, UbgmParams,
@@ -237,11 +237,7 @@ impl MergeSweep<'_> {
                 }
             }
         }
-        if counts.unrepresentable.count > 0 {
-            let expected =
-                format!("a merged value within the range of {}; choose a wider --dtype", output_dtype(chunk));
-            self.refuse(chunk, counts.unrepresentable, 0, &expected)?;
-        }
+        self.refuse_unrepresentable(chunk, counts.unrepresentable)?;
         if self.pass.weighted {
             self.report.fallback += u64::from(counts.fallback);
             self.report.floored += u64::from(counts.floored);
@@ -272,11 +268,32 @@ impl MergeSweep<'_> {
         if place.count == 0 {
             return Ok(());
         }
-        let at = u64::from(place.first);
-        let segment = chunk.segments.iter().find(|s| s.at <= at && at < s.at + s.len);
-        let segment = segment.expect("a kernel counts only elements of its chunk");
-        Err(self.sources[stream].bad_value(segment.tensor, segment.start + at - segment.at, expected))
+        let (tensor, index) = element_of(chunk, place);
+        Err(self.sources[stream].bad_value(tensor, index, expected))
     }
+
+    /// Refuses a result that its storage type can't hold: the inputs were sound, the type does not fit them.
+    fn refuse_unrepresentable(&self, chunk: &Chunk, place: Place) -> Result<()> {
+        if place.count == 0 {
+            return Ok(());
+        }
+        let (tensor, index) = element_of(chunk, place);
+        let name = &self.inputs.models[0].model.tensors()[self.pass.tensors[tensor]].name;
+        let problem = format!(
+            "tensor {}: the merged value at index {index} is beyond the range of {}; choose a wider type (--dtype)",
+            printable(name),
+            output_dtype(chunk)
+        );
+        Err(Error::mismatch("merge", problem))
+    }
+}
+
+/// The tensor (its place in the layout) and the index in it of a place in a chunk.
+fn element_of(chunk: &Chunk, place: Place) -> (usize, u64) {
+    let at = u64::from(place.first);
+    let segment = chunk.segments.iter().find(|s| s.at <= at && at < s.at + s.len);
+    let segment = segment.expect("a kernel counts only elements of its chunk");
+    (segment.tensor, segment.start + at - segment.at)
 }
 
 struct Weight {

@@ -119,6 +119,9 @@ impl Merge {
                 request
             }
         };
+        if self.delta != 0.0 && request.method != Method::Ubgm {
+            return Err(Error::argument("merge", "--delta belongs to method ubgm; leave it out"));
+        }
         request.unused().into_iter().for_each(|warning| log::warn!("{warning}"));
         let base = request.base.zip(request.base_fisher);
         Ok(MergeOptions {
