@@ -1,0 +1,123 @@
+//! What a merge holds in memory, as the system counts it: the budgets bound it, whatever the models' size.
+
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use assert_cmd::cargo::CommandCargoExt;
+use tempfile::TempDir;
+
+/// Elements of the one large tensor. With two bf16 models and two f32 Fishers this is 480 MB in and 80 MB out: well above
+/// what the process may hold.
+const LARGE: u64 = 40_000_000;
+/// A tensor that is not a multiple of anything.
+const SMALL: u64 = 1_003;
+
+/// The most that the process may hold.
+const PEAK: u64 = 400 << 20;
+
+/// Writes a file of two tensors whose values repeat a pattern.
+fn checkpoint(folder: &Path, name: &str, dtype: &str, pattern: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    let size = if dtype == "F32" { 4 } else { 2 };
+    let (large, small) = (LARGE * size, SMALL * size);
+    let header = format!(
+        r#"{{"a":{{"dtype":"{dtype}","shape":[{LARGE}],"data_offsets":[0,{large}]}},"b":{{"dtype":"{dtype}","shape":[{SMALL}],"data_offsets":[{large},{}]}}}}"#,
+        large + small
+    );
+    let mut file = BufWriter::new(File::create(&path).expect("it can be made"));
+    file.write_all(&(header.len() as u64).to_le_bytes()).expect("there is room");
+    file.write_all(header.as_bytes()).expect("there is room");
+    let mut rest = usize::try_from(large + small).expect("below a gigabyte");
+    while rest > 0 {
+        let piece = rest.min(pattern.len());
+        file.write_all(&pattern[..piece]).expect("there is room");
+        rest -= piece;
+    }
+    file.flush().expect("there is room");
+    path
+}
+
+/// A pattern of a prime number of values between 1/2 and 1, in f32 or its upper half.
+fn pattern(seed: u32, size: usize) -> Vec<u8> {
+    let word = |i: u32| 0x3f00_0000 | (i.wrapping_mul(0x9e37_79b9).wrapping_add(seed) >> 9);
+    (0..999_983).flat_map(|i| word(i).to_le_bytes()[4 - size..].to_vec()).collect()
+}
+
+fn inputs() -> (TempDir, Vec<PathBuf>) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let paths = ["m0", "m1", "f0", "f1"].iter().zip(1..).map(|(name, seed)| {
+        let (dtype, size) = if name.starts_with('m') { ("BF16", 2) } else { ("F32", 4) };
+        checkpoint(folder.path(), name, dtype, &pattern(seed * 77_777, size))
+    });
+    let paths = paths.collect();
+    (folder, paths)
+}
+
+fn merge(paths: &[PathBuf], output: &Path, flags: &[&str]) -> Child {
+    let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
+    command.args(["merge", "--method", "fisher", "-q", "-o"]).arg(output);
+    for m in 0..2 {
+        command.arg("--model").arg(&paths[m]).arg("--fisher").arg(&paths[m + 2]);
+    }
+    command.args(flags).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it can be started")
+}
+
+/// Waits for the end of a child and returns the most memory that it was seen to hold.
+///
+/// The kernel keeps the peak itself (`VmHWM`), so looking now and then misses only what came after the last look.
+fn peak_of(mut child: Child) -> u64 {
+    let status = PathBuf::from(format!("/proc/{}/status", child.id()));
+    let mut peak = 0;
+    loop {
+        peak = fs::read_to_string(&status).ok().and_then(|text| high_water(&text)).unwrap_or(0).max(peak);
+        if child.try_wait().expect("it is our child").is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let done = child.wait_with_output().expect("it ended");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    peak
+}
+
+fn high_water(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
+#[test]
+fn budgets_bound_the_memory_of_the_process_and_change_no_byte() {
+    let (folder, paths) = inputs();
+    let budget = ["--device-memory", "64MiB", "--host-memory", "128MiB"];
+    let out = |name: &str| folder.path().join(name);
+    let unlimited = peak_of(merge(&paths, &out("unlimited"), &["--backend", "host"]));
+    let host = peak_of(merge(&paths, &out("host"), &[&["--backend", "host"][..], &budget].concat()));
+    let tight = peak_of(merge(&paths, &out("tight"), &["--backend", "host", "--host-memory", "8MiB"]));
+    let adapter = support::gpu().device().adapter_info().name;
+    let device = peak_of(merge(&paths, &out("device"), &[&["--adapter", &adapter][..], &budget].concat()));
+    let mib = |bytes: u64| bytes >> 20;
+    let peaks = [unlimited, host, tight, device].map(mib);
+    println!("peaks in MiB: {peaks:?} (unlimited, host, tight, device)");
+    assert!(host > 1 << 20 && device > 1 << 20, "no peak was seen");
+    assert!(host < PEAK, "{} MiB on the host", mib(host));
+    assert!(device < PEAK, "{} MiB on a device", mib(device));
+    // The program itself and 8 MiB, where the unlimited ring takes 96.
+    assert!(
+        tight + (64 << 20) < unlimited,
+        "{} MiB in a budget of 8, {} without",
+        mib(tight),
+        mib(unlimited)
+    );
+    let bytes = |name: &str| fs::read(out(name)).expect("it was written");
+    let want = bytes("unlimited");
+    assert!(want == bytes("host"), "the budget changed the host's bytes");
+    assert!(want == bytes("tight"), "the tight budget changed the host's bytes");
+    assert!(want == bytes("device"), "the device's bytes differ");
+}
