@@ -4,11 +4,13 @@
 //! `Checked`), a definition in [`reference`](crate::reference) if the quantity is new, and one line in the
 //! registry below. Contract test, oracle test, bench and `verify` find it by themselves.
 
+pub mod ewc;
 pub mod fisher;
 pub mod merge;
 pub mod optimizer;
 pub mod select;
 pub mod stats;
+pub mod task2vec;
 
 use crate::kernel::Visitor;
 
@@ -43,6 +45,10 @@ kernels! {
     select::Gather,
     select::Nm,
     select::Choose,
+    task2vec::RowMean,
+    task2vec::Similarity,
+    ewc::Gradient,
+    ewc::Penalty,
 }
 
 /// The text of a shader file.

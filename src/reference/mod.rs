@@ -4,9 +4,11 @@
 //! can't be made twice in the same way. Only the kernels' cases call this; no result comes from here.
 
 pub mod embedding;
+pub mod ewc;
 pub mod fisher;
 pub mod merge;
 pub mod norm;
 pub mod optimizer;
 pub mod select;
 pub mod stats;
+pub mod task2vec;

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::groups_of;
-use crate::kernels::{DTYPE, shader};
+use crate::kernels::{DTYPE, ELEMENT, shader};
 
 /// The form of a product kernel's shader. The host execution is the same for all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,7 +85,7 @@ impl Form {
             Self::Register => shader!("lib/product_register.wgsl"),
             Self::Direct => shader!("lib/product_direct.wgsl"),
         };
-        vec![kernel, DTYPE, shader!("lib/element.wgsl"), shader!("lib/product.wgsl"), form]
+        vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), form]
     }
 
     pub(super) fn overrides(self) -> [(&'static str, f64); 2] {

@@ -1,0 +1,326 @@
+//! The value of the penalty.
+
+use rayon::prelude::*;
+
+use crate::error::Result;
+use crate::gpu::Caps;
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, groups_of, noise,
+};
+use crate::kernels::{DTYPE, WIDE, WORKGROUP, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// What the penalty ½ λ Σ F (θ − θ*)² is made of, one record for each share of [`Penalty::SHARE`] parameters:
+///
+///   record = (Σ F (θ − θ*)² / 2^E,  E,  first bad θ,  first bad θ*,  first bad F)
+///
+/// with E the greatest ⌊log₂ F⌋ + 2 ⌊log₂ |θ − θ*|⌋ of the share (0 where all terms are 0).
+///
+/// - `theta`, `anchor`, `fisher`  θ, θ*, F `[p]`, f32, f16 or bf16 each
+/// - `records`                    f32 `[share, 5]`, see [`Penalty::records`]; [`PenaltySum`] puts them together in f64
+///
+/// A parameter is *bad* if θ or θ* is NaN or infinite or F is NaN, infinite or negative: it adds nothing, and the first one's
+/// index in the share is recorded (−1 for none).
+///
+/// Moves each element once and 20 bytes a share; 4 operations an element. No term is formed in its own units, so nothing
+/// overflows or vanishes whatever F is. A share's sum is off by at most 20 roundings. Bitwise repeatable: the order of summation
+/// is fixed. Source: Kirkpatrick et al. (2017), equation 3; definition: [`reference::ewc::penalty`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Penalty {
+    /// Storage of θ.
+    pub theta: DType,
+    /// Storage of θ*.
+    pub anchor: DType,
+    /// Storage of F.
+    pub fisher: DType,
+}
+
+/// Groups of eight elements that an invocation adds up.
+const OCTETS: u32 = 4;
+const WORDS: usize = 5;
+const SHARE: usize = 8 * (WORKGROUP * OCTETS) as usize;
+
+impl Penalty {
+    /// Parameters of one share.
+    pub const SHARE: u64 = SHARE as u64;
+
+    /// Elements of `records` for `len` parameters.
+    #[must_use]
+    pub const fn records(len: u64) -> u64 {
+        len.div_ceil(Self::SHARE) * WORDS as u64
+    }
+}
+
+/// What the records of some parameters come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PenaltySum {
+    /// Σ F (θ − θ*)², without ½ and λ.
+    pub sum: f64,
+    /// The first parameter whose θ is NaN or infinite.
+    pub bad_theta: Option<u64>,
+    /// The first whose θ* is.
+    pub bad_anchor: Option<u64>,
+    /// The first whose F is NaN, infinite or negative.
+    pub bad_fisher: Option<u64>,
+}
+
+impl PenaltySum {
+    /// Puts records together.
+    #[must_use]
+    pub fn fold(records: &[f32]) -> Self {
+        let mut all = Self::default();
+        for (share, record) in (0..).zip(records.as_chunks::<WORDS>().0) {
+            let [sum, exponent, theta, anchor, fisher] = *record;
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "records hold whole numbers"
+            )]
+            let index = |word: f32| (word >= 0.0).then_some(share * Penalty::SHARE + word as u64);
+            #[expect(clippy::cast_possible_truncation, reason = "records hold whole numbers")]
+            let unit = 2.0_f64.powi(exponent as i32);
+            all.sum += f64::from(sum) * unit;
+            all.bad_theta = all.bad_theta.or(index(theta));
+            all.bad_anchor = all.bad_anchor.or(index(anchor));
+            all.bad_fisher = all.bad_fisher.or(index(fisher));
+        }
+        all
+    }
+}
+
+crate::params! {
+    /// The numbers of one [`Penalty`] step.
+    pub struct PenaltyParams {
+        /// Parameters.
+        len: u32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`Penalty`] step.
+    pub struct PenaltyArgs / PenaltySlices {
+        /// θ `[p]`.
+        read theta,
+        /// θ* `[p]`.
+        read anchor,
+        /// F `[p]`.
+        read fisher,
+        /// `[share, 5]`.
+        write records,
+    }
+}
+
+impl Kernel for Penalty {
+    const NAME: &'static str = "ewc.penalty";
+    type Params = PenaltyParams;
+    type Args = PenaltyArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("ewc/penalty.wgsl"), DTYPE, WIDE]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("WORKGROUP", WORKGROUP.into()),
+            ("OCTETS", OCTETS.into()),
+            ("THETA", self.theta.code().into()),
+            ("ANCHOR", self.anchor.code().into()),
+            ("FISHER", self.fisher.code().into()),
+        ]
+    }
+
+    fn launch(&self, params: &PenaltyParams, args: &PenaltyArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let len = params.len.into();
+        args.theta.expect(Self::NAME, "theta", len, Some(self.theta.into()))?;
+        args.anchor.expect(Self::NAME, "anchor", len, Some(self.anchor.into()))?;
+        args.fisher.expect(Self::NAME, "fisher", len, Some(self.fisher.into()))?;
+        args.records.expect(Self::NAME, "records", Self::records(len), Some(Element::F32))?;
+        groups_of(Self::NAME, len.div_ceil(Self::SHARE), caps)
+    }
+
+    fn host(&self, _: &PenaltyParams, args: PenaltySlices<'_>) {
+        let (theta, anchor, fisher) = (args.theta, args.anchor, args.fisher);
+        let records = args.records.cast::<f32>().par_chunks_exact_mut(WORDS).enumerate();
+        records.for_each_init(<[Floats; 3]>::default, |[t, a, f], (share, record)| {
+            let start = share * SHARE;
+            let mut tally = Tally::default();
+            for at in (start..theta.len().min(start + SHARE)).step_by(BLOCK) {
+                let len = BLOCK.min(theta.len() - at);
+                let (t, a) = (t.load(theta.range(at, len)), a.load(anchor.range(at, len)));
+                tally.add(t, a, f.load(fisher.range(at, len)), at - start);
+            }
+            record.copy_from_slice(&tally.record());
+        });
+    }
+
+    fn cost(&self, params: &PenaltyParams, _: &PenaltyArgs) -> Cost {
+        let len = u64::from(params.len);
+        let bytes = len * (self.theta.size() + self.anchor.size() + self.fisher.size());
+        Cost { bytes: bytes + 4 * Self::records(len), flops: 4 * len }
+    }
+}
+
+/// Sums kept side by side, so that they are vectors.
+const LANES: usize = 8;
+
+/// A share on the host: f64 holds every term, so nothing needs scaling before the end.
+#[derive(Default)]
+struct Tally {
+    sum: [f64; LANES],
+    exponent: [Option<i32>; LANES],
+    bad: [Option<usize>; 3],
+}
+
+impl Tally {
+    /// Adds consecutive parameters, of which the first has index `start` in the share.
+    fn add(&mut self, theta: &[f32], anchor: &[f32], fisher: &[f32], start: usize) {
+        let mut good = true;
+        for (i, ((&t, &a), &f)) in theta.iter().zip(anchor).zip(fisher).enumerate() {
+            let fine = t.is_finite() & a.is_finite() & f.is_finite() & (f >= 0.0);
+            let delta = f64::from(t) - f64::from(a);
+            let term = if fine { f64::from(f) * delta * delta } else { 0.0 };
+            let lane = i % LANES;
+            self.sum[lane] += term;
+            self.exponent[lane] = self.exponent[lane].max(if fine { exponent_of(f, t, a) } else { None });
+            good &= fine;
+        }
+        if !good {
+            let first = |found: Option<usize>, values: &[f32], is: fn(f32) -> bool| {
+                found.or_else(|| values.iter().position(|v| is(*v)).map(|i| start + i))
+            };
+            self.bad = [
+                first(self.bad[0], theta, |v| !v.is_finite()),
+                first(self.bad[1], anchor, |v| !v.is_finite()),
+                first(self.bad[2], fisher, |v| !(v.is_finite() && v >= 0.0)),
+            ];
+        }
+    }
+
+    fn record(&self) -> [f32; WORDS] {
+        let exponent = self.exponent.iter().copied().max().flatten().unwrap_or(0);
+        #[expect(clippy::cast_possible_truncation, reason = "the record's sum is f32")]
+        let sum = (self.sum.iter().sum::<f64>() * 2.0_f64.powi(-exponent)) as f32;
+        let [theta, anchor, fisher] =
+            self.bad.map(|i| i.map_or(-1.0, |i| u16::try_from(i).map_or(f32::NAN, f32::from)));
+        [sum, exponent as f32, theta, anchor, fisher]
+    }
+}
+
+/// ⌊log₂ F⌋ + 2 ⌊log₂ |θ − θ*|⌋ with the difference rounded to f32, from the bits; nothing for a term of 0.
+#[inline(always)]
+fn exponent_of(fisher: f32, theta: f32, anchor: f32) -> Option<i32> {
+    let log = |v: f32| {
+        let bits = v.to_bits() & 0x7fff_ffff;
+        let subnormal = i32::try_from(bits.checked_ilog2()?).ok()? - 149;
+        Some(if bits < 0x80_0000 { subnormal } else { (bits >> 23).cast_signed() - 127 })
+    };
+    Some(log(fisher)? + 2 * log(0.5 * theta - 0.5 * anchor)? + 2)
+}
+
+impl Checked for Penalty {
+    fn cases() -> Vec<Case<Self>> {
+        let mut cases = Vec::new();
+        for dtype in DType::ALL {
+            let plain = Self { theta: DType::F32, anchor: DType::F32, fisher: DType::F32 };
+            for kernel in [
+                Self { theta: dtype, anchor: dtype, ..plain },
+                Self { anchor: dtype, ..plain },
+                Self { fisher: dtype, ..plain },
+            ] {
+                for len in [0, 1, 7, 8, 9, 2049, SHARE - 1, SHARE, SHARE + 1, 2 * SHARE + 5] {
+                    cases.push(case(kernel, "near", len, |_, inputs| inputs));
+                }
+            }
+        }
+        let plain = Self { theta: DType::F32, anchor: DType::F32, fisher: DType::F32 };
+        cases.push(case(plain, "no distance", 3000, |_, [_, a, f]| [a, a, f]));
+        cases.push(case(plain, "no Fisher", 3000, |_, [t, a, _]| [t, a, -0.0]));
+        cases.push(case(plain, "tiny Fisher", 3000, |_, [t, a, _]| [t, a, 1e-38]));
+        cases.push(case(plain, "subnormal Fisher", 3000, |_, [t, a, _]| [t, a, 3e-45]));
+        cases.push(case(plain, "huge Fisher", 3000, |_, [t, a, _]| [1e3 * t, a, 3e38]));
+        cases.push(case(plain, "huge distance", 3000, |_, [_, _, f]| [3e38, -3e38, f]));
+        cases.push(case(plain, "tiny distance", 3000, |_, [t, _, f]| [1e-30 * t, 0.0, f]));
+        let bad = |i: usize, [t, a, f]: [f64; 3]| match i % 1001 {
+            17 => [f64::NAN, a, f],
+            20 => [t, f64::NEG_INFINITY, f],
+            23 => [t, a, f64::NAN],
+            26 => [t, a, -1.0],
+            29 => [t, a, f64::INFINITY],
+            _ => [t, a, f],
+        };
+        cases.push(case(plain, "bad", 2 * SHARE, bad));
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        let len = u32::try_from(elements).unwrap_or(u32::MAX);
+        Bench {
+            name: format!("{len} f32"),
+            kernel: Self { theta: DType::F32, anchor: DType::F32, fisher: DType::F32 },
+            params: PenaltyParams { len },
+            buffers: vec![
+                (Element::F32, len.into(), Fill::Noise),
+                (Element::F32, len.into(), Fill::Noise),
+                (Element::F32, len.into(), Fill::Positive),
+                (Element::F32, Self::records(len.into()), Fill::Zero),
+            ],
+        }
+    }
+}
+
+/// Parameters near their anchors, changed by `change`.
+fn case(
+    kernel: Penalty,
+    name: &str,
+    len: usize,
+    change: impl Fn(usize, [f64; 3]) -> [f64; 3],
+) -> Case<Penalty> {
+    let (anchor, step, fisher) = (noise(1, len), noise(2, len), noise(3, len));
+    let inputs = (0..len).map(|i| change(i, [anchor[i] + 0.05 * step[i], anchor[i], fisher[i].abs()]));
+    let inputs: Vec<[f64; 3]> = inputs.collect();
+    let stream =
+        |i: usize, dtype| CaseBuffer::floats(dtype, &inputs.iter().map(|v| v[i]).collect::<Vec<_>>());
+    let (theta, anchor, fisher) =
+        (stream(0, kernel.theta), stream(1, kernel.anchor), stream(2, kernel.fisher));
+    let (t, a, f) = (theta.values(), anchor.values(), fisher.values());
+    let shares = t.chunks(SHARE).zip(a.chunks(SHARE)).zip(f.chunks(SHARE));
+    let want: Vec<Want> = shares.flat_map(|((t, a), f)| want(t, a, f)).collect();
+    let len = u32::try_from(len).expect("cases are small");
+    Case {
+        name: format!("{kernel:?} {name} p={len}"),
+        kernel,
+        params: PenaltyParams { len },
+        buffers: vec![theta, anchor, fisher, CaseBuffer::sentinel(Element::F32, want.len())],
+        want: vec![(3, want)],
+    }
+}
+
+/// What the definition says of one share, in the record's form.
+///
+/// Roundings of a term: the difference, which is squared, and two products; of the sum: 2 additions of four, 1 of two fours,
+/// 4 over an invocation's groups, 8 over the workgroup; one more covers what a device may flush.
+fn want(theta: &[f64], anchor: &[f64], fisher: &[f64]) -> [Want; WORDS] {
+    let first = |values: &[f64], bad: fn(f64) -> bool| {
+        Want::exact(values.iter().position(|v| bad(*v)).map_or(-1.0, |i| i as f64))
+    };
+    let good: Vec<usize> = (0..theta.len())
+        .filter(|&i| theta[i].is_finite() && anchor[i].is_finite() && reference::stats::is_good(fisher[i]))
+        .collect();
+    let of = |values: &[f64]| good.iter().map(|&i| values[i]).collect::<Vec<f64>>();
+    let (t, a, f) = (of(theta), of(anchor), of(fisher));
+    // The difference as f32 rounds it: its exponent decides the unit.
+    #[expect(clippy::cast_possible_truncation, reason = "rounding is wanted")]
+    let power = |i: usize| f64::from((0.5 * t[i] - 0.5 * a[i]) as f32).abs().log2().floor() + 1.0;
+    let terms = (0..t.len()).filter(|&i| t[i] != a[i] && f[i] > 0.0);
+    let exponent = terms.map(|i| f[i].log2().floor() + 2.0 * power(i)).reduce(f64::max).unwrap_or(0.0);
+    let sum = 2.0 * reference::ewc::penalty(1.0, &f, &t, &a) * (-exponent).exp2();
+    [
+        Want::computed(sum, sum, 20.0, DType::F32),
+        Want::exact(exponent),
+        first(theta, |v| !v.is_finite()),
+        first(anchor, |v| !v.is_finite()),
+        first(fisher, |v| !reference::stats::is_good(v)),
+    ]
+}
