@@ -29,7 +29,7 @@ Examples:
   squisher demo digits --overwrite --json
   squisher demo digits --dry-run";
 
-/// Extract, merge and measure, on small trained networks that come with the tool
+/// Extract, merge, prune and measure, on small trained networks that come with the tool
 ///
 /// A base and two specialists, trained on the top and on the bottom half of handwritten digits. Everything is written
 /// to FOLDER, each step with the command line that does the same.
@@ -82,7 +82,7 @@ fn tell(place: Place, global: &Global, backend: &Backend) -> anyhow::Result<Done
         step.run(&place, global, backend, &interrupt)?;
     }
     let digits = Digits::read(&place.digits())?;
-    let trained = data::NAMES.iter().map(|name| (*name, place.model(name)));
+    let trained = data::NAMES.iter().map(|name| ((*name).to_owned(), place.model(name)));
     let made = steps.iter().filter_map(|step| step.network(&place));
     let accuracies =
         trained.chain(made).map(|(name, path)| measure(name, &path, &digits)).collect::<Result<_, _>>()?;
@@ -95,14 +95,21 @@ fn tell(place: Place, global: &Global, backend: &Backend) -> anyhow::Result<Done
     })
 }
 
-fn measure(network: &'static str, path: &Path, digits: &Digits) -> Result<Measured, Error> {
+fn measure(network: String, path: &Path, digits: &Digits) -> Result<Measured, Error> {
     Ok(Measured { network, accuracy: Network::read(path)?.accuracy(digits) })
 }
+
+/// What the names in the table mean.
+const LEGEND: &str = "\
+linear, fisher, ubgm   the two specialists, merged
+pruned-N               top with N % of its parameters set to zero: those its Fisher says matter least
+random-N               the same number, at random
+reset-N                base with the N % of top's parameters that have the largest Fisher";
 
 /// One network and how well it reads.
 #[derive(Serialize)]
 struct Measured {
-    network: &'static str,
+    network: String,
     #[serde(flatten)]
     accuracy: Accuracy,
 }
@@ -139,6 +146,7 @@ impl fmt::Display for Done {
         self.commands.iter().try_for_each(|command| writeln!(f, "{command}\n"))?;
         writeln!(f, "Share of {} test images read correctly, shown whole or by half:\n", self.images)?;
         writeln!(f, "{}\n", self.table())?;
+        writeln!(f, "{LEGEND}\n")?;
         write!(f, "computed on {}; everything is in {}", self.adapter, self.folder.display())
     }
 }
@@ -153,7 +161,7 @@ impl Done {
         ]);
         for Measured { network, accuracy: Accuracy { whole, top, bottom } } in &self.accuracies {
             let shares = [whole, top, bottom].map(|share| format!("{share:.4}"));
-            table.row(std::iter::once((*network).to_owned()).chain(shares));
+            table.row(std::iter::once(network.clone()).chain(shares));
         }
         table
     }

@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use squisher::checkpoint::{ModelParams, OptimizerState, Scale};
+use squisher::checkpoint::{Checkpoint, ModelParams, OptimizerState, Scale};
+use squisher::methods::mask::{self, MaskOptions, ResetOptions};
 use squisher::methods::merge::{self, MergeOptions};
+use squisher::methods::prune::{self, PruneOptions, Structure};
+use squisher::methods::select::Keep;
 use squisher::methods::squisher::{self as accumulator, ExtractOptions};
 use squisher::stream::Budget;
 use squisher::{Backend, Error, Interrupt};
 
 use super::data;
 use crate::args::Global;
+use crate::commands::report;
 use crate::merge_request::Method;
 
 /// The accumulators saw different numbers of steps (the base 50, the specialists 760). The bias correction puts them on one scale.
@@ -18,19 +22,52 @@ const SCALE: (&str, Scale) = ("unbiased", Scale::Unbiased);
 /// The specialists, which are merged.
 const SPECIALISTS: [&str; 2] = ["top", "bottom"];
 
+/// The network that is pruned.
+const PRUNED: &str = "top";
+
+/// Shares that are removed: exact in binary, so that 1 − x loses nothing.
+const SPARSITIES: [f64; 3] = [0.25, 0.5, 0.75];
+
+/// The share of the specialist's parameters that goes into the base.
+const RESET_KEEP: f64 = 0.25;
+
 /// One step.
 pub(super) enum Step {
     /// A Fisher out of the optimizer's state of this network.
     Extract(&'static str),
     /// One network out of the two specialists.
     Merge(Method),
+    /// Without the share of parameters that matter least.
+    Prune(f64),
+    /// A mask with a share of the parameters: the best by these scores.
+    Mask(Scores, f64),
+    /// The specialist where that mask is true, elsewhere another network.
+    Reset(Scores, f64),
+    /// The specialists' Fishers to look at.
+    Report,
+}
+
+/// What a mask is chosen by.
+#[derive(Clone, Copy)]
+pub(super) enum Scores {
+    /// The pruned network's Fisher.
+    Fisher,
+    /// Random numbers: what a choice that knows nothing gives.
+    Random,
 }
 
 /// Every step, in its order.
 pub(super) fn all() -> Vec<Step> {
-    let extracts = data::NAMES.map(Step::Extract);
-    let merges = [Method::Linear, Method::Fisher, Method::Ubgm].map(Step::Merge);
-    extracts.into_iter().chain(merges).collect()
+    let mut steps: Vec<Step> = data::NAMES.map(Step::Extract).into();
+    steps.extend([Method::Linear, Method::Fisher, Method::Ubgm].map(Step::Merge));
+    steps.extend(SPARSITIES.map(Step::Prune));
+    for sparsity in SPARSITIES {
+        let keep = 1.0 - sparsity;
+        steps.extend([Step::Mask(Scores::Random, keep), Step::Reset(Scores::Random, keep)]);
+    }
+    steps.extend([Step::Mask(Scores::Fisher, RESET_KEEP), Step::Reset(Scores::Fisher, RESET_KEEP)]);
+    steps.push(Step::Report);
+    steps
 }
 
 /// Where things are, and how the program is called.
@@ -68,20 +105,72 @@ impl Place {
         self.folder.join(name).join("fisher.safetensors")
     }
 
-    fn merged(&self, method: Method) -> PathBuf {
-        self.folder.join(format!("merged-{}.safetensors", method.name()))
+    fn made(&self, stem: &str) -> PathBuf {
+        self.folder.join(format!("{stem}.safetensors"))
+    }
+
+    fn mask(&self, scores: Scores, keep: f64) -> PathBuf {
+        self.made(&format!("mask-{}-{}", scores.name(), percent(keep)))
+    }
+
+    fn scores(&self, scores: Scores) -> PathBuf {
+        match scores {
+            Scores::Fisher => self.fisher(PRUNED),
+            Scores::Random => self.folder.join(data::RANDOM),
+        }
+    }
+
+    /// Where a network is taken from outside a mask: nothing at all, or what it was trained from.
+    fn elsewhere(&self, scores: Scores) -> PathBuf {
+        match scores {
+            Scores::Fisher => self.model("base"),
+            Scores::Random => self.folder.join(data::ZEROS),
+        }
+    }
+
+    fn page(&self) -> PathBuf {
+        self.folder.join("report.html")
+    }
+}
+
+impl Scores {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fisher => "fisher",
+            Self::Random => "random",
+        }
     }
 }
 
 impl Step {
     /// The command line that does this step again, for a POSIX shell.
     pub(super) fn line(&self, place: &Place) -> String {
-        let words = match self {
-            Self::Extract(name) => extract_words(place, name),
-            Self::Merge(method) => merge_words(place, *method),
+        let mut line = Line::new(&place.program);
+        match self {
+            Self::Extract(name) => line.extract(place, name),
+            Self::Merge(method) => line.merge(place, *method),
+            Self::Prune(sparsity) => line
+                .words(&["prune"])
+                .path(&place.model(PRUNED))
+                .flag("--fisher", &place.fisher(PRUNED))
+                .words(&["--sparsity", &sparsity.to_string()]),
+            Self::Mask(scores, keep) => {
+                line.words(&["mask"]).path(&place.scores(*scores)).words(&["--keep", &keep.to_string()])
+            }
+            Self::Reset(scores, keep) => line
+                .words(&["reset"])
+                .flag("--mask", &place.mask(*scores, *keep))
+                .flag("--model", &place.model(PRUNED))
+                .flag("--base", &place.elsewhere(*scores)),
+            Self::Report => {
+                SPECIALISTS.iter().fold(line.words(&["report"]), |line, name| line.path(&place.fisher(name)))
+            }
         };
-        let words = std::iter::once(place.program.clone()).chain(words);
-        words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" ")
+        line.flag("-o", &self.output(place)).words(&["--overwrite"]);
+        if self.computes() {
+            line.0.extend(place.device.iter().cloned());
+        }
+        line.0.join(" ")
     }
 
     /// Does it, through the library.
@@ -92,27 +181,70 @@ impl Step {
         backend: &Backend,
         interrupt: &Interrupt,
     ) -> Result<(), Error> {
-        match self {
-            Self::Extract(name) => extract(place, name, interrupt),
+        let out = self.output(place);
+        match *self {
+            Self::Extract(name) => extract(place, name, &out, interrupt),
             Self::Merge(method) => {
-                let options = merge_options(place, *method, global.memory.budget());
-                let report = merge::merge(&options, place.merged(*method), backend, &(), interrupt)?;
-                report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                let options = merge_options(place, method, global.memory.budget());
+                warn(&merge::merge(&options, out, backend, &(), interrupt)?.warnings);
                 Ok(())
+            }
+            Self::Prune(sparsity) => {
+                let keep = Structure::Elements(Keep::Fraction(1.0 - sparsity));
+                let options = PruneOptions { overwrite: true, ..PruneOptions::new(keep) };
+                let model = Checkpoint::open(place.model(PRUNED))?;
+                let fisher = Checkpoint::open(place.fisher(PRUNED))?;
+                prune::prune(backend, &model, &fisher, &options, &out, &(), interrupt).map(|_| ())
+            }
+            Self::Mask(scores, keep) => {
+                let options = MaskOptions { overwrite: true, ..MaskOptions::new(Keep::Fraction(keep)) };
+                let scores = Checkpoint::open(place.scores(scores))?;
+                mask::mask(backend, &scores, &options, &out, &(), interrupt).map(|_| ())
+            }
+            Self::Reset(scores, keep) => {
+                let options = ResetOptions { overwrite: true, ..ResetOptions::default() };
+                let chosen = Checkpoint::open(place.mask(scores, keep))?;
+                let model = Checkpoint::open(place.model(PRUNED))?;
+                let base = Checkpoint::open(place.elsewhere(scores))?;
+                mask::reset(&chosen, &model, &base, &options, &out, &(), interrupt).map(|_| ())
+            }
+            Self::Report => {
+                let fishers = SPECIALISTS.map(|name| place.fisher(name));
+                report::write(&fishers, &out, false, &(), interrupt).map(|_| ())
             }
         }
     }
 
     /// The network that it leaves, if it leaves one: what the table calls it, and where it is.
-    pub(super) fn network(&self, place: &Place) -> Option<(&'static str, PathBuf)> {
+    pub(super) fn network(&self, place: &Place) -> Option<(String, PathBuf)> {
+        let name = match self {
+            Self::Merge(method) => method.name().to_owned(),
+            Self::Prune(sparsity) => format!("pruned-{}", percent(*sparsity)),
+            Self::Reset(Scores::Random, keep) => format!("random-{}", percent(1.0 - keep)),
+            Self::Reset(Scores::Fisher, keep) => format!("reset-{}", percent(*keep)),
+            Self::Extract(_) | Self::Mask(..) | Self::Report => return None,
+        };
+        Some((name, self.output(place)))
+    }
+
+    fn output(&self, place: &Place) -> PathBuf {
         match self {
-            Self::Extract(_) => None,
-            Self::Merge(method) => Some((method.name(), place.merged(*method))),
+            Self::Extract(name) => place.fisher(name),
+            Self::Merge(method) => place.made(&format!("merged-{}", method.name())),
+            Self::Prune(sparsity) => place.made(&format!("pruned-{}", percent(*sparsity))),
+            Self::Mask(scores, keep) => place.mask(*scores, *keep),
+            Self::Reset(scores, keep) => place.made(&format!("reset-{}-{}", scores.name(), percent(*keep))),
+            Self::Report => place.page(),
         }
+    }
+
+    /// Whether it runs kernels, so that the device's flags mean something to it.
+    fn computes(&self) -> bool {
+        matches!(self, Self::Merge(_) | Self::Prune(_) | Self::Mask(..))
     }
 }
 
-fn extract(place: &Place, name: &str, interrupt: &Interrupt) -> Result<(), Error> {
+fn extract(place: &Place, name: &str, out: &Path, interrupt: &Interrupt) -> Result<(), Error> {
     let state = OptimizerState::open(place.optimizer(name))?;
     let model = ModelParams::open(place.model(name))?;
     let options = ExtractOptions {
@@ -121,19 +253,9 @@ fn extract(place: &Place, name: &str, interrupt: &Interrupt) -> Result<(), Error
         overwrite: true,
         ..ExtractOptions::default()
     };
-    let report = accumulator::extract(&state, &model, &options, &place.fisher(name), &(), interrupt)?;
+    let report = accumulator::extract(&state, &model, &options, out, &(), interrupt)?;
     report.warnings.iter().for_each(|warning| log::warn!("{name}: {warning}"));
     Ok(())
-}
-
-fn extract_words(place: &Place, name: &str) -> Vec<String> {
-    let mut words = vec!["extract".to_owned(), text(&place.optimizer(name))];
-    flag(&mut words, "--model", place.model(name));
-    flag(&mut words, "--names", place.names(name));
-    words.extend(["--scale", SCALE.0].map(str::to_owned));
-    flag(&mut words, "-o", place.fisher(name));
-    words.push("--overwrite".to_owned());
-    words
 }
 
 fn merge_options(place: &Place, method: Method, budget: Budget) -> MergeOptions {
@@ -162,35 +284,61 @@ fn merge_options(place: &Place, method: Method, budget: Budget) -> MergeOptions 
     }
 }
 
-fn merge_words(place: &Place, method: Method) -> Vec<String> {
-    let mut words = ["merge", "--method", method.name()].map(str::to_owned).to_vec();
-    for name in SPECIALISTS {
-        flag(&mut words, "--model", place.model(name));
-        if method != Method::Linear {
-            flag(&mut words, "--fisher", place.fisher(name));
+fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0}", 100.0 * share)
+}
+
+/// A command line as it grows, word by quoted word.
+struct Line(Vec<String>);
+
+impl Line {
+    fn new(program: &str) -> Self {
+        Self(vec![quoted(program)])
+    }
+
+    fn words(&mut self, words: &[&str]) -> &mut Self {
+        self.0.extend(words.iter().map(|word| quoted(word)));
+        self
+    }
+
+    fn path(&mut self, path: &Path) -> &mut Self {
+        self.words(&[&path.display().to_string()])
+    }
+
+    fn flag(&mut self, flag: &str, path: &Path) -> &mut Self {
+        self.words(&[flag]).path(path)
+    }
+
+    fn extract(&mut self, place: &Place, name: &str) -> &mut Self {
+        self.words(&["extract"])
+            .path(&place.optimizer(name))
+            .flag("--model", &place.model(name))
+            .flag("--names", &place.names(name))
+            .words(&["--scale", SCALE.0])
+    }
+
+    fn merge(&mut self, place: &Place, method: Method) -> &mut Self {
+        self.words(&["merge", "--method", method.name()]);
+        for name in SPECIALISTS {
+            self.flag("--model", &place.model(name));
+            if method != Method::Linear {
+                self.flag("--fisher", &place.fisher(name));
+            }
         }
+        if method == Method::Ubgm {
+            self.flag("--base", &place.model("base")).flag("--base-fisher", &place.fisher("base"));
+        }
+        self
     }
-    if method == Method::Ubgm {
-        flag(&mut words, "--base", place.model("base"));
-        flag(&mut words, "--base-fisher", place.fisher("base"));
-    }
-    flag(&mut words, "-o", place.merged(method));
-    words.push("--overwrite".to_owned());
-    words.extend(place.device.iter().cloned());
-    words
-}
-
-fn flag(words: &mut Vec<String>, flag: &str, path: PathBuf) {
-    words.extend([flag.to_owned(), text(&path)]);
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// A word as a shell reads it back: as it stands where nothing in it means anything to a shell, else in single quotes.
 fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%\\".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
     }

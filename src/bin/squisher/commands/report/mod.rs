@@ -6,11 +6,11 @@ mod names;
 mod page;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use squisher::Error;
+use squisher::{Error, Interrupt, Progress};
 
 use self::data::Input;
 use crate::args::Global;
@@ -47,29 +47,37 @@ impl Report {
         }
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "report");
-        let inputs = self
-            .inputs
-            .iter()
-            .map(|path| Input::read(path, reporter.as_ref(), &interrupt))
-            .collect::<Result<Vec<_>, _>>()?;
-        let pair = data::agreement(&inputs)?;
+        let written = write(&self.inputs, &self.output, global.dry_run, reporter.as_ref(), &interrupt)?;
         drop(reporter);
-        let page = page::page(&inputs, pair.as_ref());
-        if !global.dry_run {
-            write_whole(&self.output, page.as_bytes())?;
-        }
-        let written = Written {
-            output: self.output.display().to_string(),
-            bytes: page.len() as u64,
-            inputs: inputs.iter().map(|input| input.title.clone()).collect(),
-            rank_correlation: pair.map(|pair| pair.spearman),
-        };
         output::report(global, "report", &written)
     }
 }
 
+/// Makes the page of `inputs`, and writes it unless this is a dry run.
+pub(crate) fn write(
+    inputs: &[PathBuf],
+    output: &Path,
+    dry_run: bool,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Written, Error> {
+    let inputs =
+        inputs.iter().map(|path| Input::read(path, progress, interrupt)).collect::<Result<Vec<_>, _>>()?;
+    let pair = data::agreement(&inputs)?;
+    let page = page::page(&inputs, pair.as_ref());
+    if !dry_run {
+        write_whole(output, page.as_bytes())?;
+    }
+    Ok(Written {
+        output: output.display().to_string(),
+        bytes: page.len() as u64,
+        inputs: inputs.iter().map(|input| input.title.clone()).collect(),
+        rank_correlation: pair.map(|pair| pair.spearman),
+    })
+}
+
 /// Writes a file beside its place and then moves it there, so that it is whole or not at all.
-fn write_whole(path: &std::path::Path, bytes: &[u8]) -> Result<(), Error> {
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let refused = |error: std::io::Error| Error::output(path, error.to_string());
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut partial = tempfile::NamedTempFile::new_in(folder.unwrap_or(".".as_ref())).map_err(refused)?;
@@ -93,7 +101,7 @@ fn readable(_: &std::fs::File) -> std::io::Result<()> {
 
 /// What was written.
 #[derive(Serialize)]
-struct Written {
+pub(crate) struct Written {
     output: String,
     bytes: u64,
     inputs: Vec<String>,
