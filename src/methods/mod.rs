@@ -11,6 +11,7 @@ pub mod select;
 mod source;
 #[cfg(feature = "pytorch")]
 pub mod squisher;
+pub mod task2vec;
 
 pub use globs::Globs;
 pub use histogram::{Histogram, Place, Window};

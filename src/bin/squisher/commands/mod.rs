@@ -3,6 +3,8 @@
 pub(crate) mod adapters;
 pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod distance;
+pub(crate) mod embed;
 pub(crate) mod extract;
 pub(crate) mod fisher;
 pub(crate) mod inspect;

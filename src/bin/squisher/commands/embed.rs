@@ -1,0 +1,76 @@
+//! `squisher embed FISHER… -o OUT`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use squisher::methods::task2vec::{self as methods, EmbedOptions, EmbedReport, Group};
+
+use crate::args::Global;
+use crate::table::{count, counted, size};
+use crate::{output, progress, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  squisher embed task-a.safetensors task-b.safetensors -o tasks.safetensors
+  squisher embed fishers/*.safetensors --group row -o tasks.safetensors";
+
+/// Turn Fishers of one network into vectors of tasks (Task2Vec)
+///
+/// The output holds one tensor `embedding` [fisher, group] in f64, with the names of both as JSON in its metadata.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Embed {
+    /// Fisher files of one network, one a task
+    #[arg(required = true, value_name = "FISHER")]
+    fishers: Vec<PathBuf>,
+
+    /// What one entry is: the mean of a tensor, or of a row (one output filter: all but the first axis)
+    #[arg(long, default_value = "tensor", value_name = "tensor|row")]
+    group: Group,
+
+    /// The embedding file to write
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+}
+
+impl Embed {
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let options = EmbedOptions {
+            fishers: self.fishers,
+            group: self.group,
+            overwrite: global.overwrite,
+            budget: global.memory.budget(),
+        };
+        let backend = global.device.open()?;
+        let interrupt = signals::listen()?;
+        let reporter = progress::reporter(global, "embed");
+        let report = methods::embed(&options, self.output, &backend, reporter.as_ref(), &interrupt)?;
+        drop(reporter);
+        report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        output::report(global, "embed", &Done(report))
+    }
+}
+
+/// What was done.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Done(EmbedReport);
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = &self.0;
+        write!(
+            f,
+            "embedded {} of {} parameters as {} means by {} on {}\nread {}, wrote {}",
+            counted(report.names.len() as u64, "Fisher"),
+            count(report.elements),
+            count(report.groups),
+            report.group,
+            report.adapter,
+            size(report.bytes_read),
+            size(report.bytes_written)
+        )
+    }
+}

@@ -1,0 +1,422 @@
+//! How far apart tasks are.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use safetensors::Dtype;
+use serde::{Serialize, Serializer};
+
+use super::embed::{Rows, means};
+use super::inputs::Fishers;
+use super::{FISHER, Group, Metric, STRIDE};
+use crate::backend::Backend;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result, printable};
+use crate::interrupt::Interrupt;
+use crate::kernels::task2vec::{Similarity, SimilarityArgs, SimilarityParams, Sums};
+use crate::memory::{Element, View};
+use crate::methods::source::CheckpointSource;
+use crate::progress::Progress;
+use crate::record::Recording;
+use crate::stream::{
+    Budget, Buffers, Chunk, Direction, End, Job, Layout, Plan, Stream, Sweep, TensorSpec, run,
+};
+
+const OP: &str = "distance";
+
+/// A distance between tasks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DistanceMetric {
+    /// One that depends on the two alone.
+    Symmetric(Metric),
+    /// d(a, b) − α d(a, trivial) with d = [`Metric::Normalized`].
+    Asymmetric(Trivial),
+}
+
+/// What the asymmetric distance measures complexity by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trivial {
+    /// The Fisher (or embedding) of the network on the trivial task: in Task2Vec, as it was before any task.
+    pub path: PathBuf,
+    /// α, at least 0.
+    pub alpha: f64,
+}
+
+impl Trivial {
+    /// Task2Vec's α.
+    pub const ALPHA: f64 = 0.15;
+}
+
+impl DistanceMetric {
+    fn between(&self) -> Metric {
+        match self {
+            Self::Symmetric(metric) => *metric,
+            Self::Asymmetric(_) => Metric::Normalized,
+        }
+    }
+}
+
+impl fmt::Display for DistanceMetric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Symmetric(metric) => metric.fmt(f),
+            Self::Asymmetric(_) => f.write_str("asymmetric"),
+        }
+    }
+}
+
+impl Serialize for DistanceMetric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What is compared, and by what.
+#[derive(Clone, Debug)]
+pub struct DistanceOptions {
+    /// Fishers of one network, or files that [`embed`](super::embed) wrote; not both.
+    pub inputs: Vec<PathBuf>,
+    /// The distance.
+    pub metric: DistanceMetric,
+    /// What the Fishers' vectors consist of. Embeddings have their own groups.
+    pub group: Group,
+    /// What memory the job may use.
+    pub budget: Budget,
+}
+
+/// The distances. Keys are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct DistanceReport {
+    /// The metric.
+    pub metric: DistanceMetric,
+    /// What the vectors consist of; nothing for embeddings.
+    pub group: Option<Group>,
+    /// What the tasks are called.
+    pub names: Vec<String>,
+    /// `[from, to]`.
+    pub matrix: Vec<Vec<f64>>,
+    /// Entries of a vector.
+    pub entries: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Seconds.
+    pub seconds: f64,
+    /// Where it ran.
+    pub adapter: String,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
+}
+
+/// The distances between every two of `options.inputs`.
+///
+/// Reads each file once. With [`Group::Element`] the Fishers pass through memory side by side, a chunk at a time.
+///
+/// # Errors
+/// [`Error::Argument`] for fewer than two tasks, [`Error::Mismatch`] for tasks of different networks or without a distance (a
+/// vector of zeros has no cosine; a value that is 0 in one task alone has no divergence), [`Error::Tensor`] for a value that no
+/// Fisher can have, and everything files and devices do.
+pub fn distance(
+    options: &DistanceOptions,
+    backend: &Backend,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<DistanceReport> {
+    let started = Instant::now();
+    let mut paths = options.inputs.clone();
+    if let DistanceMetric::Asymmetric(trivial) = &options.metric {
+        if !(trivial.alpha.is_finite() && trivial.alpha >= 0.0) {
+            return Err(Error::argument(OP, format!("alpha is {}, expected at least 0", trivial.alpha)));
+        }
+        paths.push(trivial.path.clone());
+    }
+    let opened = paths.iter().map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
+    let bytes_read = opened.iter().map(Checkpoint::total_bytes).sum();
+    let compared = match opened.iter().filter(|file| is_embedding(file)).count() {
+        0 => of_fishers(options, Fishers::of(OP, opened, &paths)?, backend, (progress, interrupt))?,
+        n if n == opened.len() => of_embeddings(options, &opened)?,
+        _ => {
+            let problem = "some inputs are Fishers and some embeddings; embed them all alike first";
+            return Err(Error::mismatch(OP, problem));
+        }
+    };
+    let Compared { mut names, mut matrix, entries, group, warnings } = compared;
+    if let DistanceMetric::Asymmetric(trivial) = &options.metric {
+        towards(&mut matrix, trivial.alpha);
+        names.pop();
+    }
+    Ok(DistanceReport {
+        metric: options.metric.clone(),
+        group,
+        names,
+        matrix,
+        entries,
+        bytes_read,
+        seconds: started.elapsed().as_secs_f64(),
+        adapter: backend.name(),
+        warnings,
+    })
+}
+
+/// Symmetric distances, of which the last row and column are the trivial task's, made asymmetric.
+fn towards(matrix: &mut Vec<Vec<f64>>, alpha: f64) {
+    matrix.pop();
+    for row in matrix {
+        let trivial = row.pop().unwrap_or(0.0);
+        row.iter_mut().for_each(|distance| *distance -= alpha * trivial);
+    }
+}
+
+struct Compared {
+    names: Vec<String>,
+    matrix: Vec<Vec<f64>>,
+    entries: u64,
+    group: Option<Group>,
+    warnings: Vec<String>,
+}
+
+/// Two tasks at least, the trivial one not counted.
+fn check_count(options: &DistanceOptions, tasks: usize) -> Result<()> {
+    let tasks = tasks - usize::from(matches!(options.metric, DistanceMetric::Asymmetric(_)));
+    if tasks >= 2 {
+        return Ok(());
+    }
+    Err(Error::argument(OP, format!("{tasks} task has no distance to another; give at least two Fishers")))
+}
+
+fn of_fishers(
+    options: &DistanceOptions,
+    fishers: Fishers,
+    backend: &Backend,
+    (progress, interrupt): (&dyn Progress, &Interrupt),
+) -> Result<Compared> {
+    check_count(options, fishers.names.len())?;
+    let metric = options.metric.between();
+    let (matrix, entries) = if options.group == Group::Element {
+        by_element(metric, &fishers, options.budget, backend, (progress, interrupt))?
+    } else {
+        let rows = Rows::of(&fishers, options.group);
+        let vectors = means(&fishers, &rows, options.budget, backend, (progress, interrupt))?;
+        let groups = || rows.names(&fishers, options.group);
+        (by_vector(metric, &vectors, &fishers.names, groups)?, rows.len() as u64)
+    };
+    fishers.checkpoints.iter().try_for_each(Checkpoint::verify_unchanged)?;
+    let (names, warnings) = (fishers.names, fishers.warnings);
+    Ok(Compared { names, matrix, entries, group: Some(options.group), warnings })
+}
+
+/// The symmetric matrix of `distance(a, b)` for a < b.
+fn symmetric(tasks: usize, mut distance: impl FnMut(usize, usize) -> Result<f64>) -> Result<Vec<Vec<f64>>> {
+    let mut matrix = vec![vec![0.0; tasks]; tasks];
+    for (a, b) in pairs(tasks) {
+        let distance = distance(a, b)?;
+        (matrix[a][b], matrix[b][a]) = (distance, distance);
+    }
+    Ok(matrix)
+}
+
+fn pairs(tasks: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..tasks).flat_map(move |a| (a + 1..tasks).map(move |b| (a, b)))
+}
+
+/// Vectors that fit memory: in f64 throughout.
+fn by_vector(
+    metric: Metric,
+    vectors: &[Vec<f64>],
+    names: &[String],
+    groups: impl Fn() -> Vec<String>,
+) -> Result<Vec<Vec<f64>>> {
+    symmetric(vectors.len(), |a, b| {
+        let sums = Sums::of(metric, &vectors[a], &vectors[b]);
+        if let (Some(index), true) = (sums.one_zero, metric.needs_both()) {
+            let index = usize::try_from(index).expect("a vector's index fits its address");
+            return Err(one_zero(
+                metric,
+                (&names[a], &names[b]),
+                &format!("the mean of {}", printable(&groups()[index])),
+            ));
+        }
+        of_sums(metric, &sums, (&names[a], &names[b]))
+    })
+}
+
+fn of_sums(metric: Metric, sums: &Sums, (a, b): (&str, &str)) -> Result<f64> {
+    let distance = sums.distance(metric).filter(|distance| distance.is_finite());
+    distance.ok_or_else(|| {
+        let problem = format!(
+            "{a} or {b} is zero everywhere: a vector of zeros has no direction, so {metric} has no value"
+        );
+        Error::mismatch(OP, problem)
+    })
+}
+
+fn one_zero(metric: Metric, (a, b): (&str, &str), what: &str) -> Error {
+    let problem = format!(
+        "{what} is 0 in one of {a} and {b} alone: its variance 1/F is infinite and {metric} has no finite value; \
+         use cosine or normalized, or a coarser --group"
+    );
+    Error::mismatch(OP, problem)
+}
+
+/// All pairs in one pass over all Fishers side by side.
+fn by_element(
+    metric: Metric,
+    fishers: &Fishers,
+    budget: Budget,
+    backend: &Backend,
+    (progress, interrupt): (&dyn Progress, &Interrupt),
+) -> Result<(Vec<Vec<f64>>, u64)> {
+    let tasks = fishers.names.len();
+    let plan = Plan::new(&layout(fishers), &budget.within(&backend.caps()))?;
+    let sources: Vec<CheckpointSource<'_>> =
+        fishers.checkpoints.iter().map(|file| CheckpointSource::new(file, fishers.places.clone())).collect();
+    let longest = plan.chunks().iter().map(|chunk| chunk.elements).max().unwrap_or(0);
+    let mut sweep = PairSweep {
+        metric,
+        fishers,
+        sources: &sources,
+        stride: Similarity::records(longest).next_multiple_of(STRIDE),
+        sums: vec![Sums::default(); pairs(tasks).count()],
+    };
+    let ends = sources.iter().map(|source| End::Source(source)).collect();
+    run(&Job { backend, plan: &plan, ends, progress, interrupt }, &mut sweep)?;
+    let mut sums = sweep.sums.iter();
+    let matrix = symmetric(tasks, |a, b| {
+        let sums = sums.next().expect("one a pair, in the order of the pairs");
+        of_sums(metric, sums, (&fishers.names[a], &fishers.names[b]))
+    })?;
+    Ok((matrix, plan.elements()))
+}
+
+fn layout(fishers: &Fishers) -> Layout {
+    let tasks = 0..fishers.names.len();
+    let stream = |fisher: usize| {
+        let name = fishers.checkpoints[fisher].path().display().to_string();
+        Stream { name, direction: Direction::Read }
+    };
+    let spec = |index: usize| {
+        let tensor = fishers.tensor(0, index);
+        let dtypes = (0..fishers.names.len()).map(|fisher| fishers.dtype(fisher, index)).collect();
+        TensorSpec { name: tensor.name.clone(), elements: tensor.elements(), dtypes, class: 0 }
+    };
+    Layout {
+        streams: tasks.map(stream).collect(),
+        tensors: (0..fishers.places.len()).map(spec).collect(),
+        scratch_bytes: 0,
+    }
+}
+
+struct PairSweep<'a> {
+    metric: Metric,
+    fishers: &'a Fishers,
+    sources: &'a [CheckpointSource<'a>],
+    /// Words of results between one pair's records and the next one's.
+    stride: u64,
+    sums: Vec<Sums>,
+}
+
+impl Sweep for PairSweep<'_> {
+    fn result_words(&self) -> u64 {
+        self.stride * self.sums.len() as u64
+    }
+
+    fn record(&self, recording: &mut Recording, chunk: &Chunk, buffers: &Buffers) -> Result<()> {
+        let results = buffers.results.as_ref().expect("this sweep asks for results");
+        let len = u32::try_from(chunk.elements).expect("a chunk's buffers are below the binding limit");
+        for (pair, (a, b)) in (0..).zip(pairs(self.sources.len())) {
+            let kernel = Similarity { metric: self.metric, a: chunk.dtypes[a], b: chunk.dtypes[b] };
+            let offset = results.offset() + 4 * self.stride * pair;
+            let words = Similarity::records(chunk.elements);
+            let records = View::new(results.memory().clone(), offset, words, Element::F32)?;
+            let args =
+                SimilarityArgs { a: buffers.streams[a].clone(), b: buffers.streams[b].clone(), records };
+            recording.dispatch(&kernel, SimilarityParams { len }, args)?;
+        }
+        Ok(())
+    }
+
+    fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
+        let records: &[f32] = bytemuck::cast_slice(results);
+        let stride = usize::try_from(self.stride).expect("results lie in memory");
+        let words = usize::try_from(Similarity::records(chunk.elements)).expect("results lie in memory");
+        for (pair, (a, b)) in pairs(self.sources.len()).enumerate() {
+            let sums = Sums::fold(chunk.elements, &records[pair * stride..][..words]);
+            for (bad, fisher) in [(sums.bad_a, a), (sums.bad_b, b)] {
+                if let Some((tensor, index)) = bad.map(|at| place(chunk, at)) {
+                    return Err(self.sources[fisher].bad_value(tensor, index, FISHER));
+                }
+            }
+            if let (Some(at), true) = (sums.one_zero, self.metric.needs_both()) {
+                let (tensor, index) = place(chunk, at);
+                let what = format!("index {index} of {}", printable(&self.fishers.tensor(0, tensor).name));
+                return Err(one_zero(self.metric, (&self.fishers.names[a], &self.fishers.names[b]), &what));
+            }
+            self.sums[pair] = self.sums[pair].followed_by(&sums);
+        }
+        Ok(())
+    }
+}
+
+/// Which tensor, and which of its elements, is at `at` of a chunk.
+fn place(chunk: &Chunk, at: u64) -> (usize, u64) {
+    let segment = chunk.segments.iter().find(|s| s.at <= at && at < s.at + s.len);
+    let segment = segment.expect("a kernel counts only elements of its chunk");
+    (segment.tensor, segment.start + at - segment.at)
+}
+
+/// Whether a file is one that [`embed`](super::embed) writes.
+fn is_embedding(file: &Checkpoint) -> bool {
+    file.metadata().contains_key("groups") && file.get("embedding").is_some() && file.tensors().len() == 1
+}
+
+fn of_embeddings(options: &DistanceOptions, files: &[Checkpoint]) -> Result<Compared> {
+    let (mut names, mut vectors, mut groups): (Vec<String>, Vec<Vec<f64>>, Vec<String>) = Default::default();
+    for file in files {
+        let (of_file, groups_of_file) = (list(file, "names")?, list(file, "groups")?);
+        if groups.is_empty() {
+            groups.clone_from(&groups_of_file);
+        } else if groups != groups_of_file {
+            let problem = format!(
+                "{} and {} have different groups: they are embeddings of different networks, or by different --group",
+                files[0].path().display(),
+                file.path().display()
+            );
+            return Err(Error::mismatch(OP, problem));
+        }
+        vectors.extend(rows_of(file, of_file.len(), groups.len())?);
+        names.extend(of_file);
+    }
+    check_count(options, names.len())?;
+    let matrix = by_vector(options.metric.between(), &vectors, &names, || groups.clone())?;
+    Ok(Compared { names, matrix, entries: groups.len() as u64, group: None, warnings: Vec::new() })
+}
+
+fn list(file: &Checkpoint, key: &str) -> Result<Vec<String>> {
+    let text = file.metadata().get(key).map_or("", String::as_str);
+    serde_json::from_str(text).map_err(|error| {
+        Error::file(file.path(), format!("its metadata entry {key} is no JSON list of strings: {error}"))
+    })
+}
+
+/// The rows of the tensor `embedding`, checked as a Fisher's means.
+fn rows_of(file: &Checkpoint, names: usize, groups: usize) -> Result<Vec<Vec<f64>>> {
+    let tensor = file.get("embedding").expect("looked for when the file was told to be an embedding");
+    let refuse = |problem: String| Error::tensor(Path::new(file.path()), "embedding", problem);
+    if tensor.shape != [names as u64, groups as u64] || groups == 0 {
+        let shape = crate::shape::shape_text(&tensor.shape);
+        return Err(refuse(format!(
+            "has shape {shape}, expected [{names}, {groups}] by its names and groups"
+        )));
+    }
+    let mut bytes = vec![0; usize::try_from(tensor.bytes).map_err(|_| refuse("does not fit memory".into()))?];
+    file.read(tensor, 0, &mut bytes)?;
+    let values: Vec<f64> = match tensor.dtype {
+        Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
+        other => return Err(refuse(format!("has type {other:?}, expected F64 or F32"))),
+    };
+    if let Some(index) = values.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
+        return Err(refuse(format!("index {index} is {:?}, expected {FISHER}", values[index])));
+    }
+    Ok(values.chunks(groups).map(<[f64]>::to_vec).collect())
+}

@@ -1,0 +1,148 @@
+//! How well distances tell which source task helps a target task most.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+const OP: &str = "distance";
+
+/// Known scores of transfers: how well a model does on a target task when it learned a source task first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// The tasks.
+    pub names: Vec<String>,
+    /// `[source, target]`, higher is better; nothing where it is not known. A task's own score is not looked at.
+    pub values: Vec<Vec<Option<f64>>>,
+}
+
+/// The metrics of Li et al. (2025), table 7, after Vu et al. (2020): means over the target tasks.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Ranking {
+    /// Target tasks that have at least two sources with a known score.
+    pub targets: u64,
+    /// ρ: the mean rank, by distance, of the source with the best score; 1 is best.
+    pub average_rank: f64,
+    /// DCG of the sources by distance over that of the sources by score; DCG = Σ_i (2^score_i − 1) / log₂(i + 1). 1 is best.
+    pub ndcg: f64,
+    /// The mean of 1 over that rank; 1 is best.
+    pub mean_reciprocal_rank: f64,
+}
+
+/// Ranks each target's sources by `matrix` `[source, target]`, smallest first, and holds that against known scores.
+///
+/// Sources at equal distances keep the order of `names`. Of several best scores, the one nearest by distance counts. Where every gain
+/// 2^score − 1 of a target is 0, its NDCG is 1: no order is better than another.
+///
+/// # Errors
+/// [`Error::Mismatch`] if a task has no scores or no target has two; [`Error::Argument`] for scores outside [0, 1000].
+pub fn rank(names: &[String], matrix: &[Vec<f64>], scores: &Scores) -> Result<Ranking> {
+    let place = |name: &String| {
+        let found = scores.names.iter().position(|known| known == name);
+        let known = scores.names.join(", ");
+        found.ok_or_else(|| {
+            Error::mismatch(OP, format!("the scores have no task {name}; they are of {known}"))
+        })
+    };
+    let places = names.iter().map(place).collect::<Result<Vec<_>>>()?;
+    let mut sum = Ranking { targets: 0, average_rank: 0.0, ndcg: 0.0, mean_reciprocal_rank: 0.0 };
+    for target in 0..names.len() {
+        let score = |source: usize| scores.values[places[source]][places[target]];
+        let known = (0..names.len()).filter(|&source| source != target);
+        let mut sources: Vec<(f64, f64)> =
+            known.filter_map(|source| Some((matrix[source][target], score(source)?))).collect();
+        if let Some((_, score)) = sources.iter().find(|(_, score)| !(0.0..=1000.0).contains(score)) {
+            let problem = format!(
+                "a score of target {} is {score}, expected 0 to 1000 (accuracies in [0, 1])",
+                names[target]
+            );
+            return Err(Error::argument(OP, problem));
+        }
+        if sources.len() < 2 {
+            continue;
+        }
+        sources.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let ranked: Vec<f64> = sources.iter().map(|(_, score)| *score).collect();
+        let best = ranked.iter().copied().fold(0.0, f64::max);
+        let first = ranked.iter().position(|score| *score == best).expect("the best is one of them");
+        sum.targets += 1;
+        sum.average_rank += first as f64 + 1.0;
+        sum.mean_reciprocal_rank += 1.0 / (first as f64 + 1.0);
+        sum.ndcg += ndcg(ranked);
+    }
+    if sum.targets == 0 {
+        return Err(Error::mismatch(
+            OP,
+            "no target task has two sources with known scores; nothing can be ranked",
+        ));
+    }
+    let targets = sum.targets as f64;
+    Ok(Ranking {
+        targets: sum.targets,
+        average_rank: sum.average_rank / targets,
+        ndcg: sum.ndcg / targets,
+        mean_reciprocal_rank: sum.mean_reciprocal_rank / targets,
+    })
+}
+
+fn ndcg(mut scores: Vec<f64>) -> f64 {
+    let got = gain(&scores);
+    scores.sort_by(|one, other| other.total_cmp(one));
+    let best = gain(&scores);
+    if best > 0.0 { got / best } else { 1.0 }
+}
+
+fn gain(scores: &[f64]) -> f64 {
+    let discounted =
+        scores.iter().enumerate().map(|(i, score)| (score.exp2() - 1.0) / (i as f64 + 2.0).log2());
+    discounted.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn scores() -> Scores {
+        let values = [[0.0, 0.5, 0.9], [0.2, 0.0, 0.1], [0.8, 0.7, 0.0]];
+        let values = values.iter().map(|row| row.iter().map(|v| Some(*v)).collect()).collect();
+        Scores { names: names(&["a", "b", "c"]), values }
+    }
+
+    #[test]
+    fn distances_that_order_as_the_scores_do_are_perfect() {
+        let matrix: Vec<Vec<f64>> =
+            scores().values.iter().map(|row| row.iter().map(|v| 1.0 - v.unwrap_or(0.0)).collect()).collect();
+        let got = rank(&names(&["a", "b", "c"]), &matrix, &scores()).expect("all are known");
+        assert_eq!((got.targets, got.average_rank, got.mean_reciprocal_rank, got.ndcg), (3, 1.0, 1.0, 1.0));
+    }
+
+    #[test]
+    fn the_metrics_are_their_definitions() {
+        // Target a: b (0.2) before c (0.8), rank 2. Target b: c (0.7) before a (0.5), rank 1. Target c: b (0.1) before a (0.9), rank 2.
+        let matrix = vec![vec![0.0, 0.9, 0.9], vec![0.1, 0.0, 0.1], vec![0.9, 0.1, 0.0]];
+        let got = rank(&names(&["a", "b", "c"]), &matrix, &scores()).expect("all are known");
+        assert!((got.average_rank - 5.0 / 3.0).abs() < 1e-15);
+        assert!((got.mean_reciprocal_rank - 2.0 / 3.0).abs() < 1e-15);
+        let g = |score: f64| 2.0_f64.powf(score) - 1.0;
+        let second = 1.0 / 3.0_f64.log2();
+        let a = (g(0.2) + g(0.8) * second) / (g(0.8) + g(0.2) * second);
+        let c = (g(0.1) + g(0.9) * second) / (g(0.9) + g(0.1) * second);
+        assert!((got.ndcg - (a + 1.0 + c) / 3.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out_or_refused() {
+        let mut known = scores();
+        known.values[1][0] = None;
+        let matrix = vec![vec![0.0; 3]; 3];
+        assert_eq!(rank(&names(&["a", "b", "c"]), &matrix, &known).expect("two targets").targets, 2);
+        let refused = rank(&names(&["a", "x", "c"]), &matrix, &known).expect_err("x has no scores");
+        assert!(refused.to_string().contains("no task x; they are of a, b, c"), "{refused}");
+        assert!(rank(&names(&["a", "b"]), &matrix, &known).is_err());
+        known.values[0][2] = Some(-1.0);
+        assert!(rank(&names(&["a", "b", "c"]), &matrix, &known).is_err());
+    }
+}
