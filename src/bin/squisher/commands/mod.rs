@@ -5,6 +5,7 @@ pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod distance;
 pub(crate) mod embed;
+pub(crate) mod ewc;
 pub(crate) mod extract;
 pub(crate) mod fisher;
 pub(crate) mod inspect;

@@ -1,0 +1,144 @@
+//! Elastic weight consolidation, through the library and through the command line.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use assert_cmd::cargo::CommandCargoExt;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use squisher::methods::ewc::{Anchor, EwcOptions, EwcReport, ewc};
+use squisher::stream::Budget;
+use squisher::{Backend, Interrupt, Result};
+
+const CASES: [(&str, f64); 2] = [("f32", 3.5), ("bf16", 1000.0)];
+
+fn file(case: &str, name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/ewc")
+        .join(case)
+        .join(format!("{name}.safetensors"))
+}
+
+/// Every tensor of a file by name, as f64.
+fn tensors(path: &Path) -> Vec<(String, Vec<f64>)> {
+    let bytes = std::fs::read(path).expect("the file is there");
+    let file = SafeTensors::deserialize(&bytes).expect("the file is sound");
+    let values = |view: &TensorView<'_>| match view.dtype() {
+        Dtype::F64 => view.data().as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+        Dtype::F32 => view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
+        other => panic!("{other:?}"),
+    };
+    let mut all: Vec<_> = file.tensors().iter().map(|(name, view)| (name.clone(), values(view))).collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+fn options(case: &str, lambda: f64) -> EwcOptions {
+    EwcOptions {
+        model: file(case, "model"),
+        anchors: vec![Anchor { path: file(case, "anchor"), fishers: vec![file(case, "fisher")] }],
+        lambda,
+        gamma: None,
+        gradient: None,
+        overwrite: false,
+        budget: Budget::default(),
+    }
+}
+
+fn run(options: &EwcOptions, backend: &Backend) -> Result<EwcReport> {
+    ewc(options, backend, &(), &Interrupt::default())
+}
+
+fn near(got: f64, want: f64) {
+    assert!((got - want).abs() <= 1e-5 * want.abs(), "got {got:e}, want {want:e}");
+}
+
+fn is_the_oracle_s(case: &str, penalty: f64, gradient: &Path) {
+    let want = tensors(&file(case, "expected"));
+    let got = tensors(gradient);
+    let (penalties, gradients): (Vec<_>, Vec<_>) = want.into_iter().partition(|(name, _)| name == "penalty");
+    near(penalty, penalties[0].1[0]);
+    assert_eq!(got.len(), gradients.len());
+    for ((name, got), (want_name, want)) in got.iter().zip(&gradients) {
+        assert_eq!(&format!("gradient/{name}"), want_name);
+        assert_eq!(got.len(), want.len());
+        got.iter().zip(want).for_each(|(got, want)| near(*got, *want));
+    }
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn penalty_and_gradient_are_the_oracle_s() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (at, backend) in support::backends().iter().enumerate() {
+        for (case, lambda) in CASES {
+            let out = folder.path().join(format!("{at}-{case}.safetensors"));
+            let options = EwcOptions { gradient: Some(out.clone()), ..options(case, lambda) };
+            let report = run(&options, backend).expect("the files are sound");
+            is_the_oracle_s(case, report.penalty, &out);
+        }
+    }
+}
+
+#[test]
+fn the_command_line_gives_the_oracle_s_and_states_its_conventions() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (case, lambda) in CASES {
+        let out = folder.path().join(format!("{case}.safetensors"));
+        let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
+        command.args(["ewc", "--backend", "host", "--json", "--lambda", &lambda.to_string(), "--model"]);
+        command.arg(file(case, "model")).arg("--anchor").arg(file(case, "anchor"));
+        command.arg("--fisher").arg(file(case, "fisher")).arg("--gradient-out").arg(&out);
+        let done = command.output().expect("the tool can be started");
+        assert!(done.status.success(), "{done:?}");
+        let json: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one JSON object");
+        is_the_oracle_s(case, json["penalty"].as_f64().expect("a number"), &out);
+        assert_eq!((json["half"].as_f64(), json["lambda"].as_f64()), (Some(0.5), Some(lambda)));
+    }
+}
+
+#[test]
+fn anchors_add_up_and_only_older_fishers_decay() {
+    let one = run(&options("f32", 3.5), &Backend::Host).expect("sound").penalty;
+    let mut twice = options("f32", 3.5);
+    twice.anchors = [twice.anchors.clone(), twice.anchors].concat();
+    near(run(&twice, &Backend::Host).expect("sound").penalty, 2.0 * one);
+    let mut online = options("f32", 3.5);
+    online.anchors[0].fishers = vec![file("f32", "fisher"); 3];
+    let refused = run(&online, &Backend::Host).expect_err("nothing says how they count");
+    assert!(refused.to_string().contains("--gamma"), "{refused}");
+    online.gamma = Some(0.5);
+    near(run(&online, &Backend::Host).expect("sound").penalty, 1.75 * one);
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_nothing_is_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, values: [f32; 2]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let path = folder.path().join(format!("{name}.safetensors"));
+        let view = TensorView::new(Dtype::F32, vec![2], &bytes).expect("shape and values fit");
+        serialize_to_file([("w", view)], None, &path).expect("the file can be written");
+        path
+    };
+    let out = folder.path().join("gradient.safetensors");
+    let refused = |model: &Path, fisher: PathBuf, lambda: f64, says: &str| {
+        let anchors = vec![Anchor { path: write("anchor", [0.0, 0.0]), fishers: vec![fisher] }];
+        let options = EwcOptions {
+            model: model.to_owned(),
+            anchors,
+            gradient: Some(out.clone()),
+            ..options("f32", lambda)
+        };
+        let refused = run(&options, &Backend::Host).expect_err(says).to_string();
+        assert!(refused.contains(says), "expected `{says}` in: {refused}");
+        assert!(!out.exists(), "an output was written");
+    };
+    let model = write("model", [1.0, 2.0]);
+    refused(&model, write("negative", [1.0, -1.0]), 1.0, "tensor \"w\": index 1 is -1.0");
+    refused(&model, write("large", [1e38, 1.0]), 1e9, "beyond the range of f32");
+    refused(&model, file("f32", "fisher"), 1.0, "is that Fisher of another model?");
+    refused(&model, write("sound", [1.0, 1.0]), -1.0, "lambda is -1");
+}
