@@ -111,13 +111,17 @@ fn the_printed_commands_make_the_same_files() {
     assert!(commands.len() > 6, "{commands:?}");
 
     let made: Vec<&PathBuf> = before.keys().filter(|name| is_output(name)).collect();
-    assert_eq!(made.len(), commands.len(), "one file a command: {made:?}");
+    assert_eq!(made.len() + 1, commands.len(), "one file a command, and distance prints: {made:?}");
     for name in &made {
         std::fs::write(folder.join(name), "damaged").expect("the file can be written");
     }
     for command in &commands {
         done(Command::new("bash").args(["-c", command]).env_remove("RUST_LOG").stdin(Stdio::null()));
     }
+    let distance = format!("{} --json", commands[commands.len() - 1]);
+    let again = done(Command::new("bash").args(["-c", &distance]).stdin(Stdio::null()));
+    let again: Value = serde_json::from_slice(&again.stdout).expect("stdout is one JSON object");
+    assert_eq!(again["matrix"], told["distances"]["matrix"], "{distance}");
     let after = files(&folder);
     assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
     for (name, bytes) in &before {

@@ -17,7 +17,7 @@ use serde::Serialize;
 use squisher::{Backend, Error};
 
 use self::network::{Accuracy, Digits, Network};
-use self::steps::Place;
+use self::steps::{Place, Step};
 use crate::args::Global;
 use crate::table::{Column, Table};
 use crate::{output, signals};
@@ -29,7 +29,7 @@ Examples:
   squisher demo digits --overwrite --json
   squisher demo digits --dry-run";
 
-/// Extract, merge, prune and measure, on small trained networks that come with the tool
+/// Extract, merge, prune, compare and measure, on small trained networks that come with the tool
 ///
 /// A base and two specialists, trained on the top and on the bottom half of handwritten digits. Everything is written
 /// to FOLDER, each step with the command line that does the same.
@@ -45,7 +45,7 @@ impl Demo {
         if global.dry_run {
             let folder = self.folder.unwrap_or_else(|| "FOLDER".into());
             let place = Place::new(folder.clone(), global);
-            let commands = steps::all().iter().map(|step| step.line(&place)).collect();
+            let commands = lines(&place, &steps::all());
             return output::report(global, "demo", &Planned { dry_run: true, folder, commands });
         }
         let backend = global.device.open()?;
@@ -86,13 +86,21 @@ fn tell(place: Place, global: &Global, backend: &Backend) -> anyhow::Result<Done
     let made = steps.iter().filter_map(|step| step.network(&place));
     let accuracies =
         trained.chain(made).map(|(name, path)| measure(name, &path, &digits)).collect::<Result<_, _>>()?;
+    let distances = steps::compare(&place, global.memory.budget(), backend, &interrupt)?.matrix;
     Ok(Done {
-        commands: steps.iter().map(|step| step.line(&place)).collect(),
+        commands: lines(&place, &steps),
         folder: place.folder,
         adapter: backend.name(),
         images: digits.len(),
         accuracies,
+        distances: Distances { metric: "cosine", networks: data::NAMES, matrix: distances },
     })
+}
+
+/// The command lines of everything that is done, in its order.
+fn lines(place: &Place, steps: &[Step]) -> Vec<String> {
+    let steps = steps.iter().map(|step| step.line(place));
+    steps.chain(std::iter::once(steps::compare_line(place))).collect()
 }
 
 fn measure(network: String, path: &Path, digits: &Digits) -> Result<Measured, Error> {
@@ -122,6 +130,16 @@ struct Done {
     commands: Vec<String>,
     images: usize,
     accuracies: Vec<Measured>,
+    distances: Distances,
+}
+
+/// How far apart the networks' tasks are.
+#[derive(Serialize)]
+struct Distances {
+    metric: &'static str,
+    networks: [&'static str; 3],
+    /// `[from, to]`.
+    matrix: Vec<Vec<f64>>,
 }
 
 /// What would be done.
@@ -147,7 +165,21 @@ impl fmt::Display for Done {
         writeln!(f, "Share of {} test images read correctly, shown whole or by half:\n", self.images)?;
         writeln!(f, "{}\n", self.table())?;
         writeln!(f, "{LEGEND}\n")?;
+        writeln!(f, "Distance between the tasks by their Fishers, 1 − cos:\n")?;
+        writeln!(f, "{}\n", self.distances.table())?;
         write!(f, "computed on {}; everything is in {}", self.adapter, self.folder.display())
+    }
+}
+
+impl Distances {
+    fn table(&self) -> Table {
+        let [base, top, bottom] = self.networks.map(Column::Right);
+        let mut table = Table::new(&[Column::Left(""), base, top, bottom]);
+        for (network, row) in self.networks.iter().zip(&self.matrix) {
+            let cells = row.iter().map(|distance| format!("{distance:.4}"));
+            table.row(std::iter::once((*network).to_owned()).chain(cells));
+        }
+        table
     }
 }
 

@@ -8,6 +8,7 @@ use squisher::methods::merge::{self, MergeOptions};
 use squisher::methods::prune::{self, PruneOptions, Structure};
 use squisher::methods::select::Keep;
 use squisher::methods::squisher::{self as accumulator, ExtractOptions};
+use squisher::methods::task2vec::{self, DistanceMetric, DistanceOptions, DistanceReport, Group, Metric};
 use squisher::stream::Budget;
 use squisher::{Backend, Error, Interrupt};
 
@@ -242,6 +243,36 @@ impl Step {
     fn computes(&self) -> bool {
         matches!(self, Self::Merge(_) | Self::Prune(_) | Self::Mask(..))
     }
+}
+
+/// How far apart the networks' tasks are by their Fishers: a number to print, no file.
+pub(super) fn compare(
+    place: &Place,
+    budget: Budget,
+    backend: &Backend,
+    interrupt: &Interrupt,
+) -> Result<DistanceReport, Error> {
+    let options = DistanceOptions {
+        inputs: data::NAMES.map(|name| place.fisher(name)).into(),
+        metric: DistanceMetric::Symmetric(Metric::Cosine),
+        group: Group::Element,
+        budget,
+    };
+    let report = task2vec::distance(&options, backend, &(), interrupt)?;
+    warn(&report.warnings);
+    Ok(report)
+}
+
+/// The command line of [`compare`].
+pub(super) fn compare_line(place: &Place) -> String {
+    let mut line = Line::new(&place.program);
+    line.words(&["distance"]);
+    for name in data::NAMES {
+        line.path(&place.fisher(name));
+    }
+    line.words(&["--metric", "cosine"]);
+    line.0.extend(place.device.iter().cloned());
+    line.0.join(" ")
 }
 
 fn extract(place: &Place, name: &str, out: &Path, interrupt: &Interrupt) -> Result<(), Error> {
