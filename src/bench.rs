@@ -8,6 +8,8 @@ use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, Par};
 use rayon::prelude::*;
 
 use crate::backend::Backend;
@@ -50,7 +52,11 @@ pub struct Job {
 enum Work {
     Steps(Recording),
     HostCopy { from: Vec<u8>, to: Mutex<Vec<u8>> },
+    HostProducts { factor: Mat<f32>, products: Mutex<Vec<Mat<f32>>> },
 }
+
+/// Rows and columns of the products that measure the host's arithmetic: three fit a core's second-level cache.
+const PRODUCT: usize = 256;
 
 /// Bytes that one thread copies at a time: they fit its second-level cache.
 const COPIED: usize = 256 << 10;
@@ -103,6 +109,22 @@ impl Job {
         Ok(Self { name: format!("copy {bytes} bytes"), cost, backend: backend.clone(), work })
     }
 
+    /// Matrix products that stay in cache, one a thread at a time: the ceiling of the host's arithmetic. None for a device,
+    /// whose ceiling is not measured yet.
+    #[must_use]
+    pub fn products(backend: &Backend) -> Option<Self> {
+        const EACH: usize = 16;
+        if !matches!(backend, Backend::Host) {
+            return None;
+        }
+        let count = EACH * rayon::current_num_threads();
+        let factor = Mat::from_fn(PRODUCT, PRODUCT, |row, column| (row + 2 * column) as f32 * 1e-3);
+        let products = Mutex::new(vec![Mat::zeros(PRODUCT, PRODUCT); count]);
+        let cost = Cost { bytes: 0, flops: 2 * (PRODUCT * PRODUCT * PRODUCT * count) as u64 };
+        let work = Work::HostProducts { factor, products };
+        Some(Self { name: format!("{count} products of {PRODUCT}²"), cost, backend: backend.clone(), work })
+    }
+
     /// Does the work once, and waits for it.
     ///
     /// # Errors
@@ -115,6 +137,14 @@ impl Job {
                 let pieces = to.par_chunks_mut(COPIED).zip(from.par_chunks(COPIED));
                 pieces.for_each(|(to, from)| to.copy_from_slice(from));
                 black_box(to.as_slice());
+                Ok(())
+            }
+            Work::HostProducts { factor, products } => {
+                let mut products = products.lock().unwrap_or_else(PoisonError::into_inner);
+                products.par_iter_mut().for_each(|product| {
+                    matmul(product.as_mut(), Accum::Replace, factor.as_ref(), factor.as_ref(), 1.0, Par::Seq);
+                });
+                black_box(products.as_slice());
                 Ok(())
             }
         }

@@ -69,6 +69,7 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     Adapters(commands::adapters::Adapters),
     Verify(commands::verify::Verify),
+    Bench(commands::bench::Bench),
     Inspect(commands::inspect::Inspect),
     Extract(commands::extract::Extract),
     Fisher(commands::fisher::Fisher),
@@ -90,6 +91,7 @@ impl Command {
         match self {
             Self::Adapters(args) => args.run(global),
             Self::Verify(args) => args.run(global),
+            Self::Bench(args) => args.run(global),
             Self::Inspect(args) => args.run(global),
             Self::Extract(args) => args.run(global),
             Self::Fisher(args) => args.run(global),

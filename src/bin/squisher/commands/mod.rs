@@ -1,6 +1,7 @@
 //! The subcommands, one file each: its arguments with their help, and what it does with them.
 
 pub(crate) mod adapters;
+pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod distance;
