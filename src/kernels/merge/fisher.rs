@@ -5,7 +5,7 @@ use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, code, state_words};
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{
-    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise,
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Slice, Want, groups_for, noise,
 };
 use crate::kernels::{DTYPE, LENGTHS, WIDE, WORKGROUP, shader};
 use crate::memory::Element;
@@ -178,6 +178,9 @@ impl Kernel for Fisher {
 /// What a model without a Fisher weighs.
 static ONES: [f32; BLOCK] = [1.0; BLOCK];
 
+/// θ, F and the numbers of one model.
+type HostModel<'a> = (Slice<'a>, Option<Slice<'a>>, Model);
+
 /// One model's numbers.
 #[derive(Clone, Copy)]
 struct Model {
@@ -201,25 +204,33 @@ impl FisherParams {
 impl Fisher {
     fn block(
         &self,
-        models: &[(Slice<'_>, Option<Slice<'_>>, Model)],
+        models: &[HostModel<'_>],
         reference: Slice<'_>,
         scratch: &mut host::Scratch,
         counts: &mut host::Words,
         block: Block<'_>,
     ) {
+        let block = match models {
+            [a, b] if self.first && self.last => {
+                match self.plain_block([*a, *b], reference, scratch, counts, block) {
+                    Some(block) => block,
+                    None => return,
+                }
+            }
+            _ => block,
+        };
         let Block { start, len, state, merged } = block;
         let host::Scratch { tallies, weights, theta, fisher, origin, merged: out, .. } = scratch;
+        let origin = origin.load(reference.range(start, len));
         let mut state = state.map(|state| state.cast::<u32>());
         match &state {
             Some(state) if !self.first => tallies.load(&state[..4 * len]),
             _ => tallies.start(),
         }
-        let origin = origin.load(reference.range(start, len));
         for (m, (t, f, model)) in models.iter().enumerate() {
             let theta = theta.load(t.range(start, len));
-            let values = f.map(|f| fisher.load(f.range(start, len)));
-            host::count_model(counts, m, start, theta, values, model.floor);
-            let values = values.unwrap_or(&ONES[..len]);
+            let values = load_fisher(fisher, *f, start, len);
+            host::count_model(counts, m, start, theta, f.map(|_| values), model.floor);
             weights.load(values, model.floor, model.factor);
             tallies.floors(values, model.floor);
             tallies.add(weights, None, theta, origin, model.share);
@@ -233,6 +244,58 @@ impl Fisher {
         } else if let Some(state) = &mut state {
             tallies.save(&mut state[..4 * len]);
         }
+    }
+}
+
+impl Fisher {
+    /// Two models in one step, the common case, in plain f32: six times as fast, the same bits. Gives the block back if its weights
+    /// need exponents of their own.
+    fn plain_block<'a>(
+        &self,
+        models: [HostModel<'_>; 2],
+        reference: Slice<'_>,
+        scratch: &mut host::Scratch,
+        counts: &mut host::Words,
+        block: Block<'a>,
+    ) -> Option<Block<'a>> {
+        let Block { start, len, .. } = block;
+        let [a, b] = models;
+        let host::Scratch { theta, fisher, origin, merged: out, second, .. } = scratch;
+        let fishers = [load_fisher(fisher, a.1, start, len), load_fisher(&mut second.1, b.1, start, len)];
+        let weights = [(fishers[0], a.2.floor, a.2.factor), (fishers[1], b.2.floor, b.2.factor)];
+        let Some(factors) = host::plain_factors(&weights) else { return Some(block) };
+        let thetas = [theta.load(a.0.range(start, len)), second.0.load(b.0.range(start, len))];
+        let plain = |m: usize| host::Plain {
+            theta: thetas[m],
+            fisher: fishers[m],
+            factor: factors[m],
+            share: models[m].2.share,
+            least: models[m].2.floor,
+        };
+        for (m, model) in models.iter().enumerate() {
+            let fisher = model.1.map(|_| fishers[m]);
+            host::count_model(counts, m, start, thetas[m], fisher, model.2.floor);
+        }
+        let origin = origin.load(reference.range(start, len));
+        out.store(block.merged?, |merged| {
+            let outcome = host::merge_pair(plain(0), plain(1), origin, merged);
+            counts.iter_mut().zip(outcome).for_each(|(count, more)| *count += more);
+            host::count_unrepresentable(counts, start, merged, self.merged);
+        });
+        None
+    }
+}
+
+/// A block of Fishers, or of ones where there are none.
+fn load_fisher<'a>(
+    scratch: &'a mut Floats,
+    fisher: Option<Slice<'a>>,
+    start: usize,
+    len: usize,
+) -> &'a [f32] {
+    match fisher {
+        Some(fisher) => scratch.load(fisher.range(start, len)),
+        None => &ONES[..len],
     }
 }
 
@@ -441,4 +504,32 @@ struct Outcome {
     floored: bool,
     dominated: bool,
     raised: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::verify::run_case;
+
+    /// One subnormal Fisher sends its whole block down the path with exponents. Every other element must keep its bits:
+    /// else results would depend on where a chunk begins.
+    #[test]
+    fn plain_blocks_have_the_bits_of_blocks_with_exponents() {
+        for setup in [
+            Setup::plain(1000),
+            Setup { magnitude: 9, ..Setup::plain(1000) },
+            Setup { lambda: [3e-60, 1e-60], ..Setup::plain(1000) },
+            Setup { floor: [0.25, 0.125], ..Setup::plain(1000) },
+            Setup { fisher: None, ..Setup::plain(1000) },
+        ] {
+            let case = setup.case();
+            let mut other = case.clone();
+            other.buffers[1].bytes[..4].copy_from_slice(&f32::from_bits(1).to_le_bytes());
+            let bits = |case: &Case<Fisher>| {
+                run_case(&Backend::Host, case).expect("the case runs on the host")[6].bytes[4..].to_vec()
+            };
+            assert_eq!(bits(&case), bits(&other), "{}", case.name);
+        }
+    }
 }

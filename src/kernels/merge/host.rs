@@ -35,7 +35,12 @@ pub(super) struct Scratch {
     pub(super) origin: Floats,
     pub(super) base_fisher: Floats,
     pub(super) merged: Floats,
+    /// Weights and Fisher of a second model.
+    pub(super) second: (Floats, Floats),
 }
+
+/// Pulls of a method that has none: a zero weight with the least exponent changes no exponent and no pull.
+static NO_PULL: Wides = Wides { mantissa: [0.0; BLOCK], exponent: [NOTHING; BLOCK] };
 
 impl Default for Wides {
     fn default() -> Self {
@@ -62,6 +67,7 @@ impl Default for Scratch {
             origin: Floats::default(),
             base_fisher: Floats::default(),
             merged: Floats::default(),
+            second: Default::default(),
         }
     }
 }
@@ -97,10 +103,12 @@ fn checked(bits: u32) -> u32 {
 impl Wides {
     /// Fishers, raised to `least` (bits), times a factor.
     pub(super) fn load(&mut self, fisher: &[f32], least: u32, factor: super::Factor) {
-        for ((m, e), f) in self.mantissa.iter_mut().zip(&mut self.exponent).zip(fisher) {
-            let (mantissa, exponent) = wide(checked(f.to_bits()).max(least));
-            *m = mantissa * factor.mantissa;
-            *e = exponent + factor.exponent;
+        let n = fisher.len().min(BLOCK);
+        let (fisher, m, e) = (&fisher[..n], &mut self.mantissa[..n], &mut self.exponent[..n]);
+        for i in 0..n {
+            let (mantissa, exponent) = wide(checked(fisher[i].to_bits()).max(least));
+            m[i] = mantissa * factor.mantissa;
+            e[i] = exponent + factor.exponent;
         }
     }
 
@@ -139,7 +147,7 @@ impl Tallies {
         self.exponent = prior.exponent;
     }
 
-    /// Adds one model; see `add_model` in `shaders/lib/tally.wgsl`.
+    /// Adds one model, of which `extra` pulls besides its weight; see `add_model` in `shaders/lib/tally.wgsl`.
     pub(super) fn add(
         &mut self,
         weights: &Wides,
@@ -148,22 +156,25 @@ impl Tallies {
         origin: &[f32],
         share: f32,
     ) {
-        for i in 0..theta.len() {
-            let own = self.exponent[i].max(weights.exponent[i]);
-            let e = extra.map_or(own, |extra| own.max(extra.exponent[i]));
-            let scale = pow2(self.exponent[i] - e);
-            let before = self.denominator[i] * scale;
-            let added = weights.mantissa[i] * pow2(weights.exponent[i] - e);
-            let pull = extra.map_or(added, |x| added + x.mantissa[i] * pow2(x.exponent[i] - e));
-            let sum = before + added;
-            let none = sum <= 0.0;
-            let safe = if none { 1.0 } else { sum };
-            let keep = if none { 1.0 - share } else { before / safe };
-            let draw = if none { share } else { pull / safe };
-            self.mean[i] = self.mean[i] * keep + (theta[i] - origin[i]) * draw;
-            self.denominator[i] = sum;
-            self.largest[i] = (self.largest[i] * scale).max(added);
-            self.exponent[i] = e;
+        let extra = extra.unwrap_or(&NO_PULL);
+        let mut keep = [0.0; BLOCK];
+        let mut draw = [0.0; BLOCK];
+        shares(
+            theta.len(),
+            &mut self.denominator,
+            &mut self.largest,
+            &mut self.exponent,
+            &weights.mantissa,
+            &weights.exponent,
+            &extra.mantissa,
+            &extra.exponent,
+            &mut keep,
+            &mut draw,
+            share,
+        );
+        let parts = theta.iter().zip(origin).zip(keep.iter().zip(&draw));
+        for (mean, ((theta, origin), (keep, draw))) in self.mean.iter_mut().zip(parts) {
+            *mean = *mean * keep + (theta - origin) * draw;
         }
     }
 
@@ -205,6 +216,131 @@ impl Tallies {
     }
 }
 
+/// What is kept of the mean and what a model draws it by, and the weights with the model in.
+///
+/// A function of its own and not inlined, with every array an argument of its own: only then does the compiler know that
+/// no two overlap, and vectorises the loop.
+#[expect(clippy::too_many_arguments, reason = "see above")]
+#[inline(never)]
+fn shares(
+    len: usize,
+    denominator: &mut [f32; BLOCK],
+    largest: &mut [f32; BLOCK],
+    exponent: &mut [i32; BLOCK],
+    weight: &[f32; BLOCK],
+    weight_exponent: &[i32; BLOCK],
+    extra: &[f32; BLOCK],
+    extra_exponent: &[i32; BLOCK],
+    keep: &mut [f32; BLOCK],
+    draw: &mut [f32; BLOCK],
+    share: f32,
+) {
+    for i in 0..len.min(BLOCK) {
+        let e = exponent[i].max(weight_exponent[i]).max(extra_exponent[i]);
+        let scale = pow2(exponent[i] - e);
+        let before = denominator[i] * scale;
+        let added = weight[i] * pow2(weight_exponent[i] - e);
+        let pull = added + extra[i] * pow2(extra_exponent[i] - e);
+        let sum = before + added;
+        let none = sum <= 0.0;
+        let safe = if none { 1.0 } else { sum };
+        keep[i] = if none { 1.0 - share } else { before / safe };
+        draw[i] = if none { share } else { pull / safe };
+        denominator[i] = sum;
+        let scaled = largest[i] * scale;
+        largest[i] = if scaled > added { scaled } else { added };
+        exponent[i] = e;
+    }
+}
+
+/// One model of a block whose weights fit plain f32.
+#[derive(Clone, Copy)]
+pub(super) struct Plain<'a> {
+    pub(super) theta: &'a [f32],
+    pub(super) fisher: &'a [f32],
+    /// λ over the normaliser, times a power of two common to the models of the block.
+    pub(super) factor: f32,
+    pub(super) share: f32,
+    pub(super) least: u32,
+}
+
+/// Factors that bring the weights of a block's models into plain f32, where the block allows it: nothing that is no Fisher, no
+/// subnormal, and no more than 110 powers of two between the largest weight and the smallest above zero. Then no ratio
+/// of two weights is below 2^-126, and every result has the bits that separate exponents give: a common power of two changes no rounding.
+pub(super) fn plain_factors(models: &[(&[f32], u32, super::Factor)]) -> Option<Vec<f32>> {
+    let mut largest = i32::MIN;
+    let mut smallest = i32::MAX;
+    for (fisher, least, factor) in models {
+        let (low, high) = extremes(fisher, *least)?;
+        if high > 0 {
+            largest = largest.max(exponent_of(high) + factor.exponent);
+            smallest = smallest.min(exponent_of(low) + factor.exponent);
+        }
+    }
+    // A block without any weight fits whatever the factor.
+    let shift = if largest == i32::MIN { 0 } else { 50 - largest };
+    if largest != i32::MIN && largest - smallest > 110 {
+        return None;
+    }
+    let scaled = |factor: &super::Factor| {
+        let exponent = factor.exponent + shift;
+        (-120..=120).contains(&exponent).then(|| factor.mantissa * pow2(exponent))
+    };
+    models.iter().map(|(.., factor)| scaled(factor)).collect()
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "eight bits")]
+fn exponent_of(bits: u32) -> i32 {
+    (bits >> 23) as i32 - 127
+}
+
+/// The least bits above zero and the greatest of Fishers raised to `least`; nothing if some are subnormal or no Fishers.
+fn extremes(fisher: &[f32], least: u32) -> Option<(u32, u32)> {
+    let (mut low, mut high, mut bad) = (u32::MAX, 0, 0);
+    for f in fisher {
+        let bits = f.to_bits();
+        bad |= u32::from(bits > 0x7f7f_ffff);
+        let raised = if bits > least { bits } else { least };
+        high = if raised > high { raised } else { high };
+        // Zero wraps to the greatest, and so never is the least.
+        let below = raised.wrapping_sub(1);
+        low = if below < low { below } else { low };
+    }
+    let low = low.wrapping_add(1);
+    let subnormal = high > 0 && low < 0x0080_0000;
+    (bad == 0 && !subnormal).then_some((low, high))
+}
+
+/// What a block of one step counts: fallback, floored, dominated.
+pub(super) type Outcome = [u32; 3];
+
+/// All of a merge of two models on a block of plain weights: [`Tallies::add`] twice and [`Tallies::finish`], in one loop.
+#[inline(never)]
+pub(super) fn merge_pair(a: Plain<'_>, b: Plain<'_>, origin: &[f32], merged: &mut [f32]) -> Outcome {
+    let n = merged.len();
+    let (theta_a, fisher_a) = (&a.theta[..n], &a.fisher[..n]);
+    let (theta_b, fisher_b, origin) = (&b.theta[..n], &b.fisher[..n], &origin[..n]);
+    let (mut fallback, mut floored, mut dominated) = (0, 0, 0);
+    for i in 0..n {
+        let (bits_a, bits_b) = (fisher_a[i].to_bits(), fisher_b[i].to_bits());
+        floored += u32::from((bits_a < a.least) & (bits_b < b.least));
+        let weight_a = f32::from_bits(if bits_a > a.least { bits_a } else { a.least }) * a.factor;
+        let weight_b = f32::from_bits(if bits_b > b.least { bits_b } else { b.least }) * b.factor;
+        let first = (theta_a[i] - origin[i]) * if weight_a > 0.0 { 1.0 } else { a.share };
+        let sum = weight_a + weight_b;
+        let none = sum <= 0.0;
+        let safe = if none { 1.0 } else { sum };
+        let keep = if none { 1.0 - b.share } else { weight_a / safe };
+        let draw = if none { b.share } else { weight_b / safe };
+        let mean = first * keep + (theta_b[i] - origin[i]) * draw;
+        merged[i] = if mean == 0.0 { origin[i] } else { origin[i] + mean };
+        let largest = if weight_a > weight_b { weight_a } else { weight_b };
+        fallback += u32::from(none);
+        dominated += u32::from(!none & (largest > 0.99 * sum));
+    }
+    [fallback, floored, dominated]
+}
+
 /// The `counts` words of one task.
 pub(super) type Words = [u32; COUNT_WORDS as usize];
 
@@ -228,12 +364,14 @@ pub(super) fn count_model(
     fisher: Option<&[f32]>,
     least: u32,
 ) {
-    if theta.iter().any(|t| !t.is_finite()) {
+    // Folded without an early end, which would keep the loop from vectorising.
+    let unfit = |flags: u32, flag: bool| flags | u32::from(flag);
+    if theta.iter().fold(0, |flags, t| unfit(flags, !t.is_finite())) > 0 {
         note(counts, 6 + 4 * model, start, theta.iter().map(|t| !t.is_finite()));
     }
     let Some(fisher) = fisher else { return };
     let bad = |f: &f32| f.to_bits() > 0x7f7f_ffff && f.to_bits() != 0x8000_0000;
-    if fisher.iter().any(bad) {
+    if fisher.iter().fold(0, |flags, f| unfit(flags, bad(f))) > 0 {
         note(counts, 4 + 4 * model, start, fisher.iter().map(bad));
     }
     if least > 0 {
@@ -243,12 +381,16 @@ pub(super) fn count_model(
 
 /// Counts how a finished block was decided.
 pub(super) fn count_outcome(counts: &mut Words, tallies: &Tallies, len: usize) {
-    for i in 0..len {
-        let none = tallies.denominator[i] <= 0.0;
-        counts[0] += u32::from(none);
-        counts[1] += u32::from(tallies.unfloored[i] == 0);
-        counts[2] += u32::from(!none && tallies.largest[i] > 0.99 * tallies.denominator[i]);
+    let (denominator, largest) = (&tallies.denominator[..len], &tallies.largest[..len]);
+    let (mut fallback, mut dominated) = (0, 0);
+    for (&denominator, &largest) in denominator.iter().zip(largest) {
+        let none = denominator <= 0.0;
+        fallback += u32::from(none);
+        dominated += u32::from(!none & (largest > 0.99 * denominator));
     }
+    counts[0] += fallback;
+    counts[1] += tallies.unfloored[..len].iter().map(|&flag| u32::from(flag == 0)).sum::<u32>();
+    counts[2] += dominated;
 }
 
 /// The least magnitude that rounds to infinity in a storage type.
@@ -265,7 +407,7 @@ pub(super) fn count_unrepresentable(counts: &mut Words, start: usize, merged: &[
     let limit = too_large(dtype);
     // NaN included: no comparison with one is true.
     let fits = |value: &f32| value.abs() < limit;
-    if !merged.iter().all(fits) {
+    if merged.iter().fold(0, |flags, value| flags | u32::from(!fits(value))) > 0 {
         note(counts, 12, start, merged.iter().map(|value| !fits(value)));
     }
 }
