@@ -35,6 +35,14 @@ pub(crate) fn report(
     write(text.as_bytes())
 }
 
+/// Refuse `--dry-run` for a command that has none, rather than write after all.
+pub(crate) fn no_dry_run(global: &Global, command: &str) -> Result<(), Error> {
+    if global.dry_run {
+        return Err(Error::argument(command, "has no --dry-run; leave it out, or write to another place"));
+    }
+    Ok(())
+}
+
 /// Write a result as it stands. A reader that has gone away (`| head`) is no error: it has what it wanted.
 pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();

@@ -37,6 +37,7 @@ pub(crate) struct Embed {
 
 impl Embed {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        output::no_dry_run(global, "embed")?;
         let options = EmbedOptions {
             fishers: self.fishers,
             group: self.group,

@@ -53,6 +53,7 @@ pub(crate) struct Ewc {
 
 impl Ewc {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        output::no_dry_run(global, "ewc")?;
         let options = EwcOptions {
             anchors: anchors(self.anchor, self.fisher)?,
             model: self.model,
