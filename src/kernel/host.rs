@@ -114,6 +114,13 @@ pub fn narrow(dtype: DType, value: f32) -> f32 {
     }
 }
 
+/// Runs `work`, which is inlined, compiled for the widest vectors that this processor has. Wider vectors change no bit: no
+/// multiplication and addition are ever contracted.
+#[inline(always)]
+pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
 /// The elements of `slice` as f32.
 #[must_use]
 pub fn widen(slice: Slice<'_>) -> Vec<f32> {

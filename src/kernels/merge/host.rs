@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::COUNT_WORDS;
-use crate::kernel::{BLOCK, Floats, SliceMut};
+use crate::kernel::{BLOCK, Floats, SliceMut, vectorised};
 use crate::shape::DType;
 
 /// The exponent of nothing: below that of every product that can occur.
@@ -218,10 +218,8 @@ impl Tallies {
 
 /// What is kept of the mean and what a model draws it by, and the weights with the model in.
 ///
-/// A function of its own and not inlined, with every array an argument of its own: only then does the compiler know that
-/// no two overlap, and vectorises the loop.
+/// Every array is an argument of its own: only then does the compiler know that no two overlap, and vectorises the loop.
 #[expect(clippy::too_many_arguments, reason = "see above")]
-#[inline(never)]
 fn shares(
     len: usize,
     denominator: &mut [f32; BLOCK],
@@ -271,7 +269,10 @@ pub(super) fn plain_factors(models: &[(&[f32], u32, super::Factor)]) -> Option<V
     let mut largest = i32::MIN;
     let mut smallest = i32::MAX;
     for (fisher, least, factor) in models {
-        let (low, high) = extremes(fisher, *least)?;
+        let (low, high) = vectorised(
+            #[inline(always)]
+            || extremes(fisher, *least),
+        )?;
         if high > 0 {
             largest = largest.max(exponent_of(high) + factor.exponent);
             smallest = smallest.min(exponent_of(low) + factor.exponent);
@@ -295,6 +296,7 @@ fn exponent_of(bits: u32) -> i32 {
 }
 
 /// The least bits above zero and the greatest of Fishers raised to `least`; nothing if some are subnormal or no Fishers.
+#[inline(always)]
 fn extremes(fisher: &[f32], least: u32) -> Option<(u32, u32)> {
     let (mut low, mut high, mut bad) = (u32::MAX, 0, 0);
     for f in fisher {
@@ -315,8 +317,15 @@ fn extremes(fisher: &[f32], least: u32) -> Option<(u32, u32)> {
 pub(super) type Outcome = [u32; 3];
 
 /// All of a merge of two models on a block of plain weights: [`Tallies::add`] twice and [`Tallies::finish`], in one loop.
-#[inline(never)]
 pub(super) fn merge_pair(a: Plain<'_>, b: Plain<'_>, origin: &[f32], merged: &mut [f32]) -> Outcome {
+    vectorised(
+        #[inline(always)]
+        || pair(a, b, origin, merged),
+    )
+}
+
+#[inline(always)]
+fn pair(a: Plain<'_>, b: Plain<'_>, origin: &[f32], merged: &mut [f32]) -> Outcome {
     let n = merged.len();
     let (theta_a, fisher_a) = (&a.theta[..n], &a.fisher[..n]);
     let (theta_b, fisher_b, origin) = (&b.theta[..n], &b.fisher[..n], &origin[..n]);
