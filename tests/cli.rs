@@ -193,8 +193,7 @@ fn inspect_json_has_stable_keys() {
         "path": path, "files": 1, "elements": 4, "bytes": 16, "metadata": {"squisher.kind": "empirical"},
         "tensors": [tensor], "fisher": values,
     });
-    let want =
-        json!({"schema_version": 1, "command": "inspect", "checkpoints": [contents], "optimizers": []});
+    let want = json!({"schema_version": 1, "command": "inspect", "checkpoints": [contents], "captures": [], "optimizers": []});
     assert_eq!(json_of(&["inspect", "--json", path]), want);
     assert_eq!(json_of(&["--json", "inspect", path]), want, "global flags may stand before the command");
 }

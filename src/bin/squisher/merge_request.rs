@@ -231,13 +231,23 @@ mod tests {
     }
 
     #[test]
-    fn what_a_method_would_ignore_is_refused() {
-        let linear = |change: fn(&mut MergeRequest)| refusal(Method::Linear, change);
-        assert!(linear(|r| r.models[0].fisher = Some("f".into())).contains("no use for fisher"));
-        assert!(linear(|r| r.options.normalize = Some(Normalize::Mean)).contains("no use for normalize"));
-        assert!(linear(|r| r.options.floor = Some(0.1)).contains("no use for floor"));
-        assert!(linear(|r| r.options.missing = Some(Missing::Average)).contains("no use for missing"));
-        assert!(linear(|r| r.base = Some("m0".into())).contains("no use for a base"));
+    fn what_linear_has_no_use_for_is_named_and_ignored() {
+        let unused = |change: fn(&mut MergeRequest)| {
+            let mut changed = request(Method::Linear);
+            assert!(changed.unused().is_empty(), "named before the change");
+            change(&mut changed);
+            assert_eq!(changed.check(), Ok(()));
+            changed.unused().join("; ")
+        };
+        assert!(unused(|r| r.models[0].fisher = Some("f".into())).contains("no use for fisher"));
+        assert!(unused(|r| r.options.normalize = Some(Normalize::Mean)).contains("no use for normalize"));
+        assert!(unused(|r| r.options.floor = Some(0.1)).contains("no use for floor"));
+        assert!(unused(|r| r.options.missing = Some(Missing::Average)).contains("no use for missing"));
+    }
+
+    #[test]
+    fn a_base_that_the_method_would_ignore_is_refused() {
+        assert!(refusal(Method::Linear, |r| r.base = Some("m0".into())).contains("no use for a base"));
         assert!(refusal(Method::Fisher, |r| r.base_fisher = Some("f0".into())).contains("choose ubgm"));
     }
 
