@@ -34,8 +34,9 @@ impl AdapterReport {
     }
 }
 
-fn instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+fn instance(backends: wgpu::Backends) -> wgpu::Instance {
+    let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    wgpu::Instance::new(wgpu::InstanceDescriptor { backends, ..descriptor })
 }
 
 /// Every adapter of this machine, in wgpu's order, those of OpenGL last.
@@ -45,10 +46,10 @@ pub async fn adapters() -> Vec<AdapterReport> {
 
 /// OpenGL is looked at only where it is wanted: its drivers write to standard error and take their time.
 async fn list(with_gl: bool) -> Vec<(wgpu::Adapter, AdapterReport)> {
-    let instance = instance();
-    let mut found = instance.enumerate_adapters(wgpu::Backends::all() - wgpu::Backends::GL).await;
+    let others = wgpu::Backends::all() - wgpu::Backends::GL;
+    let mut found = instance(others).enumerate_adapters(others).await;
     if with_gl {
-        found.extend(instance.enumerate_adapters(wgpu::Backends::GL).await);
+        found.extend(instance(wgpu::Backends::GL).enumerate_adapters(wgpu::Backends::GL).await);
     }
     found
         .into_iter()
