@@ -1,19 +1,23 @@
-"""Write what `squisher fisher` reads: one capture file for each batch of a PyTorch network.
+"""Write what `squisher fisher` and `squisher step` read: one capture file for each batch of a PyTorch network.
 
     from capture import capture
     net.eval()
     for i, (x, y) in enumerate(loader):
         capture(net, x, f"capture-{i:05}.safetensors", labels="data", target=y)
 
-Hooks record every layer's input and the gradient at its output, of the *summed* cross-entropy. Needs torch and safetensors.
+Hooks record every layer's input and the gradient at its output, of the *summed* cross-entropy. A network for language has logits
+`[n, t, classes]` and targets `[n, t]`: the sample is then the whole sequence, and its loss is the sum over positions. Parameters that
+need no gradient are left out; parameters that no known layer owns are named in a warning. Needs torch and safetensors.
 """
 
 import json
+import warnings
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from torch.autograd.graph import get_gradient_edge
 
 
 def describe(module):
@@ -23,13 +27,7 @@ def describe(module):
     if isinstance(module, nn.Embedding):
         return {"kind": "embedding", "rows": module.num_embeddings}
     if isinstance(module, nn.modules.conv._ConvNd):
-        if module.padding_mode != "zeros" or isinstance(module.padding, str):
-            raise ValueError(f"{module}: only numbers of zeros as padding")
-        info = {key: list(getattr(module, name)) for key, name in
-                (("kernel", "kernel_size"), ("stride", "stride"), ("padding", "padding"), ("dilation", "dilation"))}
-        if module.transposed:
-            return {"kind": "conv_transpose", **info, "groups": module.groups, "output_padding": list(module.output_padding)}
-        return {"kind": "conv", **info, "groups": module.groups}
+        return describe_conv(module)
     if getattr(module, "weight", None) is None:
         return None
     if isinstance(module, nn.LayerNorm):
@@ -44,66 +42,120 @@ def describe(module):
     return None
 
 
-def capture(net, x, path, labels="data", target=None, draws=1, generator=None, dtype=torch.float32):
-    """One forward pass, the backward pass of the summed loss, one file.
+def describe_conv(module):
+    """A convolution's window. padding="same" is a number where it is the same on both sides."""
+    if module.padding_mode != "zeros":
+        raise ValueError(f"{module}: squisher knows zeros as padding only")
+    kernel, dilation = list(module.kernel_size), list(module.dilation)
+    padding = module.padding
+    if padding == "valid":
+        padding = [0] * len(kernel)
+    elif padding == "same":
+        total = [d * (k - 1) for k, d in zip(kernel, dilation)]
+        if any(size % 2 for size in total):
+            raise ValueError(f"{module}: pads its two sides differently; squisher knows equal padding only")
+        padding = [size // 2 for size in total]
+    window = {"kernel": kernel, "stride": list(module.stride), "padding": list(padding), "dilation": dilation, "groups": module.groups}
+    if module.transposed:
+        return {"kind": "conv_transpose", **window, "output_padding": list(module.output_padding)}
+    return {"kind": "conv", **window}
 
-    labels: "data" (target [n] class ids), "sampled" (draws labels a sample from the model, each of weight 1/draws), or "all" (every
-    class in turn, weighted by its probability). dtype: torch.float32, or bfloat16 to halve the file.
-    """
-    if net.training:
-        raise ValueError("capture in evaluation mode: call net.eval() first")
-    with torch.no_grad():
-        p = F.softmax(net(x).double(), dim=-1)
-    n, classes = p.shape
-    weight = None
-    if labels == "sampled":
-        target = torch.multinomial(p, draws, replacement=True, generator=generator).reshape(-1)
-        x, weight = x.repeat_interleave(draws, 0), torch.full((n * draws,), 1.0 / draws)
-    elif labels == "all":
-        target = torch.arange(classes, device=x.device).repeat(n)
-        x, weight = x.repeat_interleave(classes, 0), p.reshape(-1).float()
-    elif labels != "data":
-        raise ValueError(f'labels is "{labels}", expected data, sampled or all')
 
-    uses, handles, described = {}, [], {}
-    owner = {}
+def trained_layers(net):
+    """{name: (module, description)} of the layers with a parameter that needs a gradient; warns of parameters outside them."""
+    layers, owner = {}, {}
     for name, module in net.named_modules():
         info = describe(module)
-        if info is None:
+        if info is None or not any(p.requires_grad for p in module.parameters(recurse=False)):
             continue
         if owner.setdefault(module.weight, name) != name:
             raise ValueError(f"{name} and {owner[module.weight]} share a weight: squisher adds the uses of one layer only")
-        described[name] = {**info, "bias": getattr(module, "bias", None) is not None}
+        layers[name] = (module, {**info, "bias": getattr(module, "bias", None) is not None})
+    return layers
 
-        def hook(module, args, output, name=name):
-            use = [args[0].detach(), None]
-            uses.setdefault(name, []).append(use)
-            output.register_hook(lambda gradient: use.__setitem__(1, gradient.detach().clone()))
 
-        handles.append(module.register_forward_hook(hook))
+def warn_of_others(net, recorded):
+    """Nothing is left out silently."""
+    known = {id(p) for name in recorded for p in net.get_submodule(name).parameters(recurse=False)}
+    others = [name for name, p in net.named_parameters() if p.requires_grad and id(p) not in known]
+    if others:
+        warnings.warn(f"not in the capture, because no layer that squisher knows used them: {', '.join(others)}", stacklevel=3)
+
+
+def call(net, x):
+    """The logits. A dictionary holds keyword arguments, as Hugging Face's models take them."""
+    output = net(**x) if isinstance(x, dict) else net(x)
+    return getattr(output, "logits", output)
+
+
+def repeated(x, times):
+    """Every sample `times` times, one after the other."""
+    if isinstance(x, dict):
+        return {key: value.repeat_interleave(times, 0) for key, value in x.items()}
+    return x.repeat_interleave(times, 0)
+
+
+def label(net, x, labels, target, draws, generator):
+    """(x, target, weight): the labels as captured, samples repeated where one has several."""
+    if labels == "data":
+        if target is None:
+            raise ValueError('labels is "data", and target is missing')
+        return x, target, None
+    if labels not in ("sampled", "all"):
+        raise ValueError(f'labels is "{labels}", expected data, sampled or all')
+    with torch.no_grad():
+        p = F.softmax(call(net, x).double(), dim=-1)
+    n, classes = p.shape[0], p.shape[-1]
+    if labels == "sampled":
+        drawn = torch.multinomial(p.reshape(-1, classes), draws, replacement=True, generator=generator)
+        drawn = drawn.reshape(*p.shape[:-1], draws).movedim(-1, 1).flatten(0, 1)
+        return repeated(x, draws), drawn, torch.full((n * draws,), 1.0 / draws)
+    if p.dim() != 2:
+        raise ValueError(f"logits {list(p.shape)}: every class in turn needs one label a sample; use sampled")
+    return repeated(x, classes), torch.arange(classes, device=p.device).repeat(n), p.reshape(-1).float()
+
+
+def capture(net, x, path, labels="data", target=None, draws=1, generator=None, dtype=torch.float32):
+    """One forward pass, the backward pass of the summed loss, one file. The parameters' own gradients are not touched.
+
+    labels: "data" (target holds class ids; -100 is ignored), "sampled" (draws labels a sample from the model, each of weight 1/draws),
+    or "all" (every class in turn, weighted by its probability). dtype: torch.float32, or bfloat16 to halve the file.
+    """
+    if net.training:
+        raise ValueError("capture in evaluation mode: call net.eval() first")
+    x, target, weight = label(net, x, labels, target, draws, generator)
+    layers, uses, handles = trained_layers(net), {}, []
+    for name, (module, _) in layers.items():
+        def record(_, args, output, name=name):
+            # Copied, and an edge of the graph: what later changes either tensor in place (ReLU(inplace=True)) must not be seen.
+            uses.setdefault(name, []).append((args[0].detach().clone(), get_gradient_edge(output)))
+
+        handles.append(module.register_forward_hook(record))
     try:
-        logits = net(x)
-        logits.retain_grad()
-        F.cross_entropy(logits, target, reduction="sum").backward()
+        logits = call(net, x)
     finally:
         for handle in handles:
             handle.remove()
-    net.zero_grad()
+    warn_of_others(net, uses)
+    loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum")
+    edges = [edge for found in uses.values() for _, edge in found]
+    gradients = iter(torch.autograd.grad(loss, [logits, *edges], allow_unused=True))
 
-    tensors = {"logit_grad": logits.grad.to(dtype)}
-    modules = dict(net.named_modules())
+    tensors = {"logit_grad": next(gradients).to(dtype)}
     for name, found in uses.items():
-        for i, (a, b) in enumerate(found):
+        for i, (a, _) in enumerate(found):
             suffix = "" if len(found) == 1 else f".{i}"
             tensors[f"{name}.input{suffix}"] = a.to(dtype if a.is_floating_point() else torch.int64)
+            b = next(gradients)
             if b is None:
-                raise ValueError(f"{name}: no gradient reached its output; freeze nothing between it and the loss")
-            tensors[f"{name}.grad_output{suffix}"] = b.to(dtype)
-        if described[name]["kind"] == "batch_norm":
+                raise ValueError(f"{name}: its output does not reach the loss; freeze it (requires_grad_(False)) to leave it out")
+            tensors[f"{name}.grad_output{suffix}"] = b.to(dtype, copy=True)
+        module, info = layers[name]
+        if info["kind"] == "batch_norm":
             for what in ("running_mean", "running_var"):
-                tensors[f"{name}.{what}"] = getattr(modules[name], what).float()
+                tensors[f"{name}.{what}"] = getattr(module, what).float()
     if weight is not None:
         tensors["sample_weight"] = weight
     metadata = {"format": "squisher-capture-1", "loss_reduction": "sum", "labels": labels,
-                "layers": json.dumps({name: described[name] for name in uses})}
+                "layers": json.dumps({name: layers[name][1] for name in uses})}
     save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, str(path), metadata=metadata)
