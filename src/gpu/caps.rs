@@ -19,6 +19,9 @@ pub struct Caps {
     pub max_invocations: u32,
     /// The most bytes of workgroup memory.
     pub max_workgroup_bytes: u32,
+    /// The most iterations of one invocation, all its loops together. Mesa's software driver leaves every loop after 65 535, without
+    /// a word (`LP_MAX_TGSI_LOOP_ITERATIONS`), so a longer step is cut or refused there.
+    pub max_iterations: u64,
     /// Storage bindings start at multiples of this.
     pub offset_alignment: u64,
     /// Dispatches can be timed by the device's own clock.
@@ -54,6 +57,7 @@ impl Caps {
             max_groups: limits.max_compute_workgroups_per_dimension,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            max_iterations: if class == DeviceClass::Software { 65_535 } else { u64::MAX },
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             mappable_storage: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
@@ -72,6 +76,7 @@ impl Caps {
             max_groups: u32::MAX,
             max_invocations: u32::MAX,
             max_workgroup_bytes: u32::MAX,
+            max_iterations: u64::MAX,
             offset_alignment: crate::shape::GROUP_BYTES,
             timestamps: false,
             mappable_storage: true,

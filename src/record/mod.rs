@@ -67,12 +67,13 @@ impl Recording {
     /// Appends one step of `kernel`. A step over nothing is left out.
     ///
     /// # Errors
-    /// What [`Kernel::launch`] refuses; [`Error::Limit`] for a view that one binding can't hold;
+    /// What [`Kernel::launch`] refuses; [`Error::Limit`] for a view that one binding can't hold or a loop that the driver would cut short;
     /// [`Error::Argument`] for memory of another backend or memory that is written and used twice;
     /// [`Error::Shader`] if the device refuses the shader.
     pub fn dispatch<K: Kernel>(&mut self, kernel: &K, params: K::Params, args: K::Args) -> Result<&mut Self> {
         let groups = kernel.launch(&params, &args, &self.caps)?;
         check_views::<K>(&args, &self.backend, &self.caps)?;
+        check_iterations::<K>(kernel.iterations(&params), &self.caps)?;
         if groups.contains(&0) {
             return Ok(self);
         }
@@ -221,6 +222,15 @@ fn check_views<K: Kernel>(args: &K::Args, backend: &Backend, caps: &Caps) -> Res
         }
     }
     Ok(())
+}
+
+/// A driver that leaves a loop early gives wrong numbers and no error.
+fn check_iterations<K: Kernel>(asked: u64, caps: &Caps) -> Result<()> {
+    if asked <= caps.max_iterations {
+        return Ok(());
+    }
+    let limit = "loop iterations of one invocation".into();
+    Err(Error::Limit { op: K::NAME.into(), limit, max: caps.max_iterations, asked })
 }
 
 /// Whether two views share memory. On the host, one lock covers a whole buffer, so there any two views of it do.

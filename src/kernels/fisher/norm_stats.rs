@@ -93,8 +93,8 @@ impl Kernel for NormStats {
             || vec![0.0; len],
             |scratch, (run, stat)| {
                 let values = floats(args.input.range(run * len, len), scratch);
-                let mean = if self.centered { sum(values, |x| x) / len as f32 } else { 0.0 };
-                let variance = sum(values, |x| (x - mean) * (x - mean)) / len as f32;
+                let mean = if self.centered { average(values, |x| x) } else { 0.0 };
+                let variance = average(values, |x| (x - mean) * (x - mean));
                 stat.copy_from_slice(&[mean, 1.0 / (variance + params.eps).sqrt()]);
             },
         );
@@ -113,6 +113,15 @@ pub(super) fn floats<'a>(slice: Slice<'a>, scratch: &'a mut [f32]) -> &'a [f32] 
     }
     widen_into(slice, scratch);
     scratch
+}
+
+/// The mean of term(x): sums of blocks, added in f64, so that its error does not grow with the length.
+fn average(values: &[f32], term: impl Fn(f32) -> f32 + Copy) -> f32 {
+    const BLOCK: usize = 4096;
+    let sum: f64 = values.chunks(BLOCK).map(|block| f64::from(sum(block, term))).sum();
+    #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+    let average = (sum / values.len() as f64) as f32;
+    average
 }
 
 /// Σ term(x) by eight interleaved sums, which vectorise, as no single one would.
