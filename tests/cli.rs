@@ -452,6 +452,23 @@ fn verify_holds_every_kernel_on_the_host() {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn an_adapter_answers_to_the_names_that_the_tool_prints() {
+    let listed = json_of(&["adapters", "--json"]);
+    let vulkan = listed["adapters"].as_array().expect("a list").iter().find(|a| a["backend"] == "vulkan");
+    let name = vulkan.expect("tests need a Vulkan adapter")["name"].as_str().expect("a name").to_owned();
+    let fisher = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/embed/four_tasks/task0.safetensors");
+    let dry = |adapter: &str| {
+        json_of(&["embed", fisher, "-o", "none", "--dry-run", "--json", "--adapter", adapter])["adapter"]
+            .clone()
+    };
+    let reported = dry(&name);
+    let reported = reported.as_str().expect("a name");
+    assert!(reported.len() > name.len() && reported.starts_with(&name), "{reported}");
+    assert_eq!(dry(reported), *reported);
+}
+
+#[test]
 fn an_adapter_that_is_not_there_exits_5() {
     for flags in [&["--adapter", "no such adapter"][..], &["--adapter", "4096"]] {
         let refused = output(&[&["verify"], flags].concat());

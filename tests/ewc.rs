@@ -8,6 +8,7 @@ use std::process::Command;
 use assert_cmd::cargo::CommandCargoExt;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use squisher::methods::NonFinite;
 use squisher::methods::ewc::{Anchor, EwcOptions, EwcReport, ewc};
 use squisher::stream::Budget;
 use squisher::{Backend, Interrupt, Result};
@@ -41,6 +42,7 @@ fn options(case: &str, lambda: f64) -> EwcOptions {
         anchors: vec![Anchor { path: file(case, "anchor"), fishers: vec![file(case, "fisher")] }],
         lambda,
         gamma: None,
+        non_finite: NonFinite::Error,
         gradient: None,
         overwrite: false,
         budget: Budget::default(),
@@ -82,13 +84,13 @@ fn penalty_and_gradient_are_the_oracle_s() {
     }
 }
 
-#[test]
-fn the_command_line_gives_the_oracle_s_and_states_its_conventions() {
+/// The oracle's penalty and gradient through the tool, wherever these flags put it.
+fn the_tool_gives_the_oracle_s(flags: [&str; 2]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for (case, lambda) in CASES {
         let out = folder.path().join(format!("{case}.safetensors"));
         let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-        command.args(["ewc", "--backend", "host", "--json", "--lambda", &lambda.to_string(), "--model"]);
+        command.args(["ewc", "--json", "--lambda", &lambda.to_string()]).args(flags).arg("--model");
         command.arg(file(case, "model")).arg("--anchor").arg(file(case, "anchor"));
         command.arg("--fisher").arg(file(case, "fisher")).arg("--gradient-out").arg(&out);
         let done = command.output().expect("the tool can be started");
@@ -97,6 +99,131 @@ fn the_command_line_gives_the_oracle_s_and_states_its_conventions() {
         is_the_oracle_s(case, json["penalty"].as_f64().expect("a number"), &out);
         assert_eq!((json["half"].as_f64(), json["lambda"].as_f64()), (Some(0.5), Some(lambda)));
     }
+}
+
+#[test]
+fn the_tool_on_the_host_gives_the_oracle_s_and_states_its_conventions() {
+    the_tool_gives_the_oracle_s(["--backend", "host"]);
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn the_tool_on_an_adapter_gives_the_oracle_s_and_states_its_conventions() {
+    the_tool_gives_the_oracle_s(["--adapter", &support::gpu().caps().name]);
+}
+
+#[test]
+fn a_dry_run_states_the_terms_and_writes_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("gradient.safetensors");
+    let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
+    command.args([
+        "ewc",
+        "--backend",
+        "host",
+        "--json",
+        "--dry-run",
+        "--lambda",
+        "2",
+        "--gamma",
+        "0.5",
+        "--model",
+    ]);
+    command.arg(file("f32", "model")).arg("--anchor").arg(file("f32", "anchor"));
+    command.arg("--fisher").arg(file("f32", "fisher")).arg("--fisher").arg(file("f32", "fisher"));
+    let done = command.arg("--gradient-out").arg(&out).output().expect("the tool can be started");
+    assert!(done.status.success(), "{done:?}");
+    let json: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one JSON object");
+    let weights: Vec<_> =
+        json["terms"].as_array().expect("terms").iter().map(|t| t["weight"].as_f64()).collect();
+    assert_eq!(weights, [Some(1.0), Some(2.0)]);
+    let real = run(&options("f32", 2.0), &Backend::Host).expect("sound");
+    assert_eq!((json["elements"].as_u64(), json["dry_run"].as_bool()), (Some(real.elements), Some(true)));
+    assert!(!out.exists(), "a dry run wrote the gradient");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn chunks_change_nothing_but_rounding() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, value: &dyn Fn(u32) -> f32| {
+        let bytes: Vec<u8> = (0..400_000).flat_map(|i| value(i).to_le_bytes()).collect();
+        let path = folder.path().join(format!("{name}.safetensors"));
+        let view = TensorView::new(Dtype::F32, vec![400, 1000], &bytes).expect("shape and values fit");
+        serialize_to_file([("w", view)], None, &path).expect("the file can be written");
+        path
+    };
+    let model = write("model", &|i| (i as f32).sin());
+    let anchor = write("anchor", &|i| (i as f32).cos());
+    let fisher = write("fisher", &|i| (i % 97) as f32);
+    let small = Budget { host_bytes: 2 << 20, device_bytes: 2 << 20, ..Budget::default() };
+    for backend in support::backends() {
+        let mut all = Vec::new();
+        for (name, budget) in [("whole", Budget::default()), ("cut", small)] {
+            let out = folder.path().join(format!("{name}-gradient.safetensors"));
+            let anchors = vec![Anchor { path: anchor.clone(), fishers: vec![fisher.clone()] }];
+            let options = EwcOptions {
+                model: model.clone(),
+                anchors,
+                gradient: Some(out.clone()),
+                overwrite: true,
+                budget,
+                ..options("f32", 3.0)
+            };
+            let penalty = run(&options, &backend).expect("sound").penalty;
+            all.push((penalty, std::fs::read(out).expect("the gradient was written")));
+        }
+        assert!(all[0].1 == all[1].1, "the gradient has no sums, so its bits are the same");
+        near(all[0].0, all[1].0);
+    }
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn impossible_fishers_count_as_zero_where_that_is_asked_for_and_weights_never_do() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, values: [f32; 4]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let path = folder.path().join(format!("{name}.safetensors"));
+        let view = TensorView::new(Dtype::F32, vec![4], &bytes).expect("shape and values fit");
+        serialize_to_file([("w", view)], None, &path).expect("the file can be written");
+        path
+    };
+    let anchor = write("anchor", [0.0; 4]);
+    let fisher = write("fisher", [f32::NAN, -1.0, f32::INFINITY, 3.0]);
+    let with = |model: PathBuf| EwcOptions {
+        model,
+        anchors: vec![Anchor { path: anchor.clone(), fishers: vec![fisher.clone()] }],
+        non_finite: NonFinite::Zero,
+        ..options("f32", 2.0)
+    };
+    for backend in support::backends() {
+        let report = run(&with(write("model", [1.0, 2.0, 3.0, 4.0])), &backend).expect("nothing is refused");
+        assert_eq!((report.penalty, report.non_finite), (48.0, 3));
+        let refused = run(&with(write("nan", [1.0, f32::NAN, 3.0, 4.0])), &backend).expect_err("θ is NaN");
+        assert!(refused.to_string().contains("index 1 is NaN"), "{refused}");
+    }
+}
+
+/// F64 is narrowed where it fits f32, and refused where it does not.
+#[test]
+fn doubles_are_narrowed_with_a_check() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, values: [f64; 2]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let path = folder.path().join(format!("{name}.safetensors"));
+        let view = TensorView::new(Dtype::F64, vec![2], &bytes).expect("shape and values fit");
+        serialize_to_file([("w", view)], None, &path).expect("the file can be written");
+        path
+    };
+    let with = |fisher: PathBuf| EwcOptions {
+        model: write("model", [1.0, 2.0]),
+        anchors: vec![Anchor { path: write("anchor", [0.0, 0.0]), fishers: vec![fisher] }],
+        ..options("f32", 2.0)
+    };
+    assert_eq!(run(&with(write("fisher", [1.0, 0.5])), &Backend::Host).expect("sound").penalty, 3.0);
+    let refused = run(&with(write("large", [1.0, 1e39])), &Backend::Host).expect_err("beyond f32");
+    assert!(refused.to_string().contains("index 1 is 1e39, beyond the range of f32"), "{refused}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use assert_cmd::cargo::CommandCargoExt;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use squisher::methods::NonFinite;
 use squisher::methods::task2vec::{
     DistanceMetric, DistanceOptions, DistanceReport, EmbedOptions, Group, Metric, Trivial, distance, embed,
 };
@@ -50,7 +51,8 @@ fn with(
     budget: Budget,
     backend: &Backend,
 ) -> Result<DistanceReport> {
-    let options = DistanceOptions { inputs: inputs.to_vec(), metric, group, budget };
+    let options =
+        DistanceOptions { inputs: inputs.to_vec(), metric, group, non_finite: NonFinite::Error, budget };
     distance(&options, backend, &(), &Interrupt::default())
 }
 
@@ -76,7 +78,13 @@ fn embeddings_are_the_oracle_s() {
         for group in [Group::Tensor, Group::Row] {
             let out = folder.path().join(format!("{at}-{group}.safetensors"));
             let budget = Budget::default();
-            let options = EmbedOptions { fishers: tasks(), group, overwrite: false, budget };
+            let options = EmbedOptions {
+                fishers: tasks(),
+                group,
+                non_finite: NonFinite::Error,
+                overwrite: false,
+                budget,
+            };
             embed(&options, &out, backend, &(), &Interrupt::default()).expect("the Fishers are sound");
             near(&f64s(&out, "embedding"), &expected(&group.to_string()), f64::abs);
         }
@@ -189,6 +197,7 @@ fn what_does_not_fit_is_refused_by_message() {
     let options = EmbedOptions {
         fishers: vec![one, nan],
         group: Group::Row,
+        non_finite: NonFinite::Error,
         overwrite: false,
         budget: Budget::default(),
     };
@@ -196,34 +205,201 @@ fn what_does_not_fit_is_refused_by_message() {
     assert!(!out.exists(), "an output was written");
 }
 
-#[test]
-fn the_command_line_embeds_and_compares() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let out = folder.path().join("tasks.safetensors");
-    let paths: Vec<String> = tasks().iter().map(|path| path.display().to_string()).collect();
-    let out_text = out.display().to_string();
-    let mut args = vec!["embed", "--backend", "host", "--group", "row", "-o", &out_text];
-    args.extend(paths.iter().map(String::as_str));
-    let done = squisher(&args);
+/// What the tool prints with `--json`.
+fn json_of(args: &[&str]) -> serde_json::Value {
+    let done = squisher(&[args, &["--json"]].concat());
     assert!(done.status.success(), "{done:?}");
-    near(&f64s(&out, "embedding"), &expected("row"), f64::abs);
-    let matrix = |args: &[&str]| {
-        let done = squisher(args);
-        assert!(done.status.success(), "{done:?}");
-        let json: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one JSON object");
-        assert_eq!(json["names"].as_array().map(Vec::len), Some(4));
-        let rows = json["matrix"].as_array().expect("a matrix").iter();
-        rows.flat_map(|row| row.as_array().expect("a row"))
-            .filter_map(serde_json::Value::as_f64)
-            .collect::<Vec<f64>>()
-    };
-    let got = matrix(&["distance", "--backend", "host", "--json", "--metric", "normalized", &out_text]);
-    near(&got, &expected("distance/normalized/row"), |_| 1.0);
-    let mut args = vec!["distance", "--backend", "host", "--json", "--metric", "cosine", "--group", "tensor"];
-    args.extend(paths.iter().map(String::as_str));
-    near(&matrix(&args), &expected("distance/cosine/tensor"), |_| 1.0);
-    args[5] = "asymmetric";
-    let refused = squisher(&args);
+    serde_json::from_slice(&done.stdout).expect("one JSON object")
+}
+
+fn matrix_of(json: &serde_json::Value) -> Vec<f64> {
+    let rows = json["matrix"].as_array().expect("a matrix").iter();
+    rows.flat_map(|row| row.as_array().expect("a row")).filter_map(serde_json::Value::as_f64).collect()
+}
+
+fn task_args() -> Vec<String> {
+    tasks().iter().map(|path| path.display().to_string()).collect()
+}
+
+/// The oracle's embeddings and distances through the tool, wherever these flags put it.
+fn the_tool_gives_the_oracle_s(flags: &[&str]) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let paths = task_args();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    for group in ["tensor", "row"] {
+        let out = folder.path().join(format!("{group}.safetensors"));
+        let out_text = out.display().to_string();
+        json_of(&[&["embed", "--group", group, "-o", &out_text], flags, &paths].concat());
+        near(&f64s(&out, "embedding"), &expected(group), f64::abs);
+        let json = json_of(&[&["distance", "--metric", "normalized", &out_text], flags].concat());
+        near(&matrix_of(&json), &expected(&format!("distance/normalized/{group}")), |_| 1.0);
+    }
+    for metric in ["cosine", "normalized"] {
+        for group in ["tensor", "row", "element"] {
+            let json =
+                json_of(&[&["distance", "--metric", metric, "--group", group], flags, &paths].concat());
+            assert_eq!(json["names"].as_array().map(Vec::len), Some(4));
+            near(&matrix_of(&json), &expected(&format!("distance/{metric}/{group}")), |_| 1.0);
+        }
+    }
+}
+
+#[test]
+fn the_tool_on_the_host_gives_the_oracle_s() {
+    the_tool_gives_the_oracle_s(&["--backend", "host"]);
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn the_tool_on_an_adapter_gives_the_oracle_s() {
+    the_tool_gives_the_oracle_s(&["--adapter", &support::gpu().caps().name]);
+}
+
+#[test]
+fn a_trivial_task_is_asked_for() {
+    let refused = squisher(&["distance", "--backend", "host", "--metric", "asymmetric", "a", "b"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--trivial"));
+}
+
+#[test]
+fn a_matrix_is_written_as_table_as_json_and_as_picture() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let odd = fisher(folder.path(), "a<b>, \"c\"", &[2], &[1.0, 2.0]);
+    let plain = fisher(folder.path(), "plain", &[2], &[2.0, 1.0]);
+    let inputs = [odd.display().to_string(), plain.display().to_string()];
+    let write = |name: &str| {
+        let out = folder.path().join(name);
+        let json = json_of(&[
+            "distance",
+            "--backend",
+            "host",
+            &inputs[0],
+            &inputs[1],
+            "-o",
+            &out.display().to_string(),
+        ]);
+        assert_eq!(json["output"], out.display().to_string());
+        (json, std::fs::read_to_string(out).expect("the file was written"))
+    };
+    let (json, csv) = write("d.csv");
+    let cell = json["matrix"][0][1].as_f64().expect("a distance");
+    assert_eq!(
+        csv,
+        format!("from,\"a<b>, \"\"c\"\"\",plain\n\"a<b>, \"\"c\"\"\",0.0,{cell:?}\nplain,{cell:?},0.0\n")
+    );
+    let (json, text) = write("d.json");
+    let in_file: serde_json::Value = serde_json::from_str(&text).expect("one JSON object");
+    assert_eq!((&in_file["matrix"], &in_file["command"]), (&json["matrix"], &json["command"]));
+    let (_, svg) = write("d.svg");
+    for part in [
+        "<title>distances between 2 tasks, cosine</title>",
+        "<title>a&lt;b&gt;, &quot;c&quot; plain: ",
+        "prefers-color-scheme:dark",
+        &format!(">{cell:.3}</text>"),
+    ] {
+        assert!(svg.contains(part), "{part} is missing in {svg}");
+    }
+    assert!(!svg.contains("<b>") && !svg.contains("<script"), "{svg}");
+    // An existing file stays, and an ending that says nothing is refused, before anything is computed.
+    for (name, says, code) in [("d.csv", "--overwrite", 7), ("d.txt", ".csv, .json or .svg", 7)] {
+        let out = folder.path().join(name).display().to_string();
+        let refused = squisher(&["distance", &inputs[0], "no such file", "-o", &out]);
+        assert_eq!(refused.status.code(), Some(code), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(says), "{refused:?}");
+    }
+}
+
+#[test]
+fn distances_are_held_against_known_scores() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let table = folder.path().join("scores.csv");
+    // For task0 the best source is task1, for task1 task0; nothing else is known.
+    let scores = "source,task0,task1\ntask1,0.9,\ntask2,0.5,0.1\ntask3,0.1,0.1\ntask0,,0.2\n";
+    std::fs::write(&table, scores).expect("a temporary folder is writable");
+    let paths = task_args();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let table = table.display().to_string();
+    let args = [&["distance", "--backend", "host", "--scores", &table], &paths[..]].concat();
+    let json = json_of(&args);
+    let matrix = expected("distance/cosine/element");
+    let rank = |target: usize, best: usize, others: [usize; 2]| {
+        let d = |source: usize| matrix[4 * source + target];
+        1.0 + others.iter().filter(|&&other| d(other) < d(best)).count() as f64
+    };
+    let (first, second) = (rank(0, 1, [2, 3]), rank(1, 0, [2, 3]));
+    let got = |key: &str| json["ranking"][key].as_f64().expect("a number");
+    assert_eq!((got("targets"), got("average_rank")), (2.0, (first + second) / 2.0));
+    assert!((got("mean_reciprocal_rank") - (1.0 / first + 1.0 / second) / 2.0).abs() < 1e-12);
+    let ndcg = got("ndcg");
+    assert!(ndcg > 0.0 && ndcg <= 1.0, "{ndcg}");
+    let printed = squisher(&args);
+    assert!(String::from_utf8_lossy(&printed.stdout).contains("over 2 targets: average rank"), "{printed:?}");
+    std::fs::write(&table, "source,task0\ntask1,high\n").expect("a temporary folder is writable");
+    let refused = squisher(&args);
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("line 2: \"high\" is no score"), "{refused:?}");
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_does_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("tasks.safetensors").display().to_string();
+    let paths = task_args();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let host = ["--backend", "host", "--dry-run"];
+    let embed = json_of(&[&["embed", "--group", "row", "-o", &out], &host[..], &paths].concat());
+    let real = json_of(&[&["embed", "--group", "row", "-o", &out], &host[..2], &paths].concat());
+    for key in ["names", "group", "groups", "elements"] {
+        assert_eq!(embed[key], real[key], "{key}");
+    }
+    assert_eq!((&embed["dry_run"], embed["passes"].as_array().map(Vec::len)), (&true.into(), Some(4)));
+    std::fs::remove_file(&out).expect("the real run wrote it");
+    let svg = folder.path().join("d.svg").display().to_string();
+    for (group, passes) in [("element", 1), ("row", 4)] {
+        let args = [&["distance", "--group", group, "-o", &svg], &host[..], &paths].concat();
+        let planned = json_of(&args);
+        assert_eq!(planned["passes"].as_array().map(Vec::len), Some(passes), "{planned}");
+        let text = String::from_utf8(squisher(&args).stdout).expect("UTF-8");
+        assert!(text.contains("would write") && text.contains(": f32"), "{text}");
+    }
+    let nothing = std::fs::read_dir(folder.path()).expect("a readable folder").count();
+    assert_eq!(nothing, 0, "something was written");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn impossible_values_count_as_zero_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let bad = fisher(folder.path(), "bad", &[2, 3], &[1.0, f32::NAN, 3.0, -4.0, f32::INFINITY, 6.0]);
+    let clean = fisher(folder.path(), "clean", &[2, 3], &[1.0, 0.0, 3.0, 0.0, 0.0, 6.0]);
+    let other = fisher(folder.path(), "other", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let distance = |first: &PathBuf, group, backend: &Backend| {
+        let options = DistanceOptions {
+            inputs: vec![first.clone(), other.clone()],
+            metric: DistanceMetric::Symmetric(Metric::Normalized),
+            group,
+            non_finite: NonFinite::Zero,
+            budget: Budget::default(),
+        };
+        distance(&options, backend, &(), &Interrupt::default()).expect("nothing is refused")
+    };
+    for backend in support::backends() {
+        for group in [Group::Element, Group::Row] {
+            let (got, want) = (distance(&bad, group, &backend), distance(&clean, group, &backend));
+            assert_eq!((got.matrix, got.non_finite), (want.matrix, 3));
+            assert_eq!(want.non_finite, 0);
+        }
+        let out = folder.path().join("out.safetensors");
+        let options = EmbedOptions {
+            fishers: vec![bad.clone()],
+            group: Group::Row,
+            non_finite: NonFinite::Zero,
+            overwrite: true,
+            budget: Budget::default(),
+        };
+        let report = embed(&options, &out, &backend, &(), &Interrupt::default()).expect("nothing is refused");
+        assert_eq!(report.non_finite, 3);
+        near(&f64s(&out, "embedding"), &[4.0 / 3.0, 2.0], |_| 1.0);
+    }
 }

@@ -1,11 +1,12 @@
 //! Finding an adapter: which are here, which one a name or number means, and opening it.
 
+use super::caps::full_name;
 use crate::error::{Error, Result};
 
 /// Which adapter to use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdapterChoice {
-    /// An index into the list of [`adapters`], or part of a name (case does not matter).
+    /// An index into the list of [`adapters`], or part of a name as [`Caps`](super::Caps) has it (case does not matter).
     pub wanted: Option<String>,
     /// Only adapters of these backends.
     pub backends: Option<wgpu::Backends>,
@@ -79,7 +80,7 @@ pub(super) async fn find(choice: &AdapterChoice) -> Result<(wgpu::Adapter, Adapt
             None => choice.software || !report.is_software(),
             Some(wanted) => match wanted.parse::<usize>() {
                 Ok(index) => report.index == index,
-                Err(_) => report.info.name.to_lowercase().contains(&wanted.to_lowercase()),
+                Err(_) => full_name(&report.info).to_lowercase().contains(&wanted.to_lowercase()),
             },
         };
         backend && named

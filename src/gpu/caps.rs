@@ -39,6 +39,11 @@ pub enum DeviceClass {
     Gpu,
 }
 
+/// An adapter's name with its interface and driver.
+pub(super) fn full_name(info: &wgpu::AdapterInfo) -> String {
+    format!("{} ({:?} {})", info.name, info.backend, info.driver_info).replace(" )", ")")
+}
+
 impl Caps {
     /// Reads a device's limits, features and name.
     #[must_use]
@@ -49,7 +54,7 @@ impl Caps {
         let class =
             if info.device_type == wgpu::DeviceType::Cpu { DeviceClass::Software } else { DeviceClass::Gpu };
         Self {
-            name: format!("{} ({:?} {})", info.name, info.backend, info.driver_info).replace(" )", ")"),
+            name: full_name(&info),
             is_host: false,
             class,
             max_binding_bytes: limits.max_storage_buffer_binding_size,

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use safetensors::Dtype;
@@ -27,7 +28,7 @@ use crate::kernels::ewc::{
     Gradient, GradientArgs, GradientParams, Penalty, PenaltyArgs, PenaltyParams, PenaltySum,
 };
 use crate::memory::{Element, View};
-use crate::methods::source::{CheckpointSource, OutputSink};
+use crate::methods::source::{CheckpointSource, NonFinite, OutputSink};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::{DType, shape_text};
@@ -51,6 +52,8 @@ pub struct EwcOptions {
     pub lambda: f64,
     /// γ, at least 0; needed where an anchor has several Fishers.
     pub gamma: Option<f64>,
+    /// What to do with Fishers that are NaN, infinite or negative.
+    pub non_finite: NonFinite,
     /// Where to write the gradient, in f32 under the model's names.
     pub gradient: Option<PathBuf>,
     /// Replace an output that exists.
@@ -87,6 +90,8 @@ pub struct EwcReport {
     pub elements: u64,
     /// Tensors of the model that have none in any term.
     pub free: Vec<String>,
+    /// Fishers that were NaN, infinite or negative and counted as 0.
+    pub non_finite: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Bytes written.
@@ -120,6 +125,61 @@ pub struct Term {
     pub samples: Option<String>,
 }
 
+/// What [`ewc`] would do, from headers alone. Keys are stable.
+#[derive(Debug, Serialize)]
+pub struct EwcPlan {
+    /// The formula that would be evaluated.
+    pub formula: &'static str,
+    /// λ.
+    pub lambda: f64,
+    /// γ, where it was given.
+    pub gamma: Option<f64>,
+    /// One a Fisher.
+    pub terms: Vec<PlannedTerm>,
+    /// Parameters that have a Fisher.
+    pub elements: u64,
+    /// Tensors of the model that have none in any term.
+    pub free: Vec<String>,
+    /// One for each set of terms that tensors have Fishers of.
+    pub passes: Vec<Plan>,
+}
+
+/// One Fisher's term before it is evaluated.
+#[derive(Clone, Debug, Serialize)]
+pub struct PlannedTerm {
+    /// θ*.
+    pub anchor: PathBuf,
+    /// F.
+    pub fisher: PathBuf,
+    /// λ times its power of γ.
+    pub weight: f64,
+}
+
+const FORMULA: &str = "penalty = 1/2 lambda sum F (theta - anchor)^2, gradient = lambda F (theta - anchor)";
+
+/// The result of a `--dry-run`.
+///
+/// # Errors
+/// What headers and budgets alone show to be wrong, as [`ewc`].
+pub fn plan(options: &EwcOptions, backend: &Backend) -> Result<EwcPlan> {
+    let inputs = Inputs::open(options)?;
+    let passes = inputs.passes(options, backend)?;
+    let term = |term: &OpenTerm| PlannedTerm {
+        anchor: term.anchor.path().to_owned(),
+        fisher: term.fisher.path().to_owned(),
+        weight: term.weight,
+    };
+    Ok(EwcPlan {
+        formula: FORMULA,
+        lambda: options.lambda,
+        gamma: options.gamma,
+        terms: inputs.terms.iter().map(term).collect(),
+        elements: passes.iter().map(Plan::elements).sum(),
+        free: inputs.free,
+        passes,
+    })
+}
+
 /// Evaluates the penalty and, if asked, writes its gradient.
 ///
 /// # Errors
@@ -133,19 +193,18 @@ pub fn ewc(
 ) -> Result<EwcReport> {
     let started = Instant::now();
     let inputs = Inputs::open(options)?;
+    let passes = inputs.passes(options, backend)?;
     let output = options
         .gradient
         .as_ref()
         .map(|path| Output::create(path, inputs.layout(options), options.overwrite, &inputs.paths()));
     let output = output.transpose()?;
     let mut sums = vec![0.0; inputs.terms.len()];
-    let (mut elements, mut bytes_read) = (0, 0);
-    for (terms, tensors) in &inputs.passes {
-        let pass = PassInputs::of(&inputs, terms, tensors, output.as_ref())?;
-        let plan = Plan::new(&pass.layout(output.is_some()), &options.budget.within(&backend.caps()))?;
-        pass.run(&plan, &mut sums, backend, (progress, interrupt))?;
-        elements += plan.elements();
-        bytes_read += plan.traffic().read;
+    let zeroed = AtomicU64::new(0);
+    for ((terms, tensors), plan) in inputs.passes.iter().zip(&passes) {
+        let zeroed = options.non_finite.counted(&zeroed);
+        let pass = PassInputs::of(&inputs, terms, tensors, output.as_ref(), zeroed)?;
+        pass.run(plan, &mut sums, backend, (progress, interrupt))?;
     }
     inputs.verify_unchanged()?;
     let bytes_written = output.as_ref().map_or(0, Output::total_bytes);
@@ -153,14 +212,15 @@ pub fn ewc(
     let terms: Vec<Term> = inputs.terms.iter().zip(&sums).map(|(term, sum)| term.report(*sum)).collect();
     Ok(EwcReport {
         penalty: terms.iter().map(|term| term.penalty).sum(),
-        formula: "penalty = 1/2 lambda sum F (theta - anchor)^2, gradient = lambda F (theta - anchor)",
+        formula: FORMULA,
         half: 0.5,
         lambda: options.lambda,
         gamma: options.gamma,
         terms,
-        elements,
+        elements: passes.iter().map(Plan::elements).sum(),
         free: inputs.free,
-        bytes_read,
+        non_finite: zeroed.into_inner(),
+        bytes_read: passes.iter().map(|plan| plan.traffic().read).sum(),
         bytes_written,
         seconds: started.elapsed().as_secs_f64(),
         adapter: backend.name(),
@@ -230,6 +290,16 @@ impl Inputs {
             }
         }
         Ok(Self { model, terms, passes, free })
+    }
+
+    /// How the tensors of each set of terms would stream.
+    fn passes(&self, options: &EwcOptions, backend: &Backend) -> Result<Vec<Plan>> {
+        let budget = options.budget.within(&backend.caps());
+        let one = |(terms, tensors): (&Vec<usize>, &Vec<usize>)| {
+            let pass = PassInputs::of(self, terms, tensors, None, None)?;
+            Plan::new(&pass.layout(options.gradient.is_some()), &budget)
+        };
+        self.passes.iter().map(one).collect()
     }
 
     fn paths(&self) -> Vec<&std::path::Path> {
@@ -340,12 +410,14 @@ impl<'a> PassInputs<'a> {
         terms: &'a [usize],
         tensors: &'a [usize],
         output: Option<&'a Output>,
+        zeroed: Option<&'a AtomicU64>,
     ) -> Result<Self> {
-        let files = std::iter::once(&inputs.model)
-            .chain(terms.iter().flat_map(|&term| [&inputs.terms[term].anchor, &inputs.terms[term].fisher]));
-        let sources = files
-            .map(|file| CheckpointSource::matching(file, &inputs.model, tensors))
-            .collect::<Result<_>>()?;
+        let source = |file| CheckpointSource::matching(file, &inputs.model, tensors);
+        let mut sources = vec![source(&inputs.model)?];
+        for &term in terms {
+            sources.push(source(&inputs.terms[term].anchor)?);
+            sources.push(source(&inputs.terms[term].fisher)?.zeroing(zeroed));
+        }
         let sink = output.map(|output| FiniteSink {
             sink: OutputSink::matching(output, &inputs.model, tensors),
             output,

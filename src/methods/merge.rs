@@ -26,6 +26,8 @@ use serde::Serialize;
 use inputs::Inputs;
 pub use inputs::MergePlan;
 
+pub use super::source::NonFinite;
+
 use crate::backend::Backend;
 use crate::checkpoint::Output;
 use crate::error::Result;
@@ -115,15 +117,6 @@ pub enum Missing {
     Error,
     /// Average it linearly.
     Average,
-}
-
-/// What to do with Fishers that are NaN, infinite or negative.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NonFinite {
-    /// Refuse, naming tensor and index.
-    Error,
-    /// Treat as 0 and count.
-    Zero,
 }
 
 /// What a merge did. Keys are stable.

@@ -16,3 +16,4 @@ pub mod task2vec;
 
 pub use globs::Globs;
 pub use histogram::{Histogram, Place, Window};
+pub use source::NonFinite;

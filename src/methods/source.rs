@@ -1,5 +1,7 @@
 //! Checkpoints as the two ends of a stream.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -7,16 +9,40 @@ use crate::checkpoint::{Checkpoint, Output};
 use crate::error::{Error, Result};
 use crate::stream::{Sink, Source};
 
+/// What to do with Fishers that are NaN, infinite or negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NonFinite {
+    /// Refuse, naming tensor and index.
+    #[default]
+    Error,
+    /// Treat as 0 and count.
+    Zero,
+}
+
+impl NonFinite {
+    /// Where values that are treated as 0 are counted.
+    pub(crate) fn counted(self, count: &AtomicU64) -> Option<&AtomicU64> {
+        (self == Self::Zero).then_some(count)
+    }
+}
+
 /// Tensors of a checkpoint as a stream's source. F64 is narrowed to f32; a value beyond its range is an error.
 pub(crate) struct CheckpointSource<'a> {
     checkpoint: &'a Checkpoint,
     /// For each tensor of the layout, its place in the checkpoint.
     places: Vec<usize>,
+    /// Counts the values that no Fisher can have and that are read as 0; nothing where they are read as they are.
+    zeroed: Option<&'a AtomicU64>,
 }
 
 impl<'a> CheckpointSource<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, places: Vec<usize>) -> Self {
-        Self { checkpoint, places }
+        Self { checkpoint, places, zeroed: None }
+    }
+
+    /// Reads values that no Fisher can have as 0 and counts them, if there is somewhere to count.
+    pub(crate) fn zeroing(self, zeroed: Option<&'a AtomicU64>) -> Self {
+        Self { zeroed, ..self }
     }
 
     /// The tensors with the names of `like` at `places` of it.
@@ -29,7 +55,7 @@ impl<'a> CheckpointSource<'a> {
             let missing = || Error::tensor(checkpoint.path(), name, "is missing");
             checkpoint.position(name).ok_or_else(missing)
         };
-        Ok(Self { checkpoint, places: places.iter().map(place).collect::<Result<_>>()? })
+        Ok(Self::new(checkpoint, places.iter().map(place).collect::<Result<_>>()?))
     }
 
     /// Elements as f32.
@@ -83,10 +109,38 @@ impl Source for CheckpointSource<'_> {
         let place = self.places[tensor];
         let info = &self.checkpoint.tensors()[place];
         if info.dtype == Dtype::F64 {
-            return self.narrow(place, start, out);
+            self.narrow(place, start, out)?;
+        } else {
+            self.checkpoint.read(info, start * (info.dtype.bitsize() as u64 / 8), out)?;
         }
-        self.checkpoint.read(info, start * (info.dtype.bitsize() as u64 / 8), out)
+        if let Some(zeroed) = self.zeroed {
+            zeroed.fetch_add(zero_impossible(info.dtype, out), Ordering::Relaxed);
+        }
+        Ok(())
     }
+}
+
+/// Puts 0 in the place of NaN, infinities and negative values, and tells how many there were. By their bits, as kernels do.
+fn zero_impossible(dtype: Dtype, bytes: &mut [u8]) -> u64 {
+    match dtype {
+        Dtype::F16 => zero_where(bytes, |b| u32::from(u16::from_le_bytes(b)) << 16, 0x7c00_0000),
+        Dtype::BF16 => zero_where(bytes, |b| u32::from(u16::from_le_bytes(b)) << 16, 0x7f80_0000),
+        _ => zero_where(bytes, u32::from_le_bytes, 0x7f80_0000),
+    }
+}
+
+/// `exponent` is the one that NaN and infinities have, of values with the sign in the highest bit.
+fn zero_where<const N: usize>(bytes: &mut [u8], bits: impl Fn([u8; N]) -> u32, exponent: u32) -> u64 {
+    const SIGN: u32 = 1 << 31;
+    let mut zeroed = 0;
+    for value in bytes.as_chunks_mut().0 {
+        let bits = bits(*value);
+        if bits & exponent == exponent || bits > SIGN {
+            *value = [0; N];
+            zeroed += 1;
+        }
+    }
+    zeroed
 }
 
 /// Tensors of an output as a stream's sink.
@@ -111,5 +165,38 @@ impl Sink for OutputSink<'_> {
         let place = self.places[tensor];
         let size = self.output.tensors()[place].dtype.bitsize() as u64 / 8;
         self.output.write(place, start * size, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_fisher_can_be_becomes_zero_and_nothing_else_does() {
+        let values = [
+            f32::NAN,
+            -f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            -1.0,
+            -1e-45,
+            -0.0,
+            0.0,
+            1e-45,
+            2.0,
+            f32::MAX,
+        ];
+        let mut f32s: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(zero_impossible(Dtype::F32, &mut f32s), 6);
+        let want = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.0, 0.0, 1e-45, 2.0, f32::MAX];
+        assert_eq!(f32s, want.iter().flat_map(|v: &f32| v.to_le_bytes()).collect::<Vec<u8>>());
+        // 1e-45 is below both halves: a zero, of either sign.
+        let mut f16s: Vec<u8> = values[..10].iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+        assert_eq!(zero_impossible(Dtype::F16, &mut f16s), 5);
+        assert_eq!(&f16s[18..], f16::from_f32(2.0).to_le_bytes());
+        let mut bf16s: Vec<u8> = values[..10].iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        assert_eq!(zero_impossible(Dtype::BF16, &mut bf16s), 5);
+        assert_eq!(&bf16s[18..], bf16::from_f32(2.0).to_le_bytes());
     }
 }

@@ -30,8 +30,10 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-pub use distance::{DistanceMetric, DistanceOptions, DistanceReport, Trivial, distance};
-pub use embed::{EmbedOptions, EmbedReport, embed};
+pub use distance::{
+    DistanceMetric, DistanceOptions, DistancePlan, DistanceReport, Trivial, distance, plan_distance,
+};
+pub use embed::{EmbedOptions, EmbedPlan, EmbedReport, embed, plan_embed};
 pub use ranking::{Ranking, Scores, rank};
 
 pub use crate::kernels::task2vec::Metric;

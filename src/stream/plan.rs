@@ -394,9 +394,12 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let longest = self.chunks.iter().map(|chunk| chunk.elements).max().unwrap_or(0);
-        for stream in &self.streams {
+        for (place, stream) in self.streams.iter().enumerate() {
             let verb = if stream.direction == Direction::Read { "read " } else { "write" };
-            writeln!(f, "  {verb} {}", stream.name)?;
+            let occurs = |dtype: &DType| self.chunks.iter().any(|chunk| chunk.dtypes[place] == *dtype);
+            let dtypes = [DType::F32, DType::F16, DType::BF16].into_iter().filter(occurs);
+            let dtypes: Vec<String> = dtypes.map(|dtype| dtype.to_string()).collect();
+            writeln!(f, "  {verb} {}: {}", stream.name.escape_debug(), dtypes.join(", "))?;
         }
         writeln!(f, "  {} elements in {} chunks of at most {longest}", self.elements, self.chunks.len())?;
         writeln!(f, "  {} read, {} written", mib(self.traffic.read), mib(self.traffic.written))?;

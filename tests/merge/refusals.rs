@@ -196,6 +196,17 @@ fn integers_that_differ_are_named_with_their_index() {
     scene.put("model1", &[integers("ids", &[1, 2, 300]), weights("b")]);
     let says = ["\"ids\" of type I64 differs", "first at index 2", "model1.safetensors"];
     scene.refuses(&scene.options(Method::Linear), 4, &says);
+    // The base is a model too.
+    let scene = Scene::new();
+    for name in ["model0", "model1"] {
+        scene.put(name, &[integers("ids", &[1, 2, 3]), weights("b")]);
+    }
+    scene.put("model_base", &[integers("ids", &[0, 2, 3]), weights("b")]);
+    for fisher in ["fisher0", "fisher1", "fisher_base"] {
+        scene.put(fisher, &[weights("b")]);
+    }
+    let says = ["\"ids\" of type I64 differs", "first at index 0", "model_base.safetensors"];
+    scene.refuses(&scene.options(Method::Ubgm), 4, &says);
 }
 
 #[test]

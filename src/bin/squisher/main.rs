@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod charts;
 mod commands;
 mod device;
 mod failure;
 mod logging;
 mod merge_request;
 mod model_groups;
+mod non_finite;
 mod output;
 mod progress;
 mod recipe;

@@ -6,6 +6,8 @@ use clap::ValueEnum;
 use squisher::DType;
 use squisher::methods::merge as methods;
 
+use crate::non_finite::NonFinite;
+
 /// One merge: which models, how, and in which type the result is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct MergeRequest {
@@ -47,6 +49,18 @@ pub(crate) struct Options {
     /// Element type of the result: f32, f16 or bf16 [default: the first model's]
     #[arg(long, value_name = "D")]
     pub(crate) dtype: Option<DType>,
+
+    /// δ of ubgm, added to F₀ [default: 0]
+    #[arg(long, value_name = "D")]
+    pub(crate) delta: Option<f64>,
+
+    /// What to do with Fishers that are NaN, infinite or negative [default: error]
+    #[arg(long, value_enum)]
+    pub(crate) non_finite: Option<NonFinite>,
+
+    /// Accept Fishers whose files say that their kinds, reductions or scales differ
+    #[arg(long)]
+    pub(crate) allow_mixed: bool,
 }
 
 /// How models are averaged.
@@ -88,6 +102,7 @@ impl MergeRequest {
         }
         self.models.iter().try_for_each(check_weight)?;
         self.check_floor()?;
+        self.check_delta()?;
         match self.method {
             Method::Linear => self.check_base_unused(),
             Method::Fisher => self.check_base_unused().and_then(|()| self.check_fishers()),
@@ -104,6 +119,18 @@ impl MergeRequest {
         }
     }
 
+    fn check_delta(&self) -> Result<(), String> {
+        match self.options.delta {
+            Some(_) if self.method != Method::Ubgm => {
+                Err("delta belongs to method ubgm; leave it out".to_owned())
+            }
+            Some(delta) if !(delta.is_finite() && delta >= 0.0) => {
+                Err(format!("delta is {delta}, expected a finite number of at least 0"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What was given and has no use for the method: worth a word, and harmless.
     pub(crate) fn unused(&self) -> Vec<String> {
         if self.method != Method::Linear {
@@ -114,6 +141,8 @@ impl MergeRequest {
             (self.options.normalize.is_some(), "normalize"),
             (self.options.floor.is_some(), "floor"),
             (self.options.missing.is_some(), "missing"),
+            (self.options.non_finite.is_some(), "non_finite"),
+            (self.options.allow_mixed, "allow_mixed"),
         ];
         let unused = given.iter().filter(|(given, _)| *given);
         unused.map(|(_, what)| format!("method linear has no use for {what}; it is ignored")).collect()

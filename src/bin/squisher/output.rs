@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
 use serde::Serialize;
 use squisher::Error;
@@ -26,20 +27,44 @@ pub(crate) fn report(
     command: &str,
     result: &(impl Serialize + Display),
 ) -> anyhow::Result<()> {
-    let mut text = if global.json {
-        serde_json::to_string_pretty(&Envelope { schema_version: SCHEMA_VERSION, command, result })?
-    } else {
-        result.to_string()
-    };
-    text.push('\n');
+    let text = if global.json { json(command, result)? } else { format!("{result}\n") };
     write(text.as_bytes())
 }
 
-/// Refuse `--dry-run` for a command that has none, rather than write after all.
-pub(crate) fn no_dry_run(global: &Global, command: &str) -> Result<(), Error> {
-    if global.dry_run {
-        return Err(Error::argument(command, "has no --dry-run; leave it out, or write to another place"));
+/// A result as the one object that `--json` prints.
+pub(crate) fn json(command: &str, result: &impl Serialize) -> anyhow::Result<String> {
+    let envelope = Envelope { schema_version: SCHEMA_VERSION, command, result };
+    Ok(serde_json::to_string_pretty(&envelope)? + "\n")
+}
+
+/// Refuse an output of one file that exists and may not be replaced.
+pub(crate) fn refuse_existing(path: &Path, overwrite: bool) -> Result<(), Error> {
+    if overwrite || !path.exists() {
+        return Ok(());
     }
+    Err(Error::output(path, "exists; pass --overwrite to replace it, or choose another name"))
+}
+
+/// Write a file beside its place and then move it there, so that it is whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let refused = |error: std::io::Error| Error::output(path, error.to_string());
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let mut partial = tempfile::NamedTempFile::new_in(folder.unwrap_or(".".as_ref())).map_err(refused)?;
+    partial.write_all(bytes).map_err(refused)?;
+    partial.as_file().sync_all().map_err(refused)?;
+    readable(partial.as_file()).map_err(refused)?;
+    partial.persist(path).map(|_| ()).map_err(|error| refused(error.error))
+}
+
+/// A temporary file is its owner's alone; a report is for others too.
+#[cfg(unix)]
+fn readable(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn readable(_: &std::fs::File) -> std::io::Result<()> {
     Ok(())
 }
 

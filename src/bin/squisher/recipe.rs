@@ -11,7 +11,8 @@
 //! dtype: bfloat16
 //! ```
 //!
-//! `base_model`, with `base_fisher` among the parameters, belongs to `ubgm`. A weight that is left out is 1; only ratios
+//! `base_model`, with `base_fisher` and `delta` among the parameters, belongs to `ubgm`. The parameters also take `non_finite`
+//! (`error` or `zero`) and `allow_mixed`. A weight that is left out is 1; only ratios
 //! matter. Paths are relative to the recipe's folder. A key that would change the result in mergekit and does not
 //! here is refused by name, and so is any key that neither of the two knows.
 
@@ -108,6 +109,9 @@ struct Parameters {
     floor: Option<f64>,
     missing: Option<Spanned<String>>,
     base_fisher: Option<String>,
+    delta: Option<f64>,
+    non_finite: Option<Spanned<String>>,
+    allow_mixed: Option<bool>,
 }
 
 impl Recipe {
@@ -147,7 +151,16 @@ impl Model {
 impl Parameters {
     fn options(&self, method: Method, dtype: Option<&Spanned<String>>) -> Result<Options, String> {
         let missing = self.missing.as_ref().map(|missing| one_of("missing", missing)).transpose()?;
-        Ok(Options { normalize: self.normalize(method)?, floor: self.floor, missing, dtype: stored(dtype)? })
+        let non_finite = self.non_finite.as_ref().map(|word| one_of("non_finite", word)).transpose()?;
+        Ok(Options {
+            normalize: self.normalize(method)?,
+            floor: self.floor,
+            missing,
+            dtype: stored(dtype)?,
+            delta: self.delta,
+            non_finite,
+            allow_mixed: self.allow_mixed.unwrap_or(false),
+        })
     }
 
     /// In mergekit's linear recipes `normalize: true` says that weights are divided by their sum, which is always done.
@@ -235,6 +248,7 @@ fn position(at: Option<Location>) -> String {
 mod tests {
     use super::*;
     use crate::merge_request::Missing;
+    use crate::non_finite::NonFinite;
 
     const FISHER: &str = "\
 merge_method: fisher
@@ -265,6 +279,7 @@ dtype: bfloat16
             floor: Some(1e-6),
             missing: Some(Missing::Average),
             dtype: Some(DType::BF16),
+            ..Options::default()
         };
         let models = vec![
             source("folder/a", Some("folder/fa.safetensors"), 0.5),
@@ -280,6 +295,25 @@ dtype: bfloat16
                     models: [{model: a, parameters: {fisher: fa, weight: 1}}]\n";
         let request = parse(text, Path::new("r")).expect("a sound recipe");
         assert_eq!((request.base, request.base_fisher), (Some("r/m0".into()), Some("r/f0".into())));
+    }
+
+    #[test]
+    fn a_recipe_says_all_that_flags_say() {
+        let text = "merge_method: ubgm\nbase_model: m0\n\
+                    parameters: {base_fisher: f0, delta: 0.5, non_finite: zero, allow_mixed: true}\n\
+                    models: [{model: a, parameters: {fisher: fa}}]\n";
+        let options = parse(text, Path::new("")).expect("a sound recipe").options;
+        assert_eq!((options.delta, options.non_finite), (Some(0.5), Some(NonFinite::Zero)));
+        assert!(options.allow_mixed);
+        let refused = refusal(&text.replace("zero", "nothing"));
+        assert!(
+            refused.starts_with("line 3, ") && refused.contains("expected one of error, zero"),
+            "{refused}"
+        );
+        let refused = refusal(&text.replace("delta: 0.5", "delta: -1"));
+        assert_eq!(refused, "delta is -1, expected a finite number of at least 0");
+        let refused = refusal(&FISHER.replace("floor:", "delta: 1, floor:"));
+        assert_eq!(refused, "delta belongs to method ubgm; leave it out");
     }
 
     #[test]

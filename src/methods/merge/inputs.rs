@@ -406,7 +406,7 @@ impl<'a> Inputs<'a> {
         }))
     }
 
-    /// Copies the tensors that hold no floats, which must be equal in all models.
+    /// Copies the tensors that hold no floats, which must be equal in all models and in the base.
     pub(super) fn copy_others(
         &self,
         output: &Output,
@@ -426,7 +426,7 @@ impl<'a> Inputs<'a> {
                 let len =
                     usize::try_from(tensor.bytes - at).map_or(PIECE_BYTES, |rest| rest.min(PIECE_BYTES));
                 self.first().read(tensor, at, &mut own[..len])?;
-                for opened in &self.models[1..] {
+                for opened in self.all().skip(1) {
                     let same =
                         opened.model.get(&tensor.name).expect("names were checked against the first model");
                     opened.model.read(same, at, &mut other[..len])?;
@@ -440,7 +440,7 @@ impl<'a> Inputs<'a> {
                 at += len as u64;
             }
             report.copied += tensor.elements();
-            report.bytes_read += tensor.bytes * self.models.len() as u64;
+            report.bytes_read += tensor.bytes * self.all().count() as u64;
         }
         Ok(())
     }

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use safetensors::Dtype;
 use serde::{Serialize, Serializer};
 
-use super::embed::{Rows, means};
+use super::embed::{Reading, Rows, means, plan as row_plan};
 use super::inputs::Fishers;
 use super::{FISHER, Group, Metric, STRIDE};
 use crate::backend::Backend;
@@ -16,7 +17,7 @@ use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::task2vec::{Similarity, SimilarityArgs, SimilarityParams, Sums};
 use crate::memory::{Element, View};
-use crate::methods::source::CheckpointSource;
+use crate::methods::source::{CheckpointSource, NonFinite};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::stream::{
@@ -81,6 +82,8 @@ pub struct DistanceOptions {
     pub metric: DistanceMetric,
     /// What the Fishers' vectors consist of. Embeddings have their own groups.
     pub group: Group,
+    /// What to do with Fishers that are NaN, infinite or negative. Embeddings that hold such means are always refused.
+    pub non_finite: NonFinite,
     /// What memory the job may use.
     pub budget: Budget,
 }
@@ -98,6 +101,8 @@ pub struct DistanceReport {
     pub matrix: Vec<Vec<f64>>,
     /// Entries of a vector.
     pub entries: u64,
+    /// Fishers that were NaN, infinite or negative and counted as 0.
+    pub non_finite: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Seconds.
@@ -106,6 +111,77 @@ pub struct DistanceReport {
     pub adapter: String,
     /// What should be looked at.
     pub warnings: Vec<String>,
+}
+
+/// What [`distance`] would do, from headers alone. Keys are stable.
+#[derive(Debug, Serialize)]
+pub struct DistancePlan {
+    /// The metric.
+    pub metric: DistanceMetric,
+    /// What the vectors consist of; nothing for embeddings.
+    pub group: Option<Group>,
+    /// What the tasks are called; the trivial one comes last.
+    pub names: Vec<String>,
+    /// Entries of a vector.
+    pub entries: u64,
+    /// How the Fishers would stream: side by side, or one after the other for means. Embeddings are read whole.
+    pub passes: Vec<Plan>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
+}
+
+/// The result of a `--dry-run`.
+///
+/// # Errors
+/// What headers and budgets alone show to be wrong, as [`distance`].
+pub fn plan_distance(options: &DistanceOptions, backend: &Backend) -> Result<DistancePlan> {
+    let Inputs { paths, files, embeddings, .. } = Inputs::open(options)?;
+    let metric = options.metric.clone();
+    if embeddings {
+        let Embeddings { names, groups, .. } = Embeddings::read(&files)?;
+        check_count(options, names.len())?;
+        let (entries, group) = (groups.len() as u64, None);
+        return Ok(DistancePlan { metric, group, names, entries, passes: vec![], warnings: vec![] });
+    }
+    let fishers = Fishers::of(OP, files, &paths)?;
+    check_count(options, fishers.names.len())?;
+    let (entries, passes) = if options.group == Group::Element {
+        let plan = Plan::new(&layout(&fishers), &options.budget.within(&backend.caps()))?;
+        (plan.elements(), vec![plan])
+    } else {
+        let one = |fisher| row_plan(&fishers, fisher, options.budget, backend);
+        let passes = (0..fishers.names.len()).map(one).collect::<Result<_>>()?;
+        (Rows::of(&fishers, options.group).len() as u64, passes)
+    };
+    let (names, warnings) = (fishers.names, fishers.warnings);
+    Ok(DistancePlan { metric, group: Some(options.group), names, entries, passes, warnings })
+}
+
+/// The files to compare, the trivial task's last.
+struct Inputs {
+    paths: Vec<PathBuf>,
+    files: Vec<Checkpoint>,
+    /// Whether they are embeddings, not Fishers.
+    embeddings: bool,
+}
+
+impl Inputs {
+    fn open(options: &DistanceOptions) -> Result<Self> {
+        let mut paths = options.inputs.clone();
+        if let DistanceMetric::Asymmetric(trivial) = &options.metric {
+            if !(trivial.alpha.is_finite() && trivial.alpha >= 0.0) {
+                return Err(Error::argument(OP, format!("alpha is {}, expected at least 0", trivial.alpha)));
+            }
+            paths.push(trivial.path.clone());
+        }
+        let files = paths.iter().map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
+        let embeddings = files.iter().filter(|file| is_embedding(file)).count();
+        if embeddings != 0 && embeddings != files.len() {
+            let problem = "some inputs are Fishers and some embeddings; embed them all alike first";
+            return Err(Error::mismatch(OP, problem));
+        }
+        Ok(Self { paths, embeddings: embeddings > 0, files })
+    }
 }
 
 /// The distances between every two of `options.inputs`.
@@ -123,24 +199,14 @@ pub fn distance(
     interrupt: &Interrupt,
 ) -> Result<DistanceReport> {
     let started = Instant::now();
-    let mut paths = options.inputs.clone();
-    if let DistanceMetric::Asymmetric(trivial) = &options.metric {
-        if !(trivial.alpha.is_finite() && trivial.alpha >= 0.0) {
-            return Err(Error::argument(OP, format!("alpha is {}, expected at least 0", trivial.alpha)));
-        }
-        paths.push(trivial.path.clone());
-    }
-    let opened = paths.iter().map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
-    let bytes_read = opened.iter().map(Checkpoint::total_bytes).sum();
-    let compared = match opened.iter().filter(|file| is_embedding(file)).count() {
-        0 => of_fishers(options, Fishers::of(OP, opened, &paths)?, backend, (progress, interrupt))?,
-        n if n == opened.len() => of_embeddings(options, &opened)?,
-        _ => {
-            let problem = "some inputs are Fishers and some embeddings; embed them all alike first";
-            return Err(Error::mismatch(OP, problem));
-        }
+    let Inputs { paths, files, embeddings } = Inputs::open(options)?;
+    let bytes_read = files.iter().map(Checkpoint::total_bytes).sum();
+    let compared = if embeddings {
+        of_embeddings(options, &files)?
+    } else {
+        of_fishers(options, Fishers::of(OP, files, &paths)?, backend, (progress, interrupt))?
     };
-    let Compared { mut names, mut matrix, entries, group, warnings } = compared;
+    let Compared { mut names, mut matrix, entries, group, non_finite, warnings } = compared;
     if let DistanceMetric::Asymmetric(trivial) = &options.metric {
         towards(&mut matrix, trivial.alpha);
         names.pop();
@@ -151,6 +217,7 @@ pub fn distance(
         names,
         matrix,
         entries,
+        non_finite,
         bytes_read,
         seconds: started.elapsed().as_secs_f64(),
         adapter: backend.name(),
@@ -172,6 +239,7 @@ struct Compared {
     matrix: Vec<Vec<f64>>,
     entries: u64,
     group: Option<Group>,
+    non_finite: u64,
     warnings: Vec<String>,
 }
 
@@ -192,17 +260,20 @@ fn of_fishers(
 ) -> Result<Compared> {
     check_count(options, fishers.names.len())?;
     let metric = options.metric.between();
+    let zeroed = AtomicU64::new(0);
+    let how = Reading { budget: options.budget, zeroed: options.non_finite.counted(&zeroed) };
     let (matrix, entries) = if options.group == Group::Element {
-        by_element(metric, &fishers, options.budget, backend, (progress, interrupt))?
+        by_element(metric, &fishers, how, backend, (progress, interrupt))?
     } else {
         let rows = Rows::of(&fishers, options.group);
-        let vectors = means(&fishers, &rows, options.budget, backend, (progress, interrupt))?;
+        let vectors = means(&fishers, &rows, how, backend, (progress, interrupt))?;
         let groups = || rows.names(&fishers, options.group);
         (by_vector(metric, &vectors, &fishers.names, groups)?, rows.len() as u64)
     };
     fishers.checkpoints.iter().try_for_each(Checkpoint::verify_unchanged)?;
     let (names, warnings) = (fishers.names, fishers.warnings);
-    Ok(Compared { names, matrix, entries, group: Some(options.group), warnings })
+    let non_finite = zeroed.into_inner();
+    Ok(Compared { names, matrix, entries, group: Some(options.group), non_finite, warnings })
 }
 
 /// The symmetric matrix of `distance(a, b)` for a < b.
@@ -262,14 +333,14 @@ fn one_zero(metric: Metric, (a, b): (&str, &str), what: &str) -> Error {
 fn by_element(
     metric: Metric,
     fishers: &Fishers,
-    budget: Budget,
+    how: Reading<'_>,
     backend: &Backend,
     (progress, interrupt): (&dyn Progress, &Interrupt),
 ) -> Result<(Vec<Vec<f64>>, u64)> {
     let tasks = fishers.names.len();
-    let plan = Plan::new(&layout(fishers), &budget.within(&backend.caps()))?;
-    let sources: Vec<CheckpointSource<'_>> =
-        fishers.checkpoints.iter().map(|file| CheckpointSource::new(file, fishers.places.clone())).collect();
+    let plan = Plan::new(&layout(fishers), &how.budget.within(&backend.caps()))?;
+    let source = |file| CheckpointSource::new(file, fishers.places.clone()).zeroing(how.zeroed);
+    let sources: Vec<CheckpointSource<'_>> = fishers.checkpoints.iter().map(source).collect();
     let longest = plan.chunks().iter().map(|chunk| chunk.elements).max().unwrap_or(0);
     let mut sweep = PairSweep {
         metric,
@@ -369,26 +440,42 @@ fn is_embedding(file: &Checkpoint) -> bool {
     file.metadata().contains_key("groups") && file.get("embedding").is_some() && file.tensors().len() == 1
 }
 
-fn of_embeddings(options: &DistanceOptions, files: &[Checkpoint]) -> Result<Compared> {
-    let (mut names, mut vectors, mut groups): (Vec<String>, Vec<Vec<f64>>, Vec<String>) = Default::default();
-    for file in files {
-        let (of_file, groups_of_file) = (list(file, "names")?, list(file, "groups")?);
-        if groups.is_empty() {
-            groups.clone_from(&groups_of_file);
-        } else if groups != groups_of_file {
-            let problem = format!(
-                "{} and {} have different groups: they are embeddings of different networks, or by different --group",
-                files[0].path().display(),
-                file.path().display()
-            );
-            return Err(Error::mismatch(OP, problem));
+/// The vectors of embedding files, all of the same groups.
+#[derive(Default)]
+struct Embeddings {
+    names: Vec<String>,
+    groups: Vec<String>,
+    vectors: Vec<Vec<f64>>,
+}
+
+impl Embeddings {
+    fn read(files: &[Checkpoint]) -> Result<Self> {
+        let mut all = Self::default();
+        for file in files {
+            let (names, groups) = (list(file, "names")?, list(file, "groups")?);
+            if all.groups.is_empty() {
+                all.groups.clone_from(&groups);
+            } else if all.groups != groups {
+                let problem = format!(
+                    "{} and {} have different groups: they are embeddings of different networks, or by different --group",
+                    files[0].path().display(),
+                    file.path().display()
+                );
+                return Err(Error::mismatch(OP, problem));
+            }
+            all.vectors.extend(rows_of(file, names.len(), groups.len())?);
+            all.names.extend(names);
         }
-        vectors.extend(rows_of(file, of_file.len(), groups.len())?);
-        names.extend(of_file);
+        Ok(all)
     }
+}
+
+fn of_embeddings(options: &DistanceOptions, files: &[Checkpoint]) -> Result<Compared> {
+    let Embeddings { names, groups, vectors } = Embeddings::read(files)?;
     check_count(options, names.len())?;
     let matrix = by_vector(options.metric.between(), &vectors, &names, || groups.clone())?;
-    Ok(Compared { names, matrix, entries: groups.len() as u64, group: None, warnings: Vec::new() })
+    let entries = groups.len() as u64;
+    Ok(Compared { names, matrix, entries, group: None, non_finite: 0, warnings: Vec::new() })
 }
 
 fn list(file: &Checkpoint, key: &str) -> Result<Vec<String>> {

@@ -1,6 +1,7 @@
 //! Fishers as vectors: means over rows or tensors.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use safetensors::Dtype;
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::kernels::task2vec::{RowMean, RowMeanArgs, RowMeanParams, RowPart};
 use crate::memory::{Element, View};
-use crate::methods::source::CheckpointSource;
+use crate::methods::source::{CheckpointSource, NonFinite};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::stream::{
@@ -30,6 +31,8 @@ pub struct EmbedOptions {
     pub fishers: Vec<PathBuf>,
     /// What one entry is: [`Group::Tensor`] or [`Group::Row`].
     pub group: Group,
+    /// What to do with Fishers that are NaN, infinite or negative.
+    pub non_finite: NonFinite,
     /// Replace an output that exists.
     pub overwrite: bool,
     /// What memory the job may use.
@@ -47,6 +50,8 @@ pub struct EmbedReport {
     pub groups: u64,
     /// Parameters of one Fisher.
     pub elements: u64,
+    /// Fishers that were NaN, infinite or negative and counted as 0.
+    pub non_finite: u64,
     /// Bytes read.
     pub bytes_read: u64,
     /// Bytes written.
@@ -57,6 +62,50 @@ pub struct EmbedReport {
     pub adapter: String,
     /// What should be looked at.
     pub warnings: Vec<String>,
+}
+
+/// What [`embed`] would do, from headers alone. Keys are stable.
+#[derive(Debug, Serialize)]
+pub struct EmbedPlan {
+    /// What the Fishers are called.
+    pub names: Vec<String>,
+    /// What one entry is.
+    pub group: Group,
+    /// Entries of a vector.
+    pub groups: u64,
+    /// Parameters of one Fisher.
+    pub elements: u64,
+    /// How each Fisher would stream.
+    pub passes: Vec<Plan>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
+}
+
+/// The result of a `--dry-run`.
+///
+/// # Errors
+/// What headers and budgets alone show to be wrong, as [`embed`].
+pub fn plan_embed(options: &EmbedOptions, backend: &Backend) -> Result<EmbedPlan> {
+    let fishers = open(options)?;
+    let rows = Rows::of(&fishers, options.group);
+    let one = |fisher| plan(&fishers, fisher, options.budget, backend);
+    Ok(EmbedPlan {
+        group: options.group,
+        groups: rows.len() as u64,
+        elements: fishers.elements(),
+        passes: (0..fishers.names.len()).map(one).collect::<Result<_>>()?,
+        names: fishers.names,
+        warnings: fishers.warnings,
+    })
+}
+
+fn open(options: &EmbedOptions) -> Result<Fishers> {
+    if options.group == Group::Element {
+        let problem = "an embedding of every element is the Fisher itself; the groups are row and tensor";
+        return Err(Error::argument(OP, problem));
+    }
+    let opened = options.fishers.iter().map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
+    Fishers::of(OP, opened, &options.fishers)
 }
 
 /// Writes the vectors of `options.fishers` as one tensor `embedding` `[fisher, group]` in f64, with `names` and `groups` as JSON
@@ -75,12 +124,7 @@ pub fn embed(
     interrupt: &Interrupt,
 ) -> Result<EmbedReport> {
     let started = Instant::now();
-    if options.group == Group::Element {
-        let problem = "an embedding of every element is the Fisher itself; the groups are row and tensor";
-        return Err(Error::argument(OP, problem));
-    }
-    let opened = options.fishers.iter().map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
-    let fishers = Fishers::of(OP, opened, &options.fishers)?;
+    let fishers = open(options)?;
     let rows = Rows::of(&fishers, options.group);
     let output = Output::create(
         output.into(),
@@ -88,7 +132,9 @@ pub fn embed(
         options.overwrite,
         &options.fishers.iter().map(PathBuf::as_path).collect::<Vec<_>>(),
     )?;
-    let vectors = means(&fishers, &rows, options.budget, backend, (progress, interrupt))?;
+    let zeroed = AtomicU64::new(0);
+    let how = Reading { budget: options.budget, zeroed: options.non_finite.counted(&zeroed) };
+    let vectors = means(&fishers, &rows, how, backend, (progress, interrupt))?;
     for (fisher, vector) in (0..).zip(&vectors) {
         let bytes: Vec<u8> = vector.iter().flat_map(|mean| mean.to_le_bytes()).collect();
         output.write(0, fisher * bytes.len() as u64, &bytes)?;
@@ -99,11 +145,8 @@ pub fn embed(
     Ok(EmbedReport {
         group: options.group,
         groups: rows.len() as u64,
-        elements: fishers
-            .places
-            .iter()
-            .map(|&place| fishers.checkpoints[0].tensors()[place].elements())
-            .sum(),
+        elements: fishers.elements(),
+        non_finite: zeroed.into_inner(),
         bytes_read: fishers.checkpoints.iter().map(Checkpoint::total_bytes).sum(),
         bytes_written,
         seconds: started.elapsed().as_secs_f64(),
@@ -168,17 +211,25 @@ impl Rows {
     }
 }
 
+/// How Fishers are read: within what memory, and where values that none can have are counted if they are read as 0.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    pub(super) budget: Budget,
+    pub(super) zeroed: Option<&'a AtomicU64>,
+}
+
 /// The means of every Fisher's rows.
 pub(super) fn means(
     fishers: &Fishers,
     rows: &Rows,
-    budget: Budget,
+    how: Reading<'_>,
     backend: &Backend,
     (progress, interrupt): (&dyn Progress, &Interrupt),
 ) -> Result<Vec<Vec<f64>>> {
     let one = |fisher: usize| {
-        let plan = plan(fishers, fisher, budget, backend)?;
+        let plan = plan(fishers, fisher, how.budget, backend)?;
         let source = CheckpointSource::new(&fishers.checkpoints[fisher], fishers.places.clone());
+        let source = source.zeroing(how.zeroed);
         let mut sweep = RowSweep { rows, source: &source, words: 0, sums: vec![0.0; rows.len()] };
         sweep.words = plan.chunks().iter().map(|chunk| sweep.words_of(chunk)).max().unwrap_or(0);
         let job = Job { backend, plan: &plan, ends: vec![End::Source(&source)], progress, interrupt };
@@ -194,7 +245,8 @@ pub(super) fn means(
     (0..fishers.checkpoints.len()).map(one).collect()
 }
 
-fn plan(fishers: &Fishers, fisher: usize, budget: Budget, backend: &Backend) -> Result<Plan> {
+/// How one Fisher streams.
+pub(super) fn plan(fishers: &Fishers, fisher: usize, budget: Budget, backend: &Backend) -> Result<Plan> {
     /// Rows of one f16 leave records of six times their size, and a device's are read back: room for both.
     const SHARE: u64 = 16;
     let spec = |index: usize| {

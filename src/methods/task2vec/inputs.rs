@@ -36,6 +36,11 @@ impl Fishers {
         &self.checkpoints[fisher].tensors()[self.places[index]]
     }
 
+    /// Parameters of one Fisher.
+    pub(super) fn elements(&self) -> u64 {
+        (0..self.places.len()).map(|index| self.tensor(0, index).elements()).sum()
+    }
+
     /// How kernels see a tensor: f64 is narrowed on the way.
     pub(super) fn dtype(&self, fisher: usize, index: usize) -> DType {
         self.tensor(fisher, index).float().unwrap_or(DType::F32)

@@ -1,8 +1,10 @@
 //! How well distances tell which source task helps a target task most.
 
+use std::path::Path;
+
 use serde::Serialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 
 const OP: &str = "distance";
 
@@ -13,6 +15,89 @@ pub struct Scores {
     pub names: Vec<String>,
     /// `[source, target]`, higher is better; nothing where it is not known. A task's own score is not looked at.
     pub values: Vec<Vec<Option<f64>>>,
+}
+
+impl Scores {
+    /// Reads a table in CSV: the first row names the target tasks after a cell of any text, each other row is a source task and its
+    /// score for every target; an empty cell is a score that is not known, as is a row that is missing.
+    ///
+    /// ```text
+    /// source,cola,mnli
+    /// cola,,0.61
+    /// mnli,0.57,
+    /// ```
+    ///
+    /// Cells are separated by commas and trimmed. Quoted cells are not read, but refused.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be read; [`Error::File`] naming the line of what is no such table.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
+        Self::parse(&text).map_err(|problem| Error::file(path, problem))
+    }
+
+    fn parse(text: &str) -> std::result::Result<Self, String> {
+        // Spreadsheets put a byte order mark before the text.
+        let lines = text.trim_start_matches('\u{feff}').lines().enumerate().map(|(i, line)| (i + 1, line));
+        let mut lines = lines.filter(|(_, line)| !line.trim().is_empty());
+        let (first, heading) = lines.next().ok_or("is empty, expected a table of scores in CSV")?;
+        let mut names: Vec<String> = cells(first, heading)?.into_iter().skip(1).map(str::to_owned).collect();
+        let targets = names.len();
+        let mut rows: Vec<(String, Vec<Option<f64>>)> = Vec::new();
+        for (line, text) in lines {
+            let mut of_row = cells(line, text)?.into_iter();
+            let source = of_row.next().unwrap_or_default().to_owned();
+            let scores = of_row.map(|cell| score(line, cell)).collect::<std::result::Result<Vec<_>, _>>()?;
+            if scores.len() != targets {
+                return Err(format!(
+                    "line {line} has {} scores, the heading has {targets} targets",
+                    scores.len()
+                ));
+            }
+            if rows.iter().any(|(known, _)| *known == source) {
+                return Err(format!("line {line} is a second row of source {}", printable(&source)));
+            }
+            rows.push((source, scores));
+        }
+        if let Some((at, name)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+            return Err(format!(
+                "target {} stands twice in the heading, again in column {}",
+                printable(name),
+                at + 2
+            ));
+        }
+        let sources = rows.iter().map(|(source, _)| source).filter(|source| !names.contains(source));
+        let sources: Vec<String> = sources.cloned().collect();
+        names.extend(sources);
+        let mut values = vec![vec![None; names.len()]; names.len()];
+        for (source, scores) in rows {
+            let row = names.iter().position(|name| *name == source).expect("every source is among the names");
+            values[row][..targets].copy_from_slice(&scores);
+        }
+        Ok(Self { names, values })
+    }
+}
+
+fn cells(line: usize, text: &str) -> std::result::Result<Vec<&str>, String> {
+    if text.contains('"') {
+        return Err(format!(
+            "line {line} has a quoted cell, which is not read; write the table without quotes"
+        ));
+    }
+    let cells: Vec<&str> = text.split(',').map(str::trim).collect();
+    if cells.len() < 2 {
+        return Err(format!("line {line} has no comma, expected a task and its scores, separated by commas"));
+    }
+    Ok(cells)
+}
+
+fn score(line: usize, cell: &str) -> std::result::Result<Option<f64>, String> {
+    if cell.is_empty() {
+        return Ok(None);
+    }
+    let parsed = cell.parse::<f64>().ok().filter(|score| score.is_finite());
+    parsed.map(Some).ok_or_else(|| format!("line {line}: {} is no score", printable(cell)))
 }
 
 /// The metrics of Li et al. (2025), table 7, after Vu et al. (2020): means over the target tasks.
@@ -131,6 +216,33 @@ mod tests {
         let a = (g(0.2) + g(0.8) * second) / (g(0.8) + g(0.2) * second);
         let c = (g(0.1) + g(0.9) * second) / (g(0.9) + g(0.1) * second);
         assert!((got.ndcg - (a + 1.0 + c) / 3.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_table_is_read_whatever_the_order_of_its_rows() {
+        let table =
+            Scores::parse("\u{feff}source, a ,b\r\n\nb,0.5,\n c , .25,1e-1\n").expect("a sound table");
+        assert_eq!(table.names, names(&["a", "b", "c"]));
+        let none = [None, None, None];
+        assert_eq!(table.values, [none, [Some(0.5), None, None], [Some(0.25), Some(0.1), None]]);
+    }
+
+    #[test]
+    fn what_is_no_table_of_scores_is_refused_with_its_line() {
+        for (text, says) in [
+            ("", "is empty"),
+            ("a b\n", "line 1 has no comma"),
+            ("s,a,b\na,1\n", "line 2 has 1 scores, the heading has 2 targets"),
+            ("s,a,b\na,1,2,3\n", "line 2 has 3 scores"),
+            ("s,a,a\n", "target \"a\" stands twice"),
+            ("s,a\nb,1\nb,2\n", "line 3 is a second row of source \"b\""),
+            ("s,a\n\"b, c\",1\n", "line 2 has a quoted cell"),
+            ("s,a\nb,high\n", "line 2: \"high\" is no score"),
+            ("s,a\nb,nan\n", "line 2: \"nan\" is no score"),
+        ] {
+            let problem = Scores::parse(text).expect_err(says);
+            assert!(problem.contains(says), "expected `{says}` in: {problem}");
+        }
     }
 
     #[test]

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use squisher::methods::task2vec::{self as methods, EmbedOptions, EmbedReport, Group};
+use squisher::methods::task2vec::{self as methods, EmbedOptions, EmbedPlan, EmbedReport, Group};
 
 use crate::args::Global;
+use crate::non_finite::NonFinite;
 use crate::table::{count, counted, size};
 use crate::{output, progress, signals};
 
@@ -30,6 +31,10 @@ pub(crate) struct Embed {
     #[arg(long, default_value = "tensor", value_name = "tensor|row")]
     group: Group,
 
+    /// What to do with Fishers that are NaN, infinite or negative
+    #[arg(long, value_enum, default_value = "error")]
+    non_finite: NonFinite,
+
     /// The embedding file to write
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
@@ -37,20 +42,54 @@ pub(crate) struct Embed {
 
 impl Embed {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        output::no_dry_run(global, "embed")?;
         let options = EmbedOptions {
             fishers: self.fishers,
             group: self.group,
+            non_finite: self.non_finite.into(),
             overwrite: global.overwrite,
             budget: global.memory.budget(),
         };
         let backend = global.device.open()?;
+        if global.dry_run {
+            let plan = methods::plan_embed(&options, &backend)?;
+            plan.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            let planned = Planned { dry_run: true, adapter: backend.name(), plan, output: self.output };
+            return output::report(global, "embed", &planned);
+        }
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "embed");
         let report = methods::embed(&options, self.output, &backend, reporter.as_ref(), &interrupt)?;
         drop(reporter);
         report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         output::report(global, "embed", &Done(report))
+    }
+}
+
+/// What would be done.
+#[derive(Serialize)]
+struct Planned {
+    dry_run: bool,
+    adapter: String,
+    #[serde(flatten)]
+    plan: EmbedPlan,
+    output: PathBuf,
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let EmbedPlan { names, group, groups, elements, passes, .. } = &self.plan;
+        writeln!(f, "on {}", self.adapter)?;
+        for (name, plan) in names.iter().zip(passes) {
+            write!(f, "{}:\n{plan}", name.escape_debug())?;
+        }
+        let fishers = counted(names.len() as u64, "Fisher");
+        write!(
+            f,
+            "would embed {fishers} of {} parameters as {} means by {group}",
+            count(*elements),
+            count(*groups)
+        )?;
+        write!(f, "\nwould write {}", self.output.display())
     }
 }
 
@@ -72,6 +111,10 @@ impl fmt::Display for Done {
             report.adapter,
             size(report.bytes_read),
             size(report.bytes_written)
-        )
+        )?;
+        if report.non_finite > 0 {
+            write!(f, "\n{} Fishers counted as 0", count(report.non_finite))?;
+        }
+        Ok(())
     }
 }

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use squisher::Error;
-use squisher::methods::ewc::{self as methods, Anchor, EwcOptions, EwcReport};
+use squisher::methods::ewc::{self as methods, Anchor, EwcOptions, EwcPlan, EwcReport};
 
 use crate::args::Global;
+use crate::non_finite::NonFinite;
 use crate::table::count;
 use crate::{output, progress, signals};
 
@@ -46,6 +47,10 @@ pub(crate) struct Ewc {
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     gamma: Option<f64>,
 
+    /// What to do with Fishers that are NaN, infinite or negative
+    #[arg(long, value_enum, default_value = "error")]
+    non_finite: NonFinite,
+
     /// Write the gradient, f32 under the model's names
     #[arg(long, value_name = "FILE")]
     gradient_out: Option<PathBuf>,
@@ -53,17 +58,23 @@ pub(crate) struct Ewc {
 
 impl Ewc {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        output::no_dry_run(global, "ewc")?;
         let options = EwcOptions {
             anchors: anchors(self.anchor, self.fisher)?,
             model: self.model,
             lambda: self.lambda,
             gamma: self.gamma,
+            non_finite: self.non_finite.into(),
             gradient: self.gradient_out,
             overwrite: global.overwrite,
             budget: global.memory.budget(),
         };
         let backend = global.device.open()?;
+        if global.dry_run {
+            let plan = methods::plan(&options, &backend)?;
+            let planned =
+                Planned { dry_run: true, adapter: backend.name(), plan, gradient: options.gradient };
+            return output::report(global, "ewc", &planned);
+        }
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "ewc");
         let report = methods::ewc(&options, &backend, reporter.as_ref(), &interrupt)?;
@@ -89,6 +100,31 @@ fn anchors(mut anchors: Vec<PathBuf>, fishers: Vec<PathBuf>) -> Result<Vec<Ancho
         .zip(fishers)
         .map(|(path, fisher)| Anchor { path, fishers: vec![fisher] })
         .collect())
+}
+
+/// What would be done.
+#[derive(Serialize)]
+struct Planned {
+    dry_run: bool,
+    adapter: String,
+    #[serde(flatten)]
+    plan: EwcPlan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gradient: Option<PathBuf>,
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let EwcPlan { formula, lambda, gamma, terms, elements, free, passes } = &self.plan;
+        let gamma = gamma.map_or("none".into(), |gamma| gamma.to_string());
+        writeln!(f, "on {}\n{formula}\nfactor 1/2, lambda {lambda}, gamma {gamma}", self.adapter)?;
+        for term in terms {
+            writeln!(f, "  {} at {}: weight {}", term.fisher.display(), term.anchor.display(), term.weight)?;
+        }
+        passes.iter().try_for_each(|plan| write!(f, "one pass:\n{plan}"))?;
+        write!(f, "over {} parameters; {} tensors are free", count(*elements), free.len())?;
+        self.gradient.iter().try_for_each(|path| write!(f, "\nwould write {}", path.display()))
+    }
 }
 
 /// The result.
@@ -127,6 +163,10 @@ impl fmt::Display for Done {
             count(report.elements),
             report.adapter,
             report.free.len()
-        )
+        )?;
+        if report.non_finite > 0 {
+            write!(f, "\n{} Fishers counted as 0", count(report.non_finite))?;
+        }
+        Ok(())
     }
 }

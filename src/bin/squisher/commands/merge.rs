@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 use squisher::Error;
 use squisher::methods::merge::{self as methods, MergeOptions, MergePlan, MergeReport};
@@ -52,18 +52,6 @@ pub(crate) struct Merge {
     #[command(flatten)]
     options: merge_request::Options,
 
-    /// δ of ubgm, added to F₀
-    #[arg(long, value_name = "D", default_value_t = 0.0)]
-    delta: f64,
-
-    /// What to do with Fishers that are NaN, infinite or negative
-    #[arg(long, value_enum, default_value = "error")]
-    non_finite: NonFinite,
-
-    /// Accept Fishers whose files say that their kinds, reductions or scales differ
-    #[arg(long)]
-    allow_mixed: bool,
-
     /// Split the output into files of at most this size, such as 5GB [default: like the first model]
     #[arg(long, value_name = "S", value_parser = parse_size)]
     shard_size: Option<u64>,
@@ -71,15 +59,6 @@ pub(crate) struct Merge {
     /// The merged model: a folder if the first model is one (or with --shard-size), else a file
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-}
-
-/// What happens to values that no Fisher can have.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum NonFinite {
-    /// The merge is refused, naming tensor and index
-    Error,
-    /// They count as 0, and the report says how many there were
-    Zero,
 }
 
 impl Merge {
@@ -105,7 +84,15 @@ impl Merge {
 
     fn options(self, global: &Global) -> Result<MergeOptions, Error> {
         let request = match (&self.recipe, self.method) {
-            (Some(recipe), _) => recipe::read(recipe)?,
+            (Some(recipe), _) => {
+                let mut request = recipe::read(recipe)?;
+                let said = &mut request.options;
+                said.delta = self.options.delta.or(said.delta);
+                said.non_finite = self.options.non_finite.or(said.non_finite);
+                said.allow_mixed |= self.options.allow_mixed;
+                request.check().map_err(|problem| Error::argument("merge", problem))?;
+                request
+            }
             (None, method) => {
                 let method = method.ok_or_else(|| Error::argument("merge", "no --method and no recipe"))?;
                 let request = MergeRequest {
@@ -119,9 +106,6 @@ impl Merge {
                 request
             }
         };
-        if self.delta != 0.0 && request.method != Method::Ubgm {
-            return Err(Error::argument("merge", "--delta belongs to method ubgm; leave it out"));
-        }
         request.unused().into_iter().for_each(|warning| log::warn!("{warning}"));
         let base = request.base.zip(request.base_fisher);
         Ok(MergeOptions {
@@ -131,15 +115,16 @@ impl Merge {
                 .into_iter()
                 .map(|m| methods::Model { path: m.model, fisher: m.fisher, weight: m.weight })
                 .collect(),
-            base: base.map(|(path, fisher)| methods::Base { path, fisher, delta: self.delta }),
+            base: base.map(|(path, fisher)| methods::Base {
+                path,
+                fisher,
+                delta: request.options.delta.unwrap_or(0.0),
+            }),
             normalize: request.options.normalize.map_or(methods::Normalize::None, Into::into),
             floor: request.options.floor.unwrap_or(0.0),
             missing: request.options.missing.map_or(methods::Missing::Error, Into::into),
-            non_finite: match self.non_finite {
-                NonFinite::Error => methods::NonFinite::Error,
-                NonFinite::Zero => methods::NonFinite::Zero,
-            },
-            allow_mixed: self.allow_mixed,
+            non_finite: request.options.non_finite.map_or(methods::NonFinite::Error, Into::into),
+            allow_mixed: request.options.allow_mixed,
             dtype: request.options.dtype,
             shard_bytes: self.shard_size,
             overwrite: global.overwrite,

@@ -253,6 +253,7 @@ pub(super) fn compare(
     interrupt: &Interrupt,
 ) -> Result<DistanceReport, Error> {
     let options = DistanceOptions {
+        non_finite: squisher::methods::NonFinite::Error,
         inputs: data::NAMES.map(|name| place.fisher(name)).into(),
         metric: DistanceMetric::Symmetric(Metric::Cosine),
         group: Group::Element,

@@ -1,6 +1,5 @@
 //! `squisher report FISHER|MASK… -o report.html`.
 
-mod charts;
 mod data;
 mod names;
 mod page;
@@ -41,10 +40,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        if self.output.exists() && !global.overwrite {
-            let problem = "exists; pass --overwrite to replace it, or choose another name";
-            return Err(Error::output(&self.output, problem).into());
-        }
+        output::refuse_existing(&self.output, global.overwrite)?;
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "report");
         let written = write(&self.inputs, &self.output, global.dry_run, reporter.as_ref(), &interrupt)?;
@@ -56,7 +52,7 @@ impl Report {
 /// Makes the page of `inputs`, and writes it unless this is a dry run.
 pub(crate) fn write(
     inputs: &[PathBuf],
-    output: &Path,
+    path: &Path,
     dry_run: bool,
     progress: &dyn Progress,
     interrupt: &Interrupt,
@@ -66,37 +62,14 @@ pub(crate) fn write(
     let pair = data::agreement(&inputs)?;
     let page = page::page(&inputs, pair.as_ref());
     if !dry_run {
-        write_whole(output, page.as_bytes())?;
+        output::write_whole(path, page.as_bytes())?;
     }
     Ok(Written {
-        output: output.display().to_string(),
+        output: path.display().to_string(),
         bytes: page.len() as u64,
         inputs: inputs.iter().map(|input| input.title.clone()).collect(),
         rank_correlation: pair.map(|pair| pair.spearman),
     })
-}
-
-/// Writes a file beside its place and then moves it there, so that it is whole or not at all.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let refused = |error: std::io::Error| Error::output(path, error.to_string());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut partial = tempfile::NamedTempFile::new_in(folder.unwrap_or(".".as_ref())).map_err(refused)?;
-    std::io::Write::write_all(&mut partial, bytes).map_err(refused)?;
-    partial.as_file().sync_all().map_err(refused)?;
-    readable(partial.as_file()).map_err(refused)?;
-    partial.persist(path).map(|_| ()).map_err(|error| refused(error.error))
-}
-
-/// A temporary file is its owner's alone; a report is for others too.
-#[cfg(unix)]
-fn readable(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable(_: &std::fs::File) -> std::io::Result<()> {
-    Ok(())
 }
 
 /// What was written.

@@ -5,21 +5,16 @@ use std::fmt::Write as _;
 
 use squisher::checkpoint::Statistics;
 
-use super::charts::{Axes, Heatmap, escape, shares};
 use super::data::{Agreement, Input, Kind, TOP};
 use super::names;
+use crate::charts::{Axes, COLOURS, Heatmap, escape, shares};
 use crate::table::count;
 
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1b1b1f;--soft:#5f6368;--paper:#fff;--line:#d5d7db;--mark:#2a6f97;--track:#eceef1}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e6ea;--soft:#a2a6ad;--paper:#17181b;--line:#3a3d42;--mark:#7fc4e8;--track:#2a2c30}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:70rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.25rem;margin-top:2.5rem;border-bottom:1px solid var(--line)}h3{font-size:1rem;margin:1.5rem 0 .3rem}
 table{border-collapse:collapse}th,td{padding:.15rem .8rem .15rem 0;text-align:left;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
-figure{margin:.5rem 0 1rem;overflow-x:auto}figcaption{color:var(--soft);max-width:46rem}
-svg .label{font:12px system-ui,sans-serif;fill:var(--ink)}svg .value{font:11px system-ui,sans-serif}
-svg .frame{fill:none;stroke:var(--line)}svg .grid{stroke:var(--line);stroke-dasharray:2 3}
-svg .bar{fill:var(--mark)}svg .track{fill:var(--track)}svg .line{fill:none;stroke:var(--mark);stroke-width:2}svg .point{fill:var(--mark);fill-opacity:.45}";
+figure{margin:.5rem 0 1rem;overflow-x:auto}figcaption{color:var(--soft);max-width:46rem}";
 
 /// The whole page.
 pub(super) fn page(inputs: &[Input], agreement: Option<&Agreement>) -> String {
@@ -39,7 +34,8 @@ pub(super) fn page(inputs: &[Input], agreement: Option<&Agreement>) -> String {
     format!(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>\
          <meta name='viewport' content='width=device-width,initial-scale=1'><title>squisher report</title>\
-         <style>{STYLE}</style></head><body><h1>squisher report</h1>{body}</body></html>\n"
+         <style>{COLOURS}
+{STYLE}</style></head><body><h1>squisher report</h1>{body}</body></html>\n"
     )
 }
 
@@ -111,6 +107,7 @@ fn heatmap(input: &Input, found: &Statistics) -> Heatmap {
         columns,
         cells,
         log: true,
+        digits: 2,
         title: format!("mean Fisher by layer and module of {}", input.title),
     }
 }

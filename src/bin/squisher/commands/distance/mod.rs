@@ -1,5 +1,7 @@
 //! `squisher distance FISHER…`.
 
+mod files;
+
 use std::fmt;
 use std::path::PathBuf;
 
@@ -7,10 +9,14 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use squisher::Error;
 use squisher::methods::task2vec::{
-    self as methods, DistanceMetric, DistanceOptions, DistanceReport, Group, Metric, Trivial,
+    self as methods, DistanceMetric, DistanceOptions, DistancePlan, DistanceReport, Group, Metric, Ranking,
+    Scores, Trivial,
 };
 
+use self::files::Format;
 use crate::args::Global;
+use crate::non_finite::NonFinite;
+use crate::table::count;
 use crate::{output, progress, signals};
 
 const EXAMPLES: &str = "\
@@ -18,6 +24,8 @@ Examples:
   squisher distance task-a.safetensors task-b.safetensors
   squisher distance fishers/*.safetensors --metric normalized --group row
   squisher distance tasks.safetensors --metric jsd --json
+  squisher distance fishers/*.safetensors -o distances.svg
+  squisher distance fishers/*.safetensors --scores transfer.csv
   squisher distance a.safetensors b.safetensors --metric asymmetric --trivial untrained.safetensors";
 
 /// Tell how far apart tasks are by their Fishers (Task2Vec)
@@ -46,6 +54,21 @@ pub(crate) struct Distance {
     /// The weight of the distance to the trivial task in asymmetric
     #[arg(long, value_name = "A", default_value_t = Trivial::ALPHA)]
     alpha: f64,
+
+    /// What to do with Fishers that are NaN, infinite or negative
+    #[arg(long, value_enum, default_value = "error")]
+    non_finite: NonFinite,
+
+    /// Tell how well the distances rank known scores of transfers: a CSV table, sources down, targets across
+    ///
+    /// The first row names the targets after a cell of any text; an empty cell is a score that is not known. Printed are the mean
+    /// rank of each target's best source, NDCG, and the mean reciprocal rank.
+    #[arg(long, value_name = "FILE")]
+    scores: Option<PathBuf>,
+
+    /// Write the matrix: .csv, .json, or a heatmap as .svg
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
 }
 
 /// A distance by its name; v = 1/F.
@@ -69,15 +92,36 @@ impl Distance {
             metric: self.metric()?,
             inputs: self.inputs,
             group: self.group,
+            non_finite: self.non_finite.into(),
             budget: global.memory.budget(),
         };
+        let format = self.output.as_deref().map(Format::of).transpose()?;
+        self.output.iter().try_for_each(|path| output::refuse_existing(path, global.overwrite))?;
+        let scores = self.scores.map(Scores::read).transpose()?;
         let backend = global.device.open()?;
+        if global.dry_run {
+            let plan = methods::plan_distance(&options, &backend)?;
+            plan.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            let planned = Planned { dry_run: true, adapter: backend.name(), plan, output: self.output };
+            return output::report(global, "distance", &planned);
+        }
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "distance");
         let report = methods::distance(&options, &backend, reporter.as_ref(), &interrupt)?;
         drop(reporter);
         report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-        output::report(global, "distance", &Done(report))
+        let rank = |scores| methods::rank(&report.names, &report.matrix, &scores);
+        let ranking = scores.map(rank).transpose()?;
+        let done = Done { report, ranking, output: self.output };
+        if let (Some(format), Some(path)) = (format, &done.output) {
+            let text = match format {
+                Format::Csv => files::csv(&done.report),
+                Format::Json => output::json("distance", &done)?,
+                Format::Svg => files::svg(&done.report),
+            };
+            output::write_whole(path, text.as_bytes())?;
+        }
+        output::report(global, "distance", &done)
     }
 
     fn metric(&self) -> Result<DistanceMetric, Error> {
@@ -101,14 +145,48 @@ impl Distance {
     }
 }
 
-/// The matrix.
+/// What would be done.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Done(DistanceReport);
+struct Planned {
+    dry_run: bool,
+    adapter: String,
+    #[serde(flatten)]
+    plan: DistancePlan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<PathBuf>,
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DistancePlan { metric, group, names, entries, passes, .. } = &self.plan;
+        let of = group.map_or_else(|| "embeddings".to_owned(), |group| format!("Fishers by {group}"));
+        write!(
+            f,
+            "on {}\n{metric} distances of {} {of}, {} entries each",
+            self.adapter,
+            names.len(),
+            count(*entries)
+        )?;
+        names.iter().try_for_each(|name| write!(f, "\n  {}", name.escape_debug()))?;
+        passes.iter().try_for_each(|plan| write!(f, "\none pass:\n{}", plan.to_string().trim_end()))?;
+        self.output.iter().try_for_each(|path| write!(f, "\nwould write {}", path.display()))
+    }
+}
+
+/// The matrix, and what was made of it.
+#[derive(Serialize)]
+struct Done {
+    #[serde(flatten)]
+    report: DistanceReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranking: Option<Ranking>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<PathBuf>,
+}
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.0;
+        let report = &self.report;
         let cells = |row: &[f64]| row.iter().map(|distance| format!("{distance:.6}")).collect::<Vec<_>>();
         let names: Vec<String> = report.names.iter().map(|name| name.escape_debug().to_string()).collect();
         let rows: Vec<Vec<String>> = report.matrix.iter().map(|row| cells(row)).collect();
@@ -122,6 +200,15 @@ impl fmt::Display for Done {
             write!(f, "\n{name:first$}")?;
             row.iter().zip(&widths).try_for_each(|(cell, &width)| write!(f, "  {cell:>width$}"))?;
         }
-        Ok(())
+        if report.non_finite > 0 {
+            write!(f, "\n{} Fishers counted as 0", count(report.non_finite))?;
+        }
+        if let Some(Ranking { targets, average_rank, ndcg, mean_reciprocal_rank }) = &self.ranking {
+            write!(
+                f,
+                "\nover {targets} targets: average rank {average_rank:.4}, NDCG {ndcg:.4}, mean reciprocal rank {mean_reciprocal_rank:.4}"
+            )?;
+        }
+        self.output.iter().try_for_each(|path| write!(f, "\nwrote {}", path.display()))
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// Text as it may stand in XML: names are data that strangers wrote.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -30,7 +30,7 @@ fn shortened(text: &str, room: usize) -> String {
 }
 
 /// A colour of viridis at `t` in [0, 1], between eight of its points, and whether it is dark.
-pub(super) fn viridis(t: f64) -> ([u8; 3], bool) {
+pub(crate) fn viridis(t: f64) -> ([u8; 3], bool) {
     const POINTS: [[f64; 3]; 8] = [
         [68.0, 1.0, 84.0],
         [70.0, 50.0, 127.0],
@@ -51,20 +51,38 @@ pub(super) fn viridis(t: f64) -> ([u8; 3], bool) {
 }
 
 /// A matrix with labels; `None` is an empty cell.
-pub(super) struct Heatmap {
-    pub(super) rows: Vec<String>,
-    pub(super) columns: Vec<String>,
-    pub(super) cells: Vec<Vec<Option<f64>>>,
+pub(crate) struct Heatmap {
+    pub(crate) rows: Vec<String>,
+    pub(crate) columns: Vec<String>,
+    pub(crate) cells: Vec<Vec<Option<f64>>>,
     /// What a cell is coloured and printed by: its base-10 logarithm.
-    pub(super) log: bool,
-    pub(super) title: String,
+    pub(crate) log: bool,
+    /// Digits after the point of the printed values.
+    pub(crate) digits: usize,
+    pub(crate) title: String,
 }
 
 const ROW_LETTERS: usize = 36;
 const COLUMN_LETTERS: usize = 28;
 
+/// The colours of light and dark, and how text and marks take them: for a page as for a chart that stands alone.
+pub(crate) const COLOURS: &str = "\
+:root{color-scheme:light dark;--ink:#1b1b1f;--soft:#5f6368;--paper:#fff;--line:#d5d7db;--mark:#2a6f97;--track:#eceef1}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e6ea;--soft:#a2a6ad;--paper:#17181b;--line:#3a3d42;--mark:#7fc4e8;--track:#2a2c30}}
+svg .label{font:12px system-ui,sans-serif;fill:var(--ink)}svg .value{font:11px system-ui,sans-serif}
+svg .frame{fill:none;stroke:var(--line)}svg .grid{stroke:var(--line);stroke-dasharray:2 3}
+svg .bar{fill:var(--mark)}svg .track{fill:var(--track)}svg .line{fill:none;stroke:var(--mark);stroke-width:2}svg .point{fill:var(--mark);fill-opacity:.45}";
+
 impl Heatmap {
-    pub(super) fn svg(&self) -> String {
+    /// The chart as a file of its own, with its colours and a ground.
+    pub(crate) fn file(&self) -> String {
+        let chart = self.svg();
+        let head = chart.find("</title>").map_or(0, |at| at + "</title>".len());
+        let ground = "<rect width='100%' height='100%' style='fill:var(--paper)'/>";
+        format!("{}<style>{COLOURS}</style>{ground}{}\n", &chart[..head], &chart[head..])
+    }
+
+    pub(crate) fn svg(&self) -> String {
         let scale = |v: f64| if self.log { v.log10() } else { v };
         let shown = self.cells.iter().flatten().flatten().map(|&v| scale(v)).filter(|v| v.is_finite());
         let (low, high) = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
@@ -127,7 +145,11 @@ impl Heatmap {
         let t = if high > low { (scaled - low) / (high - low) } else { 0.5 };
         let ([r, g, b], dark) = viridis(if scaled.is_finite() { t } else { 0.0 });
         let ink = if dark { "#fff" } else { "#000" };
-        let text = if scaled.is_finite() { format!("{scaled:.2}") } else { "0".to_owned() };
+        let text = if scaled.is_finite() {
+            format!("{scaled:.digits$}", digits = self.digits)
+        } else {
+            "0".to_owned()
+        };
         format!(
             "<g><title>{} {}: {value:.4e}</title><rect x='{x}' y='{y}' width='{}' height='{}' fill='rgb({r},{g},{b})'/>\
              <text class='value' fill='{ink}' text-anchor='middle' x='{}' y='{}'>{text}</text></g>",
@@ -150,12 +172,12 @@ fn open(width: usize, height: usize, title: &str) -> String {
 }
 
 /// The frame of a chart with two axes.
-pub(super) struct Axes {
-    pub(super) x: (f64, f64),
-    pub(super) y: (f64, f64),
-    pub(super) x_label: String,
-    pub(super) y_label: String,
-    pub(super) title: String,
+pub(crate) struct Axes {
+    pub(crate) x: (f64, f64),
+    pub(crate) y: (f64, f64),
+    pub(crate) x_label: String,
+    pub(crate) y_label: String,
+    pub(crate) title: String,
 }
 
 const WIDTH: f64 = 560.0;
@@ -210,7 +232,7 @@ impl Axes {
     }
 
     /// Upright bars from the axis: (left, right, height, title).
-    pub(super) fn bars(&self, bars: &[(f64, f64, f64, String)]) -> String {
+    pub(crate) fn bars(&self, bars: &[(f64, f64, f64, String)]) -> String {
         let mut marks = String::new();
         for (left, right, value, title) in bars {
             let (x0, y0) = self.at(*left, *value);
@@ -227,14 +249,14 @@ impl Axes {
     }
 
     /// A line through points.
-    pub(super) fn line(&self, points: &[(f64, f64)]) -> String {
+    pub(crate) fn line(&self, points: &[(f64, f64)]) -> String {
         let path: Vec<String> =
             points.iter().map(|&(x, y)| self.at(x, y)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         self.svg(&format!("<polyline class='line' points='{}'/>", path.join(" ")))
     }
 
     /// Points.
-    pub(super) fn scatter(&self, points: &[(f64, f64)]) -> String {
+    pub(crate) fn scatter(&self, points: &[(f64, f64)]) -> String {
         let mut marks = String::new();
         for &(x, y) in points {
             let (x, y) = self.at(x, y);
@@ -266,7 +288,7 @@ fn number(value: f64) -> String {
 }
 
 /// Horizontal bars with labels: (name, share of 1, title).
-pub(super) fn shares(title: &str, rows: &[(String, f64, String)]) -> String {
+pub(crate) fn shares(title: &str, rows: &[(String, f64, String)]) -> String {
     let (left, width, height) = (300, 420, 20);
     let mut svg = open(left + width + 90, height * rows.len() + 10, title);
     for (i, (name, share, tip)) in rows.iter().enumerate() {
