@@ -305,6 +305,43 @@ fn a_mean_loss_is_undone() {
     }
 }
 
+#[test]
+fn joint_over_batches_of_a_mean_loss_of_different_sizes_is_that_of_their_sum() {
+    let folder = folder();
+    let (x, g) = ([0.3, -1.5, 2.5, 0.7, 1.1, -0.2], [0.4, -0.9, 1.3]);
+    let sum = linear(&x, &g).write(&folder, "sum");
+    let mean = [
+        linear(&x[..2], &g[..1]).note("loss_reduction", "mean").write(&folder, "a"),
+        linear(&x[2..], &[-0.45, 0.65]).note("loss_reduction", "mean").write(&folder, "b"),
+    ];
+    let (one, two) = (host(&[sum], of(Kind::Joint)), host(&mean, of(Kind::Joint)));
+    assert!(worst(&two, &one) < 1e-6);
+}
+
+/// Files are read in pieces of 4 MiB, which end inside samples and uses.
+#[test]
+fn a_layer_larger_than_a_piece_is_read_whole() {
+    let folder = folder();
+    let inputs = 700_001;
+    let value = |at: usize| (at % 1013) as f32 / 500.0 - 1.0;
+    let input = |from: usize| (0..2 * inputs).map(|at| value(from + at)).collect::<Vec<_>>();
+    let (first, second) = (input(0), input(77));
+    let path = Draft::new(LINEAR)
+        .with("fc.input.0", &[2, inputs], &first)
+        .with("fc.grad_output.0", &[2, 1], &[0.5, 2.0])
+        .with("fc.input.1", &[2, inputs], &second)
+        .with("fc.grad_output.1", &[2, 1], &[-1.0, 0.25])
+        .with("logit_grad", &[2, 1], &[2.0, 3.0])
+        .write(&folder, "a");
+    let got = host(&[path], of(Kind::Ief));
+    for i in (0..inputs).step_by(997).chain([inputs - 1]) {
+        let g = |n: usize, b: f32, c: f32| f64::from(b * first[n * inputs + i] + c * second[n * inputs + i]);
+        let want = g(0, 0.5, -1.0).powi(2) / 4.0 + g(1, 2.0, 0.25).powi(2) / 9.0;
+        let got = got["fc.weight"][i];
+        assert!((got - want).abs() < 1e-6, "[{i}]: {got} {want}");
+    }
+}
+
 /// Logistic regression has F_jj = Σ_n p_n (1 − p_n) x_nj².
 #[test]
 fn every_class_with_its_probability_is_the_closed_form() {

@@ -1,6 +1,6 @@
 // out[o, c, kd, kh, kw] <- decay · out + gain · sum over squares of weight · (sum over output positions of
 // gradient_scale · b[n, o, position] · a[n, c, position · stride + k · dilation - padding])²
-// Each group is one matrix, outputs × (channels · kernel); patches are read where they lie.
+// (without SQUARED, of the sum itself; with EACH, out[square, o - first, …] of every square). Each group is one matrix, outputs × (channels · kernel); patches are read where they lie.
 // Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl and one of its forms.
 
 override WORKGROUP_X: u32 = 16u;
@@ -140,11 +140,13 @@ fn right(position: Position, column: Column) -> f32 {
 }
 
 fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {
-    return sum + weight * (p * p);
+    return sum + weight * select(p, p * p, SQUARED);
 }
 
-fn store(block: u32, row: u32, column: u32, sum: f32) {
-    let index = (params.first_output + block * rows() + row) * columns() + column;
+fn store(result: u32, block: u32, row: u32, column: u32, sum: f32) {
+    let output = block * rows() + row;
+    let own = (params.first + result) * params.output_count + output;
+    let index = select(params.first_output + output, own, EACH) * columns() + column;
     if OVERWRITE {
         out[index] = params.gain * sum;
     } else {

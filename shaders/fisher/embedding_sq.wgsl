@@ -1,8 +1,9 @@
 // out[row, d] <- decay · out[row, d] + gain · Σ over samples of weight · (gradient_scale · Σ over its positions of grad_output)²
-// One invocation: one element of a listed row, which it alone writes. Expects lib/dtype.wgsl, lib/element.wgsl.
+// (without SQUARED, of the sum itself). One invocation: one element of a listed row, which it alone writes. Expects lib/dtype.wgsl, lib/element.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override GRADIENT: u32 = 0u;
+override SQUARED: bool = true;
 
 struct Params {
     owners: u32,
@@ -52,7 +53,7 @@ fn main(
         let g = sample_gradient(run, column);
         let w = weight[run_sample[run]];
         if w != 0.0 {
-            sum += w * (g * g);
+            sum += w * select(g, g * g, SQUARED);
         }
     }
     let at = owner_row[owner] * params.dim + column;

@@ -74,7 +74,7 @@ fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {
     return sum + p;
 }
 
-fn store(block: u32, row: u32, column: u32, sum: f32) {
+fn store(result: u32, block: u32, row: u32, column: u32, sum: f32) {
     let index = (params.first_output + row) * params.inputs + column;
     if OVERWRITE {
         out[index] = params.gain * sum;

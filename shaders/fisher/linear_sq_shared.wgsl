@@ -1,5 +1,5 @@
 // out[o, i] <- decay · out[o, i] + gain · sum over squares of weight · (sum over positions of gradient_scale · b · a)²
-// A workgroup owns one tile of out. Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl and one of its forms.
+// (without SQUARED, of the sum itself; with EACH, out[square, o - first, i] of every square). A workgroup owns one tile of out. Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl and one of its forms.
 
 override WORKGROUP_X: u32 = 16u;
 override WORKGROUP_Y: u32 = 16u;
@@ -70,11 +70,12 @@ fn right(position: Position, column: Column) -> f32 {
 }
 
 fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {
-    return sum + weight * (p * p);
+    return sum + weight * select(p, p * p, SQUARED);
 }
 
-fn store(block: u32, row: u32, column: u32, sum: f32) {
-    let index = (params.first_output + row) * params.inputs + column;
+fn store(result: u32, block: u32, row: u32, column: u32, sum: f32) {
+    let own = (params.first + result) * params.output_count + row;
+    let index = select(params.first_output + row, own, EACH) * params.inputs + column;
     if OVERWRITE {
         out[index] = params.gain * sum;
     } else {

@@ -1,4 +1,5 @@
 // out[c] <- decay · out[c] + gain · Σ over squares of weight · (gradient_scale · Σ over positions of grad_output · x̂)²,
+// (without SQUARED, of the sum itself; with EACH, out[square, c] of every square)
 // the positions of a square's `fold` samples added before squaring, x̂ = (input - mean) · scale with the mean and scale that `stats` has for the element.
 // One workgroup: CHANNELS channels, the positions of a sample shared by the rest of it. Expects lib/dtype.wgsl, lib/element.wgsl.
 
@@ -7,6 +8,8 @@ override CHANNELS: u32 = 32u;
 override LANES: u32 = WORKGROUP / CHANNELS;
 override INPUT: u32 = 0u;
 override GRADIENT: u32 = 0u;
+override SQUARED: bool = true;
+override EACH: bool = false;
 
 struct Params {
     samples: u32,
@@ -50,10 +53,15 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
-    let channel = (group.y * groups.x + group.x) * CHANNELS + local.x % CHANNELS;
+    // With EACH, a workgroup has one square, and there are so many for each.
+    let workgroup = group.y * groups.x + group.x;
+    let groups_of_one = (params.channels + CHANNELS - 1u) / CHANNELS;
+    let channel = select(workgroup, workgroup % groups_of_one, EACH) * CHANNELS + local.x % CHANNELS;
+    let begin = select(0u, workgroup / groups_of_one, EACH);
+    let end_square = min(params.squares, select(params.squares, begin + 1u, EACH));
     let lane = local.x / CHANNELS;
     var total = 0.0;
-    for (var square = 0u; square < params.squares; square++) {
+    for (var square = begin; square < end_square; square++) {
         var sum = 0.0;
         if channel < params.channels {
             let end = min((square + 1u) * params.fold, params.samples);
@@ -74,14 +82,15 @@ fn main(
         // Lane 0 alone reads its own slot, and writes it again: no barrier is needed before the next square.
         let g = params.gradient_scale * partial[local.x];
         if weight[square] != 0.0 {
-            total += weight[square] * (g * g);
+            total += weight[square] * select(g, g * g, SQUARED);
         }
     }
-    if lane == 0u && channel < params.channels {
+    if lane == 0u && channel < params.channels && (begin < end_square || !EACH) {
+        let index = select(channel, begin * params.channels + channel, EACH);
         if params.decay == 0.0 {
-            out[channel] = params.gain * total;
+            out[index] = params.gain * total;
         } else {
-            out[channel] = params.decay * out[channel] + params.gain * total;
+            out[index] = params.decay * out[index] + params.gain * total;
         }
     }
 }

@@ -1,4 +1,5 @@
 // out[o] <- decay · out[o] + gain · sum over squares of weight · (sum over positions of gradient_scale · b)²
+// (without SQUARED, of the sum itself; with EACH, out[square, o] of every square).
 // A workgroup is OUTPUTS outputs × LANES invocations that share the positions of each. Expects lib/dtype.wgsl, lib/element.wgsl.
 
 override OUTPUTS: u32 = 32u;
@@ -6,6 +7,8 @@ override LANES: u32 = 8u;
 override GRAD_OUTPUT: u32 = 0u;
 override CHANNELS_FIRST: bool = false;
 override OVERWRITE: bool = false;
+override SQUARED: bool = true;
+override EACH: bool = false;
 
 struct Params {
     samples: u32,
@@ -45,11 +48,11 @@ fn slot_of(invocation: u32) -> vec2<u32> {
     return vec2<u32>(invocation % OUTPUTS, invocation / OUTPUTS);
 }
 
-fn store(output: u32, sum: f32) {
+fn store(index: u32, sum: f32) {
     if OVERWRITE {
-        out[output] = params.gain * sum;
+        out[index] = params.gain * sum;
     } else {
-        out[output] = params.decay * out[output] + params.gain * sum;
+        out[index] = params.decay * out[index] + params.gain * sum;
     }
 }
 
@@ -61,9 +64,14 @@ fn main(
 ) {
     let slot = slot_of(local.x);
     let lane = slot.y;
-    let output = (group.y * groups.x + group.x) * OUTPUTS + slot.x;
+    // With EACH, a workgroup has one square, and there are so many for each.
+    let workgroup = group.y * groups.x + group.x;
+    let groups_of_one = (params.outputs + OUTPUTS - 1u) / OUTPUTS;
+    let output = select(workgroup, workgroup % groups_of_one, EACH) * OUTPUTS + slot.x;
+    let begin = params.first + select(0u, workgroup / groups_of_one, EACH);
+    let end = min(params.first + params.count, select(params.first + params.count, begin + 1u, EACH));
     var sum = 0.0;
-    for (var square = params.first; square < params.first + params.count; square++) {
+    for (var square = begin; square < end; square++) {
         let factor = weight[square];
         if factor == 0.0 {
             continue;
@@ -77,10 +85,10 @@ fn main(
             }
         }
         let whole = add_lanes(slot, part);
-        sum += factor * (whole * whole);
+        sum += factor * select(whole, whole * whole, SQUARED);
     }
-    if lane == 0u && output < params.outputs {
-        store(output, sum);
+    if lane == 0u && output < params.outputs && (begin < end || !EACH) {
+        store(select(output, begin * params.outputs + output, EACH), sum);
     }
 }
 

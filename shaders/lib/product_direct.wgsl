@@ -5,14 +5,15 @@
 fn product(group: u32, lane: vec2<u32>) {
     let extent = extent();
     let index = group * WORKGROUP_X + lane.x;
-    let block = index / (extent.rows * extent.columns);
-    if block >= extent.blocks {
+    let place = tile_of(index, extent.rows * extent.columns, extent.blocks);
+    let block = place.block;
+    if place.result >= results(extent.squares) {
         return;
     }
     let row = index / extent.columns % extent.rows;
     let column = column_of(block, index % extent.columns);
     var sum = vec4<f32>();
-    for (var square = 0u; square < extent.squares; square++) {
+    for (var square = place.result; square < end_of(place.result, extent.squares); square++) {
         let weight = weight_of(square);
         if weight == 0.0 {
             continue;
@@ -25,5 +26,5 @@ fn product(group: u32, lane: vec2<u32>) {
         }
         sum = fold(sum, vec4<f32>(p), weight);
     }
-    store(block, row, index % extent.columns, sum.x);
+    store(place.result, block, row, index % extent.columns, sum.x);
 }

@@ -11,11 +11,12 @@ fn product(group: u32, lane: vec2<u32>) {
     let extent = extent();
     let column_tiles = (extent.columns + REGISTER_COLUMNS - 1u) / REGISTER_COLUMNS;
     let row_tiles = (extent.rows + REGISTER_ROWS - 1u) / REGISTER_ROWS;
-    let block = group / (row_tiles * column_tiles);
-    if block >= extent.blocks {
+    let place = tile_of(group, row_tiles * column_tiles, extent.blocks);
+    let block = place.block;
+    let tile = place.index;
+    if place.result >= results(extent.squares) {
         return;
     }
-    let tile = group % (row_tiles * column_tiles);
     let row = tile / column_tiles * REGISTER_ROWS;
     let column = tile % column_tiles * REGISTER_COLUMNS + 4u * lane.x;
 
@@ -35,7 +36,7 @@ fn product(group: u32, lane: vec2<u32>) {
     var s5: vec4<f32>;
     var s6: vec4<f32>;
     var s7: vec4<f32>;
-    for (var square = 0u; square < extent.squares; square++) {
+    for (var square = place.result; square < end_of(place.result, extent.squares); square++) {
         let weight = weight_of(square);
         if weight == 0.0 {
             continue;
@@ -79,7 +80,7 @@ fn product(group: u32, lane: vec2<u32>) {
     for (var i = 0u; i < REGISTER_ROWS; i++) {
         for (var j = 0u; j < 4u; j++) {
             if row + i < extent.rows && column + j < extent.columns {
-                store(block, row + i, column + j, sums[i][j]);
+                store(place.result, block, row + i, column + j, sums[i][j]);
             }
         }
     }

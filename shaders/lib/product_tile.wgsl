@@ -38,11 +38,12 @@ fn product(group: u32, lane: vec2<u32>) {
     let extent = extent();
     let column_tiles = (extent.columns + 4u * COLUMN_QUADS - 1u) / (4u * COLUMN_QUADS);
     let row_tiles = (extent.rows + 4u * ROW_QUADS - 1u) / (4u * ROW_QUADS);
-    let block = group / (row_tiles * column_tiles);
-    if block >= extent.blocks {
+    let place = tile_of(group, row_tiles * column_tiles, extent.blocks);
+    let block = place.block;
+    let tile = place.index;
+    if place.result >= results(extent.squares) {
         return;
     }
-    let tile = group % (row_tiles * column_tiles);
     let first_row = tile / column_tiles * (4u * ROW_QUADS);
     let first_column = tile % column_tiles * (4u * COLUMN_QUADS);
 
@@ -63,7 +64,7 @@ fn product(group: u32, lane: vec2<u32>) {
     var s5: Strip;
     var s6: Strip;
     var s7: Strip;
-    for (var square = 0u; square < extent.squares; square++) {
+    for (var square = place.result; square < end_of(place.result, extent.squares); square++) {
         let weight = weight_of(square);
         if weight == 0.0 {
             continue;
@@ -134,7 +135,7 @@ fn product(group: u32, lane: vec2<u32>) {
             let out_column = first_column + in_tile(lane.x, WORKGROUP_X, j);
             if out_row < extent.rows && out_column < extent.columns {
                 let sum = select(sums[i].lo[j & 3u], sums[i].hi[j & 3u], j >= 4u);
-                store(block, out_row, out_column, sum);
+                store(place.result, block, out_row, out_column, sum);
             }
         }
     }

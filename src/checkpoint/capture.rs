@@ -303,11 +303,21 @@ impl Capture {
     /// As [`Checkpoint::read`]; [`Error::Tensor`] with the index of the first NaN or infinity.
     pub fn read(&self, tensor: &TensorInfo) -> Result<Vec<u8>> {
         let mut bytes = vec![0; usize_of(tensor.bytes)];
-        self.checkpoint.read(tensor, 0, &mut bytes)?;
+        self.read_range(tensor, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills `bytes` with whole elements of a float tensor from a byte offset on, every value finite.
+    ///
+    /// # Errors
+    /// As [`Capture::read`].
+    pub fn read_range(&self, tensor: &TensorInfo, byte_offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.checkpoint.read(tensor, byte_offset, bytes)?;
         let dtype = self.float(tensor)?;
-        match first_not_finite(&bytes, dtype) {
-            None => Ok(bytes),
+        match first_not_finite(bytes, dtype) {
+            None => Ok(()),
             Some(index) => {
+                let index = byte_offset / dtype.size() + index as u64;
                 let problem = format!(
                     "NaN or infinity at flat index {index} of {}; the run diverged or overflowed (in f16, scale the loss down)",
                     shape_text(&tensor.shape)
@@ -442,6 +452,16 @@ pub fn same_network(captures: &[Capture]) -> Result<()> {
 }
 
 impl CaptureLayer {
+    /// Its tensors: the names of weight and bias, if it has one, with their shapes.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<(String, Vec<u64>)> {
+        let mut parameters = vec![(format!("{}.weight", self.name), self.weight.clone())];
+        if self.bias {
+            parameters.push((format!("{}.bias", self.name), self.bias_shape.clone()));
+        }
+        parameters
+    }
+
     /// Kind, weight and bias, for comparison and for tables.
     #[must_use]
     pub fn describe(&self) -> String {

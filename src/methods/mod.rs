@@ -1,5 +1,6 @@
 //! The jobs: each composes reading, sweeps and writing into one result.
 
+mod captured;
 pub mod ewc;
 pub mod fisher;
 mod globs;

@@ -1,27 +1,32 @@
-//! The exact Fisher of a layer's parameters: which kernel in which form, in steps short enough for a device.
+//! The exact Fisher of a layer's parameters, and sums of their gradients: which kernel in which form, in steps short enough
+//! for a device.
 //!
 //! One call records everything for one parameter of one layer from one pair of buffers. A dispatch that takes
 //! seconds trips a driver's watchdog, so on a device squares (and, where one square is long, outputs) are cut into ranges that
 //! follow each other in one recording; the first range applies the epilogue, the others add.
+
+use std::ops::Range;
 
 use super::Recording;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::kernels::fisher::{
     ConvSq, ConvSqArgs, ConvSqParams, Epilogue, Form, LinearSq, LinearSqArgs, LinearSqParams, LinearSqShared,
-    LinearSqSharedArgs, LinearSqSharedParams, SumSq, SumSqArgs, SumSqParams,
+    LinearSqSharedArgs, LinearSqSharedParams, Mode, SumSq, SumSqArgs, SumSqParams,
 };
 use crate::memory::View;
 
-/// How squares are formed and summed. See [`kernels::fisher`](crate::kernels::fisher).
+/// How squares are formed and summed, or what else becomes of their gradients. See [`kernels::fisher`](crate::kernels::fisher).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Squares {
+    /// What becomes of the gradients: summed as squares, summed, or stored.
+    pub mode: Mode,
     /// What becomes of the old value.
     pub epilogue: Epilogue,
     /// Consecutive samples whose gradients are added before squaring: 1 for the per-sample Fisher, B for the
     /// minibatch-joint one, the number of samples for the joint one.
     pub fold: u32,
-    /// Factor of the result: 1/N for a mean, B² for captures of a mean loss, 1/`gradient_scale`² to undo a scale.
+    /// Factor of the result (of [`Mode::Squares`] here): 1/N for a mean, B² for captures of a mean loss, 1/`gradient_scale`² to undo a scale.
     pub factor: f32,
     /// Factor of the gradients before they are squared: a power of two where their squares are below f32.
     pub gradient_scale: f32,
@@ -30,7 +35,7 @@ pub struct Squares {
 impl Default for Squares {
     /// Overwrite with the plain per-sample sum.
     fn default() -> Self {
-        Self { epilogue: Epilogue::Overwrite, fold: 1, factor: 1.0, gradient_scale: 1.0 }
+        Self { mode: Mode::Squares, epilogue: Epilogue::Overwrite, fold: 1, factor: 1.0, gradient_scale: 1.0 }
     }
 }
 
@@ -66,12 +71,28 @@ impl Linear {
     /// # Errors
     /// What the kernels' `launch` and [`Recording::dispatch`] refuse.
     pub fn record(&self, recording: &mut Recording, squares: Squares, buffers: Buffers<'_>) -> Result<()> {
-        if self.positions == 1 && squares.fold == 1 {
-            return self.record_factorised(recording, squares, buffers);
+        self.record_outputs(recording, 0..self.outputs, squares, buffers)
+    }
+
+    /// As [`Linear::record`], for a range of outputs alone. Those outside stay as they were; with [`Mode::Each`], `out` is
+    /// `[squares, outputs of the range, inputs]`.
+    ///
+    /// # Errors
+    /// As [`Linear::record`].
+    pub fn record_outputs(
+        &self,
+        recording: &mut Recording,
+        outputs: Range<u32>,
+        squares: Squares,
+        buffers: Buffers<'_>,
+    ) -> Result<()> {
+        if self.positions == 1 && squares.fold == 1 && squares.mode == Mode::Squares {
+            return self.record_factorised(recording, outputs, squares, buffers);
         }
         let op = "fisher.linear";
         let kernel = LinearSqShared {
-            form: Form::of(recording.caps(), 1, self.outputs.into(), self.inputs.into()),
+            form: Form::of(recording.caps(), 1, outputs.len() as u64, self.inputs.into()),
+            mode: squares.mode,
             input: buffers.input.float(op, "input")?,
             grad_output: buffers.grad_output.float(op, "grad_output")?,
             overwrite: false,
@@ -79,8 +100,8 @@ impl Linear {
         let positions = u64::from(squares.fold.min(self.samples)) * u64::from(self.positions);
         let flops = positions.saturating_mul(2 * u64::from(self.inputs));
         let count = self.samples.div_ceil(squares.fold.max(1));
-        for piece in pieces(recording, count, flops, self.outputs, 1) {
-            let epilogue = piece.epilogue(squares.epilogue);
+        for piece in pieces(recording, squares.mode, count, flops, outputs, 1) {
+            let epilogue = piece.epilogue(squares);
             let params = LinearSqSharedParams {
                 samples: self.samples,
                 fold: squares.fold,
@@ -110,18 +131,20 @@ impl Linear {
     fn record_factorised(
         &self,
         recording: &mut Recording,
+        outputs: Range<u32>,
         squares: Squares,
         buffers: Buffers<'_>,
     ) -> Result<()> {
         let op = "fisher.linear";
         let kernel = LinearSq {
-            form: Form::of(recording.caps(), 1, self.outputs.into(), self.inputs.into()),
+            form: Form::of(recording.caps(), 1, outputs.len() as u64, self.inputs.into()),
             input: buffers.input.float(op, "input")?,
             grad_output: buffers.grad_output.float(op, "grad_output")?,
             overwrite: false,
         };
-        for piece in pieces(recording, self.samples, 2 * u64::from(self.inputs), self.outputs, 1) {
-            let epilogue = piece.epilogue(squares.epilogue);
+        let flops = 2 * u64::from(self.inputs);
+        for piece in pieces(recording, squares.mode, self.samples, flops, outputs, 1) {
+            let epilogue = piece.epilogue(squares);
             let params = LinearSqParams {
                 samples: self.samples,
                 first: piece.first,
@@ -184,6 +207,27 @@ impl Conv {
     /// [`Error::Shape`] for an output size that does not follow from the input's, and what [`ConvSq`]'s `launch` and
     /// [`Recording::dispatch`] refuse.
     pub fn record(&self, recording: &mut Recording, squares: Squares, buffers: Buffers<'_>) -> Result<()> {
+        self.record_rows(recording, 0..self.rows(), squares, buffers)
+    }
+
+    /// Rows of the weight: its leading axis.
+    #[must_use]
+    pub fn rows(&self) -> u32 {
+        if self.transposed { self.inputs } else { self.outputs }
+    }
+
+    /// As [`Conv::record`], for a range of the weight's [rows](Self::rows) alone: inside one group, or whole groups. Those outside stay as
+    /// they were; with [`Mode::Each`], `out` is `[squares, rows of the range, …]`.
+    ///
+    /// # Errors
+    /// As [`Conv::record`].
+    pub fn record_rows(
+        &self,
+        recording: &mut Recording,
+        rows: Range<u32>,
+        squares: Squares,
+        buffers: Buffers<'_>,
+    ) -> Result<()> {
         self.check_output()?;
         if self.transposed {
             // The sum is the same with the roles swapped: see `ConvSq`.
@@ -195,18 +239,25 @@ impl Conv {
                 output: self.input,
                 ..*self
             };
-            return layer.record_conv(recording, squares, roles);
+            return layer.record_conv(recording, rows, squares, roles);
         }
-        self.record_conv(recording, squares, buffers)
+        self.record_conv(recording, rows, squares, buffers)
     }
 
-    fn record_conv(&self, recording: &mut Recording, squares: Squares, buffers: Buffers<'_>) -> Result<()> {
+    fn record_conv(
+        &self,
+        recording: &mut Recording,
+        range: Range<u32>,
+        squares: Squares,
+        buffers: Buffers<'_>,
+    ) -> Result<()> {
         let product = |sizes: [u32; 3]| sizes.map(u64::from).iter().product::<u64>();
         let groups = self.groups.max(1);
         let (rows, columns) =
             (self.outputs / groups, u64::from(self.inputs / groups).saturating_mul(product(self.kernel)));
         let kernel = ConvSq {
             form: Form::of(recording.caps(), groups.into(), rows.into(), columns),
+            mode: squares.mode,
             input: buffers.input.float("fisher.conv", "input")?,
             grad_output: buffers.grad_output.float("fisher.conv", "grad_output")?,
             overwrite: false,
@@ -215,8 +266,8 @@ impl Conv {
         let flops = positions.saturating_mul(2).saturating_mul(columns);
         let count = self.samples.div_ceil(squares.fold.max(1));
         let multiple = if groups == 1 { 1 } else { rows };
-        for piece in pieces(recording, count, flops, self.outputs, multiple) {
-            let epilogue = piece.epilogue(squares.epilogue);
+        for piece in pieces(recording, squares.mode, count, flops, range, multiple) {
+            let epilogue = piece.epilogue(squares);
             let params = ConvSqParams {
                 first: piece.first,
                 count: piece.count,
@@ -328,6 +379,7 @@ impl Bias {
         out: &View,
     ) -> Result<()> {
         let kernel = SumSq {
+            mode: squares.mode,
             lanes: SumSq::lanes(recording.caps(), self.channels_first),
             grad_output: grad_output.float("fisher.bias", "grad_output")?,
             channels_first: self.channels_first,
@@ -337,8 +389,8 @@ impl Bias {
         let count = self.samples.div_ceil(squares.fold.max(1));
         // An addition for every element loaded: as long as this many operations of a product.
         let flops = positions.saturating_mul(40).saturating_mul(self.outputs.into());
-        for piece in pieces(recording, count, flops, 1, 1) {
-            let epilogue = piece.epilogue(squares.epilogue);
+        for piece in pieces(recording, squares.mode, count, flops, 0..1, 1) {
+            let epilogue = piece.epilogue(squares);
             let params = SumSqParams {
                 samples: self.samples,
                 fold: squares.fold,
@@ -374,16 +426,26 @@ struct Piece {
 }
 
 impl Piece {
-    /// What this piece does with the old value, given what the whole shall do.
-    fn epilogue(self, whole: Epilogue) -> Epilogue {
-        if self.first == 0 { whole } else { Epilogue::Add }
+    /// What this piece does with the old value, given what the whole shall do: only a sum over squares is continued.
+    fn epilogue(self, whole: Squares) -> Epilogue {
+        if self.first == 0 || whole.mode == Mode::Each { whole.epilogue } else { Epilogue::Add }
     }
 }
 
 /// Cuts a step into dispatches of at most [`FLOPS`] operations, of which each square takes `flops` an output. Outputs
-/// are cut at multiples of `multiple`. The host has no watchdog and gets one piece.
-fn pieces(recording: &Recording, squares: u32, flops: u64, outputs: u32, multiple: u32) -> Vec<Piece> {
-    let whole = Piece { first: 0, count: squares, first_output: 0, output_count: outputs };
+/// are cut at multiples of `multiple`; where each square has a result, which holds its outputs without a gap, they are not. The host has no
+/// watchdog and gets one piece.
+fn pieces(
+    recording: &Recording,
+    mode: Mode,
+    squares: u32,
+    flops: u64,
+    outputs: Range<u32>,
+    multiple: u32,
+) -> Vec<Piece> {
+    let count = outputs.end.saturating_sub(outputs.start);
+    let whole = Piece { first: 0, count: squares, first_output: outputs.start, output_count: count };
+    let multiple = if mode == Mode::Each { count } else { multiple };
     match recording.backend {
         Backend::Host => vec![whole],
         Backend::Gpu(_) => cut(whole, flops, multiple, FLOPS),
@@ -399,6 +461,7 @@ fn cut(whole: Piece, flops: u64, multiple: u32, most: u64) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (first, count) in ranges(whole.count, squares_at_once) {
         for (first_output, output_count) in ranges(whole.output_count, outputs_at_once) {
+            let first_output = whole.first_output + first_output;
             pieces.push(Piece { first, count, first_output, output_count });
         }
     }

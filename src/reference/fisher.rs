@@ -116,6 +116,25 @@ pub fn sum_of_squares(weight: &[f64], gradients: &[Vec<f64>], len: usize) -> Vec
     sum
 }
 
+/// `Σ_n weight[n] · g_n`, elementwise, over gradients of `len` elements: ∇ of the weighted loss.
+#[must_use]
+pub fn weighted_sum(weight: &[f64], gradients: &[Vec<f64>], len: usize) -> Vec<f64> {
+    let mut sum = vec![0.0; len];
+    for (w, gradient) in weight.iter().zip(gradients) {
+        for (sum, g) in sum.iter_mut().zip(gradient) {
+            *sum += w * g;
+        }
+    }
+    sum
+}
+
+/// `⟨x_m, y_n⟩` of every two rows, `[m, n]`: the Gram matrix where x is y.
+#[must_use]
+pub fn inner_products(x: &[Vec<f64>], y: &[Vec<f64>]) -> Vec<f64> {
+    let inner = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    x.iter().flat_map(|x| y.iter().map(move |y| inner(x, y))).collect()
+}
+
 /// Gradients of the *sum* of the losses of `fold` consecutive samples: Σ g_n over each such run (the last may be shorter).
 #[must_use]
 pub fn joint(gradients: &[Vec<f64>], fold: usize) -> Vec<Vec<f64>> {

@@ -1,4 +1,4 @@
-//! Squared gradients of the weights of normalisation layers.
+//! Gradients and squared gradients of the weights of normalisation layers.
 
 /// Mean and 1/√(variance + eps) of `values`, the variance divided by their number (Ba et al. 2016, eq. 4, as PyTorch
 /// computes it). RMS norm (Zhang & Sennrich 2019) has no mean.
@@ -18,31 +18,27 @@ pub struct Element {
     pub stat: usize,
 }
 
-/// Σ_s weight_s (scale · Σ_{n ∈ s} Σ_t b_nt x̂_nt)² for every channel, x̂ = (x − mean) · scale; a square s is `fold`
+/// scale · Σ_{n ∈ s} Σ_t b_nt x̂_nt for every square s and channel, x̂ = (x − mean) · scale; a square is `fold`
 /// consecutive samples of `samples`, the last one may have fewer.
 ///
 /// `element` says where sample n, position t, channel c lies. `stats` holds pairs.
 #[must_use]
-pub fn sum(
-    (input, grad_output, stats, weight): (&[f64], &[f64], &[f64], &[f64]),
+pub fn gradients(
+    (input, grad_output, stats): (&[f64], &[f64], &[f64]),
     (samples, fold, positions, channels): (usize, usize, usize, usize),
     element: impl Fn(usize, usize, usize) -> Element,
     scale: f64,
-) -> Vec<f64> {
-    let channel = |c: usize| {
-        let mut total = 0.0;
-        for (s, w) in weight.iter().enumerate() {
-            let mut gradient = 0.0;
-            for n in s * fold..samples.min((s + 1) * fold) {
-                for t in 0..positions {
-                    let at = element(n, t, c);
-                    let normal = (input[at.index] - stats[2 * at.stat]) * stats[2 * at.stat + 1];
-                    gradient += scale * grad_output[at.index] * normal;
-                }
+) -> Vec<Vec<f64>> {
+    let channel = |s: usize, c: usize| {
+        let mut gradient = 0.0;
+        for n in s * fold..samples.min((s + 1) * fold) {
+            for t in 0..positions {
+                let at = element(n, t, c);
+                let normal = (input[at.index] - stats[2 * at.stat]) * stats[2 * at.stat + 1];
+                gradient += scale * grad_output[at.index] * normal;
             }
-            total += w * (gradient * gradient);
         }
-        total
+        gradient
     };
-    (0..channels).map(channel).collect()
+    (0..samples.div_ceil(fold)).map(|s| (0..channels).map(|c| channel(s, c)).collect()).collect()
 }

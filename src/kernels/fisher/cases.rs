@@ -1,6 +1,8 @@
 //! What the cases of this family share: inputs, and how far sums of squares may be off.
 
-use super::Form;
+use std::ops::Range;
+
+use super::{Form, Mode};
 use crate::kernel::{CaseBuffer, Want, noise};
 use crate::reference;
 use crate::shape::DType;
@@ -46,22 +48,42 @@ impl Numbers {
     fn finish(self, old: f64, sum: f64, error: f64) -> Want {
         let [decay, gain] = [self.decay, self.gain].map(f64::from);
         let kept = if self.overwrite { 0.0 } else { decay * old };
-        let wanted = Want::computed(kept + gain * sum, kept.abs() + gain * (sum + error), 3.0, DType::F32);
+        let wanted =
+            Want::computed(kept + gain * sum, kept.abs() + gain * (sum.abs() + error), 3.0, DType::F32);
         Want { bound: wanted.bound + gain * error, ..wanted }
     }
 }
 
-/// Weights of which every third is zero.
-pub(super) fn weights(len: usize) -> Vec<f64> {
-    noise(4, len).iter().enumerate().map(|(n, w)| if n % 3 == 2 { 0.0 } else { w.abs() }).collect()
+/// Weights of which every third is zero; of either sign where gradients are not squared.
+pub(super) fn weights(len: usize, mode: Mode) -> Vec<f64> {
+    let one = |(n, w): (usize, &f64)| match (n % 3, mode) {
+        (2, _) => 0.0,
+        (_, Mode::Squares) => w.abs(),
+        _ => *w,
+    };
+    noise(4, len).iter().enumerate().map(one).collect()
 }
 
-/// The wanted result of squares of sums.
+/// What each mode is defined as, over gradients of `len` elements.
+pub(super) fn sums(mode: Mode, weight: &[f64], gradients: &[Vec<f64>], len: usize) -> Vec<f64> {
+    let weighted = reference::fisher::weighted_sum;
+    match mode {
+        Mode::Squares => reference::fisher::sum_of_squares(weight, gradients, len),
+        Mode::Gradients => weighted(weight, gradients, len),
+        Mode::Each => {
+            let one = |(w, g): (&f64, &Vec<f64>)| weighted(&[*w], std::slice::from_ref(g), len);
+            weight.iter().zip(gradients).flat_map(one).collect()
+        }
+    }
+}
+
+/// The wanted result of sums of squares, or of the gradients themselves.
 ///
 /// `gradients` are the squares' gradients, `magnitudes` the same sums over |terms|, each of at most `terms` terms. A gradient is off
 /// by at most δ = 2u · (terms + 2) · Σ|terms| (a product, its sums, the scale), in whatever order it is summed; hence its square by 2|g|δ + δ². A sum
 /// over squares adds a square, a weight and as many roundings as there are squares.
 pub(super) fn want(
+    mode: Mode,
     numbers: Numbers,
     gradients: &[Vec<f64>],
     magnitudes: &[Vec<f64>],
@@ -75,7 +97,7 @@ pub(super) fn want(
         gradients.iter().map(|g| g.iter().map(|g| scale * g).collect()).collect()
     };
     let (gradients, magnitudes) = (scaled(gradients), scaled(magnitudes));
-    let sums = reference::fisher::sum_of_squares(weight, &gradients, old.len());
+    let sums = sums(mode, weight, &gradients, old.len());
     let depth = terms as f64 + 2.0;
     let element = |p: usize| {
         let mut error = 0.0;
@@ -83,8 +105,13 @@ pub(super) fn want(
         for ((w, g), magnitude) in weight.iter().zip(&gradients).zip(&magnitudes) {
             // Inputs are at most about 1 once scaled, so a flushed factor is off by no more than a flushed product.
             let delta = u2 * depth * magnitude[p] + 2.0 * depth * FLUSHED;
-            error += w * (2.0 * g[p].abs() * delta + delta * delta);
-            sum_abs += w * (g[p].abs() + delta).powi(2);
+            let size = g[p].abs();
+            let (off, largest) = match mode {
+                Mode::Squares => (2.0 * size * delta + delta * delta, (size + delta).powi(2)),
+                _ => (delta, size + delta),
+            };
+            error += w.abs() * off;
+            sum_abs += w.abs() * largest;
         }
         let roundings = weight.len() as f64 + 2.0;
         error += u2 * roundings * sum_abs + 2.0 * roundings * FLUSHED;
@@ -114,8 +141,40 @@ pub(super) fn want_factorised(
     sums.iter().zip(old).map(element).collect()
 }
 
+/// One step's ranges: its first square, and the elements of a gradient that it covers.
+pub(super) struct Covered {
+    pub(super) first: usize,
+    pub(super) elements: Range<usize>,
+}
+
+/// What `out` should be after a step in any mode; `gradients` and `weight` are those of its squares.
+pub(super) fn wanted(
+    mode: Mode,
+    numbers: Numbers,
+    covered: &Covered,
+    (gradients, magnitudes, terms): (&[Vec<f64>], &[Vec<f64>], usize),
+    weight: &[f64],
+    old: &[f64],
+) -> Vec<Want> {
+    let elements = covered.elements.clone();
+    if mode != Mode::Each {
+        return only(elements, want(mode, numbers, gradients, magnitudes, terms, weight, old), old);
+    }
+    let mut out: Vec<Want> = old.iter().map(|&value| Want::exact(value)).collect();
+    for (square, ((gradient, magnitude), &weight)) in
+        (covered.first..).zip(gradients.iter().zip(magnitudes).zip(weight))
+    {
+        let at = square * elements.len()..(square + 1) * elements.len();
+        let (gradient, magnitude) =
+            (gradient[elements.clone()].to_vec(), magnitude[elements.clone()].to_vec());
+        let one = want(mode, numbers, &[gradient], &[magnitude], terms, &[weight], &old[at.clone()]);
+        out.splice(at, one);
+    }
+    out
+}
+
 /// Outside of a step's range, elements stay as they were.
-pub(super) fn only(range: std::ops::Range<usize>, want: Vec<Want>, old: &[f64]) -> Vec<Want> {
+pub(super) fn only(range: Range<usize>, want: Vec<Want>, old: &[f64]) -> Vec<Want> {
     want.into_iter()
         .enumerate()
         .map(|(p, want)| if range.contains(&p) { want } else { Want::exact(old[p]) })

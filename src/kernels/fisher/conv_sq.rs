@@ -5,11 +5,12 @@ use std::ops::Range;
 use faer::MatRef;
 use rayon::prelude::*;
 
+use super::Mode;
 use super::cases::{self, Numbers};
 use super::product::{Factors, Form, Scratch, Store, TILE, products, sum_of_runs};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, noise, widen_into};
 use crate::kernels::shader;
 use crate::reference;
 use crate::shape::DType;
@@ -34,6 +35,9 @@ use crate::shape::DType;
 /// gradient at y. That is exact, for groups too; the result is `[in, out / groups, kernel…]`, as transposed convolutions store it.
 /// `output_padding` only makes y larger. (`gradient_scale` then scales x, which is the same for the product.)
 ///
+/// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then of the weight's shape, or
+/// `[s, output_count, c / groups, kernel…]`.
+///
 /// Patches are read where they lie: nothing is unfolded in device memory; the host unfolds one block of positions for one
 /// tile at a time. `grad_output` may be smaller than input, kernel and stride allow: what no position reaches adds nothing.
 ///
@@ -44,6 +48,8 @@ use crate::shape::DType;
 pub struct ConvSq {
     /// The shader's form.
     pub form: Form,
+    /// What becomes of the gradients.
+    pub mode: Mode,
     /// Storage of the input.
     pub input: DType,
     /// Storage of the output's gradient.
@@ -231,7 +237,7 @@ impl Kernel for ConvSq {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        super::overrides(self.form, self.input, self.grad_output, self.overwrite)
+        super::overrides(self.form, self.mode, self.input, self.grad_output, self.overwrite)
     }
 
     fn launch(&self, p: &ConvSqParams, args: &ConvSqArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -249,36 +255,35 @@ impl Kernel for ConvSq {
         let grad_output = len([samples, outputs], p.grad())?;
         args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
         args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
-        let out = len([outputs, channels / u64::from(p.groups)], p.kernel())?;
-        args.out.expect(Self::NAME, "out", out, Some(DType::F32.into()))?;
         let (blocks, rows, columns) = p.matrices();
-        self.form.grid(Self::NAME, blocks, rows, columns, caps)
+        let out = if self.mode.each() { [squares, p.output_count.into()] } else { [1, outputs] };
+        let out = super::len(Self::NAME, &[out[0], out[1], columns])?;
+        args.out.expect(Self::NAME, "out", out, Some(DType::F32.into()))?;
+        self.form.grid(Self::NAME, self.mode.results(p.count.into()) * blocks, rows, columns, caps)
     }
 
     fn host(&self, p: &ConvSqParams, args: ConvSqSlices<'_>) {
         let (_, rows, columns) = p.matrices();
         let (rows, columns) = (rows as usize, columns as usize);
-        let layer = Layer::new(p, args.input, args.grad_output, args.weight.cast());
+        let layer = Layer::new(p, args.input, args.grad_output, args.weight.cast(), self.mode.squared());
         let squares = p.first as usize..p.first as usize + p.count as usize;
         let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
-        let first = p.first_output as usize * columns;
-        let out = &mut args.out.cast()[first..first + p.output_count as usize * columns];
-        if out.is_empty() {
-            return;
-        }
+        let written = super::written(self.mode, &squares, (p.first_output, p.output_count), columns);
         let first = p.first_output as usize;
-        if layer.is_narrow() {
-            out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
-                let sums = sum_of_runs(&squares, p.output_count as usize, &mut (), |(), run| {
-                    layer.narrow(first + row, run)
+        super::for_results(self.mode, squares, &mut args.out.cast()[written], |squares, out| {
+            if layer.is_narrow() {
+                out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
+                    let sums = sum_of_runs(&squares, p.output_count as usize, &mut (), |(), run| {
+                        layer.narrow(first + row, run)
+                    });
+                    store.apply(out, &sums);
                 });
-                store.apply(out, &sums);
+                return;
+            }
+            out.par_chunks_mut(rows * columns).enumerate().for_each(|(block, out)| {
+                let group = Group { layer: &layer, first_output: first + block * rows };
+                products(&group, (rows, columns), squares.clone(), out, store);
             });
-            return;
-        }
-        out.par_chunks_mut(rows * columns).enumerate().for_each(|(block, out)| {
-            let group = Group { layer: &layer, first_output: first + block * rows };
-            products(&group, (rows, columns), squares.clone(), out, store);
         });
     }
 
@@ -289,10 +294,11 @@ impl Kernel for ConvSq {
         let input: u64 = blocks * (channels / groups.max(1)) * p.input().iter().product::<u64>();
         let positions: u64 = p.grad().iter().product();
         let elements = blocks * rows * columns;
+        let results = self.mode.results(p.count.into()) * elements;
         let factors =
             samples * (input * self.input.size() + blocks * rows * positions * self.grad_output.size());
         Cost {
-            bytes: factors + elements * if self.overwrite { 4 } else { 8 },
+            bytes: factors + results * if self.overwrite { 4 } else { 8 },
             flops: elements * (2 * samples * positions + 3 * u64::from(p.count)),
         }
     }
@@ -300,6 +306,7 @@ impl Kernel for ConvSq {
 
 /// A layer's sizes and buffers as the host uses them; sizes are d, h, w.
 struct Layer<'a> {
+    squared: bool,
     values: Slice<'a>,
     grad_output: Slice<'a>,
     weight: &'a [f32],
@@ -325,9 +332,16 @@ struct Tap {
 }
 
 impl<'a> Layer<'a> {
-    fn new(p: &ConvSqParams, values: Slice<'a>, grad_output: Slice<'a>, weight: &'a [f32]) -> Self {
+    fn new(
+        p: &ConvSqParams,
+        values: Slice<'a>,
+        grad_output: Slice<'a>,
+        weight: &'a [f32],
+        squared: bool,
+    ) -> Self {
         let sizes = |sizes: [u64; 3]| sizes.map(|size| size as usize);
         Self {
+            squared,
             values,
             grad_output,
             weight,
@@ -464,7 +478,7 @@ impl<'a> Layer<'a> {
                 }
             }
             for (sum, &p) in sums.iter_mut().zip(&products) {
-                *sum += weight * (p * p);
+                *sum += weight * if self.squared { p * p } else { p };
             }
         }
         sums
@@ -504,8 +518,11 @@ impl Group<'_> {
 }
 
 impl Factors for Group<'_> {
-    const SQUARED: bool = true;
     const TILE: (usize, usize) = TILE;
+
+    fn squared(&self) -> bool {
+        self.layer.squared
+    }
 
     fn positions(&self, square: usize) -> usize {
         self.layer.samples_of(square).len() * self.layer.positions()
@@ -700,11 +717,23 @@ impl Checked for ConvSq {
         let mut out = Vec::new();
         let shapes = shapes();
         for form in cases::FORMS {
-            let kernel = Self { form, input: DType::F32, grad_output: DType::F32, overwrite: false };
+            let kernel = plain(form);
             out.extend(shapes.iter().map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)));
             let (grouped, depthwise) = (shapes[14], shapes[16]);
             for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
                 out.extend([grouped, depthwise].map(|shape| case(kernel, shape, numbers, None)));
+            }
+            for mode in [Mode::Gradients, Mode::Each] {
+                let kernel = Self { mode, ..kernel };
+                for shape in [shapes[0], shapes[5], depthwise, shapes[18], shapes[24], shapes[27]] {
+                    out.push(case(kernel, shape, Numbers::OVERWRITE, None));
+                }
+                out.push(case(kernel, grouped, Numbers::SCALED, None));
+                let range = Shape { samples: 9, fold: 2, ..grouped };
+                out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 8, 8])));
+                out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 9, 5])));
+                let kernel = Self { input: DType::BF16, grad_output: DType::F16, ..kernel };
+                out.push(case(kernel, depthwise, Numbers::EMA, None));
             }
             let range = Shape { samples: 9, fold: 2, ..grouped };
             out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 8, 8])));
@@ -730,12 +759,7 @@ impl Checked for ConvSq {
         let map = 16 * u64::from(channels) * 28 * 28;
         Bench {
             name: format!("n=16 {channels}->{channels} 3x3 on 28x28 f32"),
-            kernel: Self {
-                form: Form::Tile { x: 8, y: 8 },
-                input: DType::F32,
-                grad_output: DType::F32,
-                overwrite: true,
-            },
+            kernel: Self { overwrite: true, ..plain(Form::Tile { x: 8, y: 8 }) },
             params: shape.params(Numbers::OVERWRITE),
             buffers: vec![
                 (DType::F32.into(), map, Fill::Noise),
@@ -745,6 +769,11 @@ impl Checked for ConvSq {
             ],
         }
     }
+}
+
+fn plain(form: Form) -> ConvSq {
+    let mode = Mode::Squares;
+    ConvSq { form, mode, input: DType::F32, grad_output: DType::F32, overwrite: false }
 }
 
 /// `range`: the first square, their number, the first output, their number.
@@ -772,8 +801,11 @@ fn case(kernel: ConvSq, shape: Shape, numbers: Numbers, range: Option<[u32; 4]>)
     let of_output = layer.channels / layer.groups * layer.kernel.iter().product::<usize>();
     let input = CaseBuffer::floats(kernel.input, &noise(1, samples * of_input));
     let grad_output = CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * of_grad));
-    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold)));
-    let out = numbers.out(layer.outputs * of_output);
+    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold), kernel.mode));
+    let out = match kernel.mode {
+        Mode::Each => numbers.out(samples.div_ceil(fold) * params.output_count as usize * of_output),
+        _ => numbers.out(layer.outputs * of_output),
+    };
     let (a, b, old) = (input.values(), grad_output.values(), out.values());
     let squares = params.first as usize..(params.first + params.count) as usize;
     let gradients = |a: &[f64], b: &[f64]| {
@@ -786,9 +818,11 @@ fn case(kernel: ConvSq, shape: Shape, numbers: Numbers, range: Option<[u32; 4]>)
     let magnitudes = gradients(&cases::abs(&a), &cases::abs(&b));
     let terms = fold * layer.grad.iter().product::<usize>();
     let weights = &weight.values()[squares.clone()];
-    let want = cases::want(numbers, &gradients(&a, &b), &magnitudes, terms, weights, &old);
     let first = params.first_output as usize * of_output;
-    let want: Vec<Want> = cases::only(first..first + params.output_count as usize * of_output, want, &old);
+    let elements = first..first + params.output_count as usize * of_output;
+    let covered = cases::Covered { first: params.first as usize, elements };
+    let terms = (&gradients(&a, &b)[..], &magnitudes[..], terms);
+    let want = cases::wanted(kernel.mode, numbers, &covered, terms, weights, &old);
     Case {
         name: format!("{kernel:?} {shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
         kernel,

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::{Mode, cases};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::kernel::{
@@ -25,13 +26,16 @@ use crate::shape::DType;
 /// The ids of a sample that repeat add **before** squaring. With `decay` 0 the old value is not read (overwrite), with 1 the
 /// sum is added, between them it is a moving average. Rows that the index does not list stay as they are.
 /// `gradient_scale` is a power of two that keeps the squares of gradients below 1e-19 from vanishing; `gain` undoes it.
-/// A sample of weight 0 is left out, whatever it holds. To square the sum over several samples, index them as one.
+/// A sample of weight 0 is left out, whatever it holds. With [`Mode::Gradients`] the sums themselves are weighted and added; with an index
+/// [by run](EmbeddingIndex::by_run) that gives the gradient of every sample and row. To square the sum over several samples, index them as one.
 ///
 /// No one-hot matrix and no work on rows that no sample names. Reads each element of b once, writes each listed row once:
 /// 4·n·t·d + 8·r·d bytes, n·t·d additions. Bitwise repeatable: a row has one owner, which walks samples and positions in
-/// their order. A row that very many positions share is one long sum. Definition: [`reference::embedding::sum`].
+/// their order. A row that very many positions share is one long sum. Definition: [`reference::embedding::gradients`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmbeddingSq {
+    /// What becomes of the gradients: squares or gradients.
+    pub mode: Mode,
     /// Storage of the gradient.
     pub gradient: DType,
 }
@@ -129,6 +133,15 @@ impl EmbeddingIndex {
         Ok(index)
     }
 
+    /// The index with every run (a sample's positions of one row) as a row of its own: row j is run j, of the sample `run_sample[j]`.
+    #[must_use]
+    pub fn by_run(mut self) -> Self {
+        let runs = small(self.run_sample.len());
+        self.owner_row = (0..runs).collect();
+        self.owner_run = (0..=runs).collect();
+        self
+    }
+
     fn own_empty(&mut self, rows: std::ops::Range<u32>) {
         self.owner_run.extend(rows.clone().map(|_| small(self.run_sample.len())));
         self.owner_row.extend(rows);
@@ -161,11 +174,16 @@ impl Kernel for EmbeddingSq {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![("WORKGROUP", WORKGROUP.into()), ("GRADIENT", self.gradient.code().into())]
+        let [squared, _] = self.mode.overrides();
+        vec![("WORKGROUP", WORKGROUP.into()), ("GRADIENT", self.gradient.code().into()), squared]
     }
 
     fn launch(&self, params: &EmbeddingSqParams, args: &EmbeddingSqArgs, caps: &Caps) -> Result<[u32; 3]> {
         let expect = |view: &crate::View, what, len| view.expect(Self::NAME, what, len, Some(Element::U32));
+        if self.mode.each() {
+            let problem = "a result for every square; index each run as a row of its own instead (EmbeddingIndex::by_run)";
+            return Err(Error::argument(Self::NAME, problem));
+        }
         let dim = u64::from(params.dim);
         args.grad_output.expect(
             Self::NAME,
@@ -202,6 +220,7 @@ impl Kernel for EmbeddingSq {
         let dim = params.dim as usize;
         let walk = Walk {
             params,
+            squared: self.mode.squared(),
             gradient: args.grad_output,
             positions: args.positions.cast(),
             run_start: args.run_start.cast(),
@@ -247,6 +266,7 @@ fn listed_rows<'a>(out: &'a mut [f32], owners: &[u32], dim: usize) -> Vec<&'a mu
 /// What the host execution needs for every row.
 struct Walk<'a> {
     params: &'a EmbeddingSqParams,
+    squared: bool,
     gradient: Slice<'a>,
     positions: &'a [u32],
     run_start: &'a [u32],
@@ -288,7 +308,7 @@ impl Walk<'_> {
         let scale = self.params.gradient_scale;
         for (sum, sample) in sum.iter_mut().zip(sample) {
             let g = scale * sample;
-            *sum += weight * (g * g);
+            *sum += weight * if self.squared { g * g } else { g };
         }
     }
 }
@@ -302,15 +322,18 @@ impl Checked for EmbeddingSq {
                 [(0, 3, 4, 5), (1, 1, 1, 1), (3, 7, 5, 3), (5, 4, 300, 9), (2, 33, 2, 257)]
             {
                 let shape = Sizes { samples, positions, rows, dim };
-                cases.push(case(Self { gradient }, shape, overwrite, Listed::All));
+                cases.push(case(Self { mode: Mode::Squares, gradient }, shape, overwrite, Listed::All));
             }
         }
-        let plain = Self { gradient: DType::F32 };
+        let plain = Self { mode: Mode::Squares, gradient: DType::F32 };
         let shape = Sizes { samples: 4, positions: 6, rows: 70, dim: 17 };
         cases.push(case(plain, shape, (1.0, 1.0, 0.5), Listed::Touched));
         cases.push(case(plain, shape, (1.0, 0.9, 0.1), Listed::All));
         cases.push(case(plain, shape, (2.0_f32.powi(70), 0.0, 1.0), Listed::All));
         cases.push(case(plain, Sizes { positions: 0, ..shape }, overwrite, Listed::All));
+        let gradients = Self { mode: Mode::Gradients, ..plain };
+        cases.push(case(gradients, shape, overwrite, Listed::All));
+        cases.push(case(gradients, shape, (2.0, 1.0, 0.25), Listed::Touched));
         // As many rows as a vocabulary, few of them touched.
         cases.push(case(plain, Sizes { rows: 200_000, dim: 2, ..shape }, (1.0, 1.0, 1.0), Listed::Touched));
         cases
@@ -323,7 +346,7 @@ impl Checked for EmbeddingSq {
         let words = |len, fill| (Element::U32, u64::from(len), fill);
         Bench {
             name: format!("{positions} positions in as many rows of {DIM}, f32"),
-            kernel: Self { gradient: DType::F32 },
+            kernel: Self { mode: Mode::Squares, gradient: DType::F32 },
             params: EmbeddingSqParams {
                 owners: positions,
                 dim: DIM,
@@ -381,7 +404,7 @@ fn case(
     } else {
         CaseBuffer::floats(DType::F32, &noise(4, rows * dim))
     };
-    let want = wanted(sizes, (&ids, &gradient, &weight, &out), (gradient_scale, decay, gain));
+    let want = wanted(kernel.mode, sizes, (&ids, &gradient, &weight, &out), (gradient_scale, decay, gain));
     Case {
         name: format!("{kernel:?} {sizes:?} decay={decay} {listed:?}"),
         kernel,
@@ -408,6 +431,7 @@ fn case(
 
 /// The definition on the stored values; its magnitudes are the definition on absolute values.
 fn wanted(
+    mode: Mode,
     sizes: Sizes,
     (ids, gradient, weight, out): (&[u32], &CaseBuffer, &CaseBuffer, &CaseBuffer),
     (scale, decay, gain): (f32, f32, f32),
@@ -415,7 +439,10 @@ fn wanted(
     let shape = (sizes.rows as usize, sizes.dim);
     let (gradient, weight) = (gradient.values(), weight.values());
     let abs = |values: &[f64]| values.iter().map(|v| v.abs()).collect::<Vec<f64>>();
-    let sum = |b: &[f64], w: &[f64]| reference::embedding::sum(ids, b, w, shape, scale.into());
+    let sum = |b: &[f64], w: &[f64]| {
+        let gradients = reference::embedding::gradients(ids, b, w.len(), shape, scale.into());
+        cases::sums(mode, w, &gradients, sizes.rows as usize * sizes.dim)
+    };
     let (sums, magnitudes) = (sum(&gradient, &weight), sum(&abs(&gradient), &abs(&weight)));
     // A gradient of t additions and a scaling, counted twice by the square; weight, sum over n, and the three of the last line.
     let depth = (2 * (sizes.positions + 1) + 1 + sizes.samples + 4) as f64;
@@ -448,10 +475,19 @@ mod tests {
         assert_eq!(all.owner_run, [0, 0, 2, 3, 5, 5]);
     }
 
+    #[test]
+    fn an_index_by_run_gives_every_run_a_row() {
+        let ids = [3, 1, 3, 5, 1, 1, 3, 2];
+        let index = EmbeddingIndex::new(&ids, 4, (1, 4), Listed::Touched).expect("small").by_run();
+        assert_eq!(index.owner_row, [0, 1, 2, 3, 4]);
+        assert_eq!(index.owner_run, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(index.run_sample, [0, 1, 1, 0, 1]);
+    }
+
     /// The oracle is seen to fail: each position as a run of its own is squared before it is added.
     #[test]
     fn repeated_ids_squared_one_by_one_are_caught() {
-        let plain = EmbeddingSq { gradient: DType::F32 };
+        let plain = EmbeddingSq { mode: Mode::Squares, gradient: DType::F32 };
         let sizes = Sizes { samples: 3, positions: 7, rows: 5, dim: 3 };
         let mut planted = case(plain, sizes, (1.0, 0.0, 1.0), Listed::All);
         let ids = case_ids(sizes);

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use faer::MatRef;
 
+use super::Mode;
 use super::cases::{self, Numbers};
 use super::product::{Factors, Form, Scratch, Store, products};
 use crate::error::Result;
@@ -92,7 +93,7 @@ impl Kernel for LinearSq {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        super::overrides(self.form, self.input, self.grad_output, self.overwrite)
+        super::overrides(self.form, Mode::Squares, self.input, self.grad_output, self.overwrite)
     }
 
     fn launch(&self, p: &LinearSqParams, args: &LinearSqArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -157,9 +158,12 @@ impl Squares<'_> {
 }
 
 impl Factors for Squares<'_> {
-    const SQUARED: bool = false;
     // Larger than where products are squared: there is one tile less to keep, and fewer factors to square again.
     const TILE: (usize, usize) = (256, 512);
+
+    fn squared(&self) -> bool {
+        false
+    }
 
     fn positions(&self, square: usize) -> usize {
         self.block(square).len()
@@ -316,7 +320,7 @@ fn case(kernel: LinearSq, shape: Shape, numbers: Numbers, range: Option<[u32; 4]
     }
     let input = CaseBuffer::floats(kernel.input, &noise(1, samples * inputs));
     let grad_output = CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * outputs));
-    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples));
+    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples, Mode::Squares));
     let out = numbers.out(outputs * inputs);
     let (a, b, old) = (input.values(), grad_output.values(), out.values());
     let range_of_samples = params.first as usize..(params.first + params.count) as usize;

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use faer::MatRef;
 
+use super::Mode;
 use super::cases::{self, Numbers};
 use super::product::{Factors, Form, Scratch, Store, TILE, products};
 use crate::error::Result;
@@ -24,6 +25,8 @@ use crate::shape::DType;
 /// - `weight`       `[s]`, f32, one for each `fold` consecutive samples
 /// - `out`          `[o, i]`, f32
 ///
+/// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then `[o, i]` or `[s, output_count, i]`.
+///
 /// The square does not factorise here: each square's gradient is a matrix product of its own, which exists one tile at a time. With
 /// `fold` = 1 a square is a sample. A parameter used several times is the same with its uses one after the other along t.
 /// For one position and one sample a square, [`LinearSq`](super::LinearSq) gives the same at the price of one product in all.
@@ -35,6 +38,8 @@ use crate::shape::DType;
 pub struct LinearSqShared {
     /// The shader's form.
     pub form: Form,
+    /// What becomes of the gradients.
+    pub mode: Mode,
     /// Storage of the input.
     pub input: DType,
     /// Storage of the output's gradient.
@@ -97,7 +102,7 @@ impl Kernel for LinearSqShared {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        super::overrides(self.form, self.input, self.grad_output, self.overwrite)
+        super::overrides(self.form, self.mode, self.input, self.grad_output, self.overwrite)
     }
 
     fn launch(&self, p: &LinearSqSharedParams, args: &LinearSqSharedArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -112,18 +117,16 @@ impl Kernel for LinearSqShared {
         args.input.expect(Self::NAME, "input", input, Some(self.input.into()))?;
         args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
         args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
-        args.out.expect(
-            Self::NAME,
-            "out",
-            super::len(Self::NAME, &[outputs, inputs])?,
-            Some(DType::F32.into()),
-        )?;
-        self.form.grid(Self::NAME, 1, p.output_count.into(), inputs, caps)
+        let rows = u64::from(p.output_count);
+        let out = if self.mode.each() { [squares, rows, inputs] } else { [1, outputs, inputs] };
+        args.out.expect(Self::NAME, "out", super::len(Self::NAME, &out)?, Some(DType::F32.into()))?;
+        self.form.grid(Self::NAME, self.mode.results(p.count.into()), rows, inputs, caps)
     }
 
     fn host(&self, p: &LinearSqSharedParams, args: LinearSqSharedSlices<'_>) {
-        let [first, rows, columns] = [p.first_output, p.output_count, p.inputs].map(|x| x as usize);
+        let [rows, columns] = [p.output_count, p.inputs].map(|x| x as usize);
         let factors = Shared {
+            mode: self.mode,
             input: Rows { values: args.input, width: columns, scale: 1.0 },
             grad_output: Rows {
                 values: args.grad_output,
@@ -134,12 +137,14 @@ impl Kernel for LinearSqShared {
             samples: p.samples as usize,
             fold: p.fold as usize,
             positions: p.positions as usize,
-            first_output: first,
+            first_output: p.first_output as usize,
         };
         let squares = p.first as usize..p.first as usize + p.count as usize;
-        let out = &mut args.out.cast()[first * columns..(first + rows) * columns];
+        let written = super::written(self.mode, &squares, (p.first_output, p.output_count), columns);
         let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
-        products(&factors, (rows, columns), squares, out, store);
+        super::for_results(self.mode, squares, &mut args.out.cast()[written], |squares, out| {
+            products(&factors, (rows, columns), squares, out, store);
+        });
     }
 
     fn cost(&self, p: &LinearSqSharedParams, _: &LinearSqSharedArgs) -> Cost {
@@ -147,8 +152,9 @@ impl Kernel for LinearSqShared {
         let [positions, inputs, rows] = [p.positions, p.inputs, p.output_count].map(u64::from);
         let factors = samples * positions * (inputs * self.input.size() + rows * self.grad_output.size());
         let elements = rows * inputs;
+        let results = self.mode.results(p.count.into()) * elements;
         Cost {
-            bytes: factors + elements * if self.overwrite { 4 } else { 8 },
+            bytes: factors + results * if self.overwrite { 4 } else { 8 },
             flops: elements * (2 * samples * positions + 3 * u64::from(p.count)),
         }
     }
@@ -190,6 +196,7 @@ impl Rows<'_> {
 }
 
 struct Shared<'a> {
+    mode: Mode,
     input: Rows<'a>,
     grad_output: Rows<'a>,
     weight: &'a [f32],
@@ -208,8 +215,11 @@ impl Shared<'_> {
 }
 
 impl Factors for Shared<'_> {
-    const SQUARED: bool = true;
     const TILE: (usize, usize) = TILE;
+
+    fn squared(&self) -> bool {
+        self.mode.squared()
+    }
 
     fn positions(&self, square: usize) -> usize {
         self.fold.min(self.samples - square * self.fold) * self.positions
@@ -268,7 +278,7 @@ impl Checked for LinearSqShared {
     fn cases() -> Vec<Case<Self>> {
         let mut out = Vec::new();
         for form in cases::FORMS {
-            let kernel = Self { form, input: DType::F32, grad_output: DType::F32, overwrite: false };
+            let kernel = plain(form);
             out.extend(SHAPES.map(|shape| case(kernel, shape, Numbers::OVERWRITE, None)));
             for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
                 out.push(case(kernel, (3, 1, 5, 13, 11), numbers, None));
@@ -280,11 +290,20 @@ impl Checked for LinearSqShared {
                     out.push(case(kernel, (2, 1, 3, 67, 9), Numbers::ADD, None));
                 }
             }
+            for mode in [Mode::Gradients, Mode::Each] {
+                let kernel = Self { mode, ..kernel };
+                for shape in [SHAPES[0], SHAPES[1], SHAPES[5], SHAPES[10], SHAPES[14], (2, 1, 9, 129, 257)] {
+                    out.push(case(kernel, shape, Numbers::OVERWRITE, None));
+                }
+                out.push(case(kernel, (3, 1, 5, 13, 11), Numbers::SCALED, None));
+                out.push(case(kernel, (9, 2, 5, 13, 21), Numbers::ADD, Some([1, 3, 8, 9])));
+                let kernel = Self { input: DType::BF16, grad_output: DType::F16, ..kernel };
+                out.push(case(kernel, (2, 1, 3, 67, 9), Numbers::EMA, None));
+            }
             out.extend(exact(kernel));
         }
         // More positions than one product of the host takes, and more than one row of workgroups.
-        let kernel =
-            Self { form: Form::Direct, input: DType::F32, grad_output: DType::F32, overwrite: false };
+        let kernel = plain(Form::Direct);
         out.push(case(kernel, (2, 1, 1030, 5, 3), Numbers::OVERWRITE, None));
         out.push(case(kernel, (1, 1, 1, 2048, 2050), Numbers::OVERWRITE, None));
         out
@@ -294,12 +313,7 @@ impl Checked for LinearSqShared {
         let width = u32::try_from(elements.isqrt()).unwrap_or(u32::MAX).clamp(16, 1024);
         let (samples, positions) = (32_u32, 128_u32);
         let rows = u64::from(samples) * u64::from(positions);
-        let kernel = Self {
-            form: Form::Tile { x: 16, y: 16 },
-            input: DType::F32,
-            grad_output: DType::F32,
-            overwrite: true,
-        };
+        let kernel = Self { overwrite: true, ..plain(Form::Tile { x: 16, y: 16 }) };
         Bench {
             name: format!("n={samples} t={positions} {width}x{width} f32"),
             kernel,
@@ -315,6 +329,11 @@ impl Checked for LinearSqShared {
             ],
         }
     }
+}
+
+fn plain(form: Form) -> LinearSqShared {
+    let mode = Mode::Squares;
+    LinearSqShared { form, mode, input: DType::F32, grad_output: DType::F32, overwrite: false }
 }
 
 fn whole((samples, fold, positions, inputs, outputs): Shape, numbers: Numbers) -> LinearSqSharedParams {
@@ -352,8 +371,11 @@ fn case(
     let input = CaseBuffer::floats(kernel.input, &noise(1, samples * positions * inputs));
     let grad_output =
         CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * positions * outputs));
-    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold)));
-    let out = numbers.out(outputs * inputs);
+    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold), kernel.mode));
+    let out = match kernel.mode {
+        Mode::Each => numbers.out(samples.div_ceil(fold) * params.output_count as usize * inputs),
+        _ => numbers.out(outputs * inputs),
+    };
     let (a, b, old) = (input.values(), grad_output.values(), out.values());
     let gradients = |a: &[f64], b: &[f64]| {
         let mut all = cases::gradients(samples, fold, |n| {
@@ -367,9 +389,11 @@ fn case(
     };
     let weights = &weight.values()[params.first as usize..][..params.count as usize];
     let magnitudes = gradients(&cases::abs(&a), &cases::abs(&b));
-    let want = cases::want(numbers, &gradients(&a, &b), &magnitudes, fold * positions, weights, &old);
     let first = params.first_output as usize * inputs;
-    let want = cases::only(first..first + params.output_count as usize * inputs, want, &old);
+    let elements = first..first + params.output_count as usize * inputs;
+    let covered = cases::Covered { first: params.first as usize, elements };
+    let terms = (&gradients(&a, &b)[..], &magnitudes[..], fold * positions);
+    let want = cases::wanted(kernel.mode, numbers, &covered, terms, weights, &old);
     Case {
         name: format!("{kernel:?} n,fold,t,i,o={shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
         kernel,

@@ -9,6 +9,9 @@
 //! squaring. `fold` = 1 is the per-sample Fisher; `fold` = B the minibatch-joint one, `fold` = N the joint one (the last
 //! square may have fewer samples). They differ only in what a gradient is: see each kernel.
 //!
+//! - **A [`Mode`]** says what becomes of the gradients: their squares are summed, as above; or they are summed themselves, as a
+//!   natural-gradient step Σ_n x_n g_n needs; or each is stored, as the inner products of a Gram matrix need for a few
+//!   parameters at a time.
 //! - **Weights** `[squares]`: one for each square. They serve padding masks, class balance, 1/k of Monte Carlo
 //!   samples, p(c) of the exact Fisher, 1/s of the improved empirical one. A square of weight 0 is left out, whatever it holds.
 //! - **What becomes of the old value** is an [`Epilogue`]: overwritten (never read), added to, or decayed. Streaming
@@ -42,8 +45,44 @@ pub use norm_stats::{NormStats, NormStatsArgs, NormStatsParams, NormStatsSlices}
 pub use product::Form;
 pub use sum_sq::{SumSq, SumSqArgs, SumSqParams, SumSqSlices};
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 use crate::shape::{DType, elements};
+
+/// What a step makes of the gradients g_s of its squares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Σ_s weight_s · g_s²: a Fisher diagonal.
+    #[default]
+    Squares,
+    /// Σ_s weight_s · g_s: a weighted gradient. Weights may have either sign.
+    Gradients,
+    /// weight_s · g_s of every square by itself. `out` is `[s, …]`, with the step's own range of outputs alone; a step writes its own
+    /// squares.
+    Each,
+}
+
+impl Mode {
+    fn squared(self) -> bool {
+        self == Self::Squares
+    }
+
+    fn each(self) -> bool {
+        self == Self::Each
+    }
+
+    /// Results of a step over so many squares.
+    fn results(self, squares: u64) -> u64 {
+        if self.each() { squares } else { 1 }
+    }
+
+    fn overrides(self) -> [(&'static str, f64); 2] {
+        [("SQUARED", f64::from(u8::from(self.squared()))), ("EACH", f64::from(u8::from(self.each())))]
+    }
+}
 
 /// What becomes of the value that `out` held.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,8 +125,15 @@ impl Epilogue {
     }
 }
 
-fn overrides(form: Form, input: DType, grad_output: DType, overwrite: bool) -> Vec<(&'static str, f64)> {
+fn overrides(
+    form: Form,
+    mode: Mode,
+    input: DType,
+    grad_output: DType,
+    overwrite: bool,
+) -> Vec<(&'static str, f64)> {
     let mut overrides = form.overrides().to_vec();
+    overrides.extend(mode.overrides());
     overrides.extend([
         ("INPUT", input.code().into()),
         ("GRAD_OUTPUT", grad_output.code().into()),
@@ -110,6 +156,39 @@ fn check_range(op: &str, what: &str, (first, count): (u32, u32), all: u64) -> Re
         return Err(Error::argument(op, format!("{what} {first}..{end} of {all}")));
     }
     Ok(())
+}
+
+/// Calls `run` for every result of a step: with its squares, and with its part of `out`.
+fn for_results(
+    mode: Mode,
+    squares: Range<usize>,
+    out: &mut [f32],
+    run: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) {
+    if out.is_empty() {
+        return;
+    }
+    match mode {
+        Mode::Squares | Mode::Gradients => run(squares, out),
+        Mode::Each => {
+            let len = out.len() / squares.len();
+            out.par_chunks_mut(len).zip(squares).for_each(|(out, square)| run(square..square + 1, out));
+        }
+    }
+}
+
+/// The elements of `out` that a step writes, of rows of outputs of `width` elements.
+fn written(
+    mode: Mode,
+    squares: &Range<usize>,
+    (first_output, outputs): (u32, u32),
+    width: usize,
+) -> Range<usize> {
+    let (first, outputs) = (first_output as usize * width, outputs as usize * width);
+    match mode {
+        Mode::Squares | Mode::Gradients => first..first + outputs,
+        Mode::Each => squares.start * outputs..squares.end * outputs,
+    }
 }
 
 /// The elements of a shape, which shaders count in u32.

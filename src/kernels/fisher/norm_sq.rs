@@ -1,11 +1,14 @@
 //! Squared per-sample gradients of a normalisation layer's weight.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::norm_stats::floats;
+use super::{Mode, cases};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise};
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_of, noise};
 use crate::kernels::{DTYPE, ELEMENT, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -29,10 +32,14 @@ use crate::shape::DType;
 /// that keeps small squares from vanishing; `gain` undoes it. A square of weight 0 is left out, whatever
 /// it holds.
 ///
+/// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then `[c]` or `[s, c]`.
+///
 /// Moves each element of x and b once; 5 operations an element. Bitwise repeatable: a channel has one owner and a fixed order.
-/// Definition: [`reference::norm::sum`].
+/// Definition: [`reference::norm::gradients`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NormSq {
+    /// What becomes of the gradients.
+    pub mode: Mode,
     /// Storage of the layer's input.
     pub input: DType,
     /// Storage of the gradient.
@@ -173,14 +180,14 @@ impl NormSq {
     /// The kernel for a layout: neighbouring invocations read neighbouring elements, and as many share a sample as it has
     /// positions.
     #[must_use]
-    pub fn new(layout: &NormLayout, input: DType, gradient: DType) -> Self {
+    pub fn new(layout: &NormLayout, mode: Mode, input: DType, gradient: DType) -> Self {
         let channels = match *layout {
             NormLayout::Last { .. } => 32,
             NormLayout::Group { positions, .. } | NormLayout::Batch { positions, .. } => {
                 WORKGROUP / positions.clamp(1, WORKGROUP).next_power_of_two()
             }
         };
-        Self { input, gradient, channels }
+        Self { mode, input, gradient, channels }
     }
 }
 
@@ -194,12 +201,14 @@ impl Kernel for NormSq {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![
+        let mut overrides = self.mode.overrides().to_vec();
+        overrides.extend([
             ("WORKGROUP", WORKGROUP.into()),
             ("CHANNELS", self.channels.into()),
             ("INPUT", self.input.code().into()),
             ("GRADIENT", self.gradient.code().into()),
-        ]
+        ]);
+        overrides
     }
 
     fn launch(&self, params: &NormSqParams, args: &NormSqArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -213,7 +222,13 @@ impl Kernel for NormSq {
             return Err(Error::argument(Self::NAME, problem));
         }
         args.weight.expect(Self::NAME, "weight", params.squares.into(), Some(Element::F32))?;
-        args.out.expect(Self::NAME, "out", channels, Some(Element::F32))?;
+        let results = self.mode.results(params.squares.into());
+        args.out.expect(
+            Self::NAME,
+            "out",
+            super::len(Self::NAME, &[results, channels])?,
+            Some(Element::F32),
+        )?;
         super::len(Self::NAME, &[len])?;
         let pairs = last_stat(params).map_or(0, |last| last + 1);
         if args.stats.len() < 2 * pairs || args.stats.element() != Element::F32 {
@@ -228,7 +243,7 @@ impl Kernel for NormSq {
         if channels == 0 {
             return Ok([0, 1, 1]);
         }
-        groups_for(Self::NAME, channels, self.channels.into(), caps)
+        groups_of(Self::NAME, results * channels.div_ceil(self.channels.into()), caps)
     }
 
     fn host(&self, params: &NormSqParams, args: NormSqSlices<'_>) {
@@ -236,18 +251,21 @@ impl Kernel for NormSq {
         let block = if together(params) { 256 } else { 1 };
         let walk = Walk {
             params,
+            squared: self.mode.squared(),
             input: args.input,
             gradient: args.grad_output,
             stats: args.stats.cast(),
             weight: args.weight.cast(),
         };
-        let out: &mut [f32] = args.out.cast();
-        out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (at, out)| {
-            let sums = walk.sums(at * block, out.len(), scratch);
-            for (out, sum) in out.iter_mut().zip(sums) {
-                let old = if params.decay == 0.0 { 0.0 } else { params.decay * *out };
-                *out = old + params.gain * sum;
-            }
+        let squares = 0..params.squares as usize;
+        super::for_results(self.mode, squares, args.out.cast(), |squares, out| {
+            out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (at, out)| {
+                let sums = walk.sums(at * block, out.len(), squares.clone(), scratch);
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    let old = if params.decay == 0.0 { 0.0 } else { params.decay * *out };
+                    *out = old + params.gain * sum;
+                }
+            });
         });
     }
 
@@ -279,6 +297,7 @@ fn together(params: &NormSqParams) -> bool {
 /// What the host execution needs for every channel.
 struct Walk<'a> {
     params: &'a NormSqParams,
+    squared: bool,
     input: Slice<'a>,
     gradient: Slice<'a>,
     stats: &'a [f32],
@@ -295,11 +314,18 @@ struct Scratch {
 
 impl Walk<'_> {
     /// The sums over squares for `len` channels from `first` on.
-    fn sums<'a>(&self, first: usize, len: usize, scratch: &'a mut Scratch) -> &'a [f32] {
+    fn sums<'a>(
+        &self,
+        first: usize,
+        len: usize,
+        squares: Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> &'a [f32] {
         scratch.sums.clear();
         scratch.sums.resize(len, 0.0);
         let (samples, fold) = (self.params.samples as usize, self.params.fold as usize);
-        for (square, &weight) in self.weight.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+        for square in squares.filter(|&square| self.weight[square] != 0.0) {
+            let weight = self.weight[square];
             scratch.square.clear();
             scratch.square.resize(len, 0.0);
             for sample in square * fold..samples.min((square + 1) * fold) {
@@ -307,7 +333,7 @@ impl Walk<'_> {
             }
             for (sum, g) in scratch.sums.iter_mut().zip(&scratch.square) {
                 let g = self.params.gradient_scale * g;
-                *sum += weight * (g * g);
+                *sum += weight * if self.squared { g * g } else { g };
             }
         }
         &scratch.sums
@@ -369,19 +395,38 @@ impl Checked for NormSq {
         let overwrite = (1.0, 0.0, 1.0);
         let mut cases = Vec::new();
         for layout in layouts {
-            let kernel = Self::new(&layout, DType::F32, DType::F32);
+            let kernel = Self::new(&layout, Mode::Squares, DType::F32, DType::F32);
             for samples in [(0, 1), (1, 1), (5, 1), (5, 2), (4, 4)] {
                 cases.push(case(kernel, layout, samples, overwrite));
             }
         }
+        for mode in [Mode::Gradients, Mode::Each] {
+            for layout in layouts {
+                let kernel = Self::new(&layout, mode, DType::F32, DType::BF16);
+                for samples in [(0, 1), (5, 1), (5, 2)] {
+                    cases.push(case(kernel, layout, samples, overwrite));
+                }
+            }
+            cases.push(case(
+                Self::new(&layouts[4], mode, DType::F16, DType::F32),
+                layouts[4],
+                (3, 1),
+                (2.0, 0.5, 0.25),
+            ));
+        }
         for input in DType::ALL {
             for gradient in DType::ALL {
                 for layout in [layouts[1], layouts[4]] {
-                    cases.push(case(Self::new(&layout, input, gradient), layout, (3, 1), (2.0, 1.0, 0.25)));
+                    cases.push(case(
+                        Self::new(&layout, Mode::Squares, input, gradient),
+                        layout,
+                        (3, 1),
+                        (2.0, 1.0, 0.25),
+                    ));
                 }
             }
         }
-        let plain = |layout| Self::new(layout, DType::F32, DType::F32);
+        let plain = |layout| Self::new(layout, Mode::Squares, DType::F32, DType::F32);
         cases.push(case(plain(&layouts[1]), layouts[1], (4, 1), (2.0_f32.powi(70), 0.0, 1.0)));
         cases.push(case(plain(&layouts[4]), layouts[4], (4, 1), (1.0, 0.9, 0.1)));
         cases
@@ -396,7 +441,7 @@ impl Checked for NormSq {
         let len = u64::from(samples) * size;
         Bench {
             name: format!("{samples} samples x {POSITIONS} positions x {CHANNELS} channels, f32"),
-            kernel: Self::new(&layout, DType::F32, DType::F32),
+            kernel: Self::new(&layout, Mode::Squares, DType::F32, DType::F32),
             params: layout.params(samples, 1),
             buffers: vec![
                 (DType::F32.into(), len, Fill::Noise),
@@ -425,12 +470,13 @@ fn case(
     let gradient = CaseBuffer::floats(kernel.gradient, &values);
     let stats = CaseBuffer::floats(DType::F32, &noise(3, 2 * pairs));
     let weight = CaseBuffer::floats(DType::F32, &noise(4, params.squares as usize));
+    let len = channels * kernel.mode.results(params.squares.into()) as usize;
     let out = if decay == 0.0 {
-        CaseBuffer::sentinel(DType::F32, channels)
+        CaseBuffer::sentinel(DType::F32, len)
     } else {
-        CaseBuffer::floats(DType::F32, &noise(5, channels))
+        CaseBuffer::floats(DType::F32, &noise(5, len))
     };
-    let want = wanted(layout, &params, [&input, &gradient, &stats, &weight, &out]);
+    let want = wanted(kernel.mode, layout, &params, [&input, &gradient, &stats, &weight, &out]);
     Case {
         name: format!("{kernel:?} {layout:?} n={samples} fold={fold} decay={decay}"),
         kernel,
@@ -457,14 +503,14 @@ fn element(layout: NormLayout, n: usize, t: usize, c: usize) -> reference::norm:
 
 /// The definition on the stored values; its magnitudes are the definition on absolute values, with μ = 0 and the
 /// distances in the place of x, since a distance is rounded by itself.
-fn wanted(layout: NormLayout, params: &NormSqParams, buffers: [&CaseBuffer; 5]) -> Vec<Want> {
+fn wanted(mode: Mode, layout: NormLayout, params: &NormSqParams, buffers: [&CaseBuffer; 5]) -> Vec<Want> {
     let [x, b, stats, weight, out] = buffers.map(CaseBuffer::values);
     let [samples, fold, positions, channels] =
         [params.samples, params.fold, params.positions, params.channels].map(|size| size as usize);
     let sizes = (samples, fold, positions, channels);
     let find = |n, t, c| element(layout, n, t, c);
-    let sum = |parts| reference::norm::sum(parts, sizes, find, params.gradient_scale.into());
-    let sums = sum((&x, &b, &stats, &weight));
+    let gradients = |parts| reference::norm::gradients(parts, sizes, find, params.gradient_scale.into());
+    let sums = cases::sums(mode, &weight, &gradients((&x, &b, &stats)), channels);
     let mut distances = vec![0.0; x.len()];
     for n in 0..samples {
         for t in 0..positions {
@@ -476,7 +522,8 @@ fn wanted(layout: NormLayout, params: &NormSqParams, buffers: [&CaseBuffer; 5]) 
     }
     let scales: Vec<f64> = stats.chunks_exact(2).flat_map(|pair| [0.0, pair[1].abs()]).collect();
     let abs = |values: &[f64]| values.iter().map(|v| v.abs()).collect::<Vec<f64>>();
-    let magnitudes = sum((&distances, &abs(&b), &scales, &abs(&weight)));
+    let magnitudes = gradients((&distances, &abs(&b), &scales));
+    let magnitudes = cases::sums(mode, &abs(&weight), &magnitudes, channels);
     // A gradient: distance, scale, product, its additions, gradient scale, counted twice by the square; then square, weight,
     // their additions and the last line's three.
     let depth = (2 * (fold * positions + 4) + 2 + weight.len() + 3) as f64;

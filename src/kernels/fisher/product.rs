@@ -131,11 +131,11 @@ impl Scratch {
 
 /// The factors of a product kernel, cut as the engine asks.
 pub(super) trait Factors: Sync {
-    /// What is added to the result: the square of a sum over positions, or that sum itself.
-    const SQUARED: bool;
-
     /// The most rows and columns of a tile.
     const TILE: (usize, usize);
+
+    /// What is added to the result, times the weight: the square of a sum over positions, or that sum itself.
+    fn squared(&self) -> bool;
 
     /// Positions of one square.
     fn positions(&self, square: usize) -> usize;
@@ -293,7 +293,8 @@ fn sum<F: Factors>(
         if positions == 0 {
             continue;
         }
-        let product = if F::SQUARED { bench.product.take(sums.len()) } else { sums.as_mut_slice() };
+        let product = if factors.squared() { bench.product.take(sums.len()) } else { sums.as_mut_slice() };
+        let scale = if factors.squared() { 1.0 } else { weight };
         let mut start = 0;
         while start < positions {
             let block = factors.block(square, start..positions.min(start + cut.positions));
@@ -301,11 +302,11 @@ fn sum<F: Factors>(
             let left = factors.left(square, block.clone(), rows.clone(), &mut bench.left);
             let right = factors.right(square, block, columns.clone(), &mut bench.right);
             let product = MatMut::from_row_major_slice_mut(&mut *product, rows.len(), columns.len());
-            let accum = if F::SQUARED && start == 0 { Accum::Replace } else { Accum::Add };
-            matmul(product, accum, left, right, 1.0, Par::Seq);
+            let accum = if factors.squared() && start == 0 { Accum::Replace } else { Accum::Add };
+            matmul(product, accum, left, right, scale, Par::Seq);
             start = end;
         }
-        if F::SQUARED {
+        if factors.squared() {
             for (sum, &p) in sums.iter_mut().zip(bench.product.take(rows.len() * columns.len()).iter()) {
                 *sum += weight * (p * p);
             }

@@ -4,13 +4,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::Mode;
 use super::cases::{self, Numbers};
 use super::product::{Scratch, Store, sum_of_runs};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, DeviceClass};
-use crate::kernel::{
-    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, widen_into,
-};
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, groups_of, widen_into};
 use crate::kernels::{DTYPE, WORKGROUP, shader};
 use crate::reference;
 use crate::shape::DType;
@@ -26,10 +25,14 @@ use crate::shape::DType;
 /// - `weight`       `[s]`, f32, one for each `fold` consecutive samples
 /// - `out`          `[o]`, f32
 ///
+/// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then `[o]` or `[s, o]`.
+///
 /// Must move b and out once; one addition an element of b. Bitwise repeatable: each output has one owner and a fixed order. No samples
 /// or no positions: the sums are zeros. Definition: [`reference::fisher::bias`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SumSq {
+    /// What becomes of the gradients.
+    pub mode: Mode,
     /// Invocations that share the positions of one output: a power of two up to the workgroup's size.
     pub lanes: u32,
     /// Storage of the output's gradient.
@@ -99,13 +102,15 @@ impl Kernel for SumSq {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![
+        let mut overrides = self.mode.overrides().to_vec();
+        overrides.extend([
             ("OUTPUTS", (WORKGROUP / self.lanes).into()),
             ("LANES", self.lanes.into()),
             ("GRAD_OUTPUT", self.grad_output.code().into()),
             ("CHANNELS_FIRST", f64::from(u8::from(self.channels_first))),
             ("OVERWRITE", f64::from(u8::from(self.overwrite))),
-        ]
+        ]);
+        overrides
     }
 
     fn launch(&self, p: &SumSqParams, args: &SumSqArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -120,12 +125,15 @@ impl Kernel for SumSq {
         let grad_output = super::len(Self::NAME, &[samples, positions, outputs])?;
         args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
         args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
-        args.out.expect(Self::NAME, "out", outputs, Some(DType::F32.into()))?;
-        groups_for(Self::NAME, outputs, u64::from(WORKGROUP / self.lanes), caps)
+        let out = super::len(Self::NAME, &[self.mode.results(squares), outputs])?;
+        args.out.expect(Self::NAME, "out", out, Some(DType::F32.into()))?;
+        let groups = outputs.div_ceil(u64::from(WORKGROUP / self.lanes));
+        groups_of(Self::NAME, self.mode.results(p.count.into()) * groups, caps)
     }
 
     fn host(&self, p: &SumSqParams, args: SumSqSlices<'_>) {
         let layer = Layer {
+            squared: self.mode.squared(),
             grad_output: args.grad_output,
             weight: args.weight.cast(),
             samples: p.samples as usize,
@@ -137,12 +145,15 @@ impl Kernel for SumSq {
         let squares = p.first as usize..p.first as usize + p.count as usize;
         let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
         let tasks = layer.outputs.div_ceil(OUTPUTS);
-        args.out.cast().par_chunks_mut(OUTPUTS).enumerate().for_each(|(task, out): (usize, &mut [f32])| {
-            let outputs = task * OUTPUTS..task * OUTPUTS + out.len();
-            let sums = sum_of_runs(&squares, tasks, &mut Scratch::default(), |scratch, run| {
-                layer.sums(&outputs, run, self.channels_first, scratch)
+        let written = super::written(self.mode, &squares, (0, p.outputs), 1);
+        super::for_results(self.mode, squares, &mut args.out.cast()[written], |squares, out| {
+            out.par_chunks_mut(OUTPUTS).enumerate().for_each(|(task, out)| {
+                let outputs = task * OUTPUTS..task * OUTPUTS + out.len();
+                let sums = sum_of_runs(&squares, tasks, &mut Scratch::default(), |scratch, run| {
+                    layer.sums(&outputs, run, self.channels_first, scratch)
+                });
+                store.apply(out, &sums);
             });
-            store.apply(out, &sums);
         });
     }
 
@@ -150,8 +161,9 @@ impl Kernel for SumSq {
         let samples = super::samples_of(p.samples, p.fold, p.first, p.count);
         let [positions, outputs, squares] = [p.positions, p.outputs, p.count].map(u64::from);
         let elements = samples * positions * outputs;
+        let results = self.mode.results(squares) * outputs;
         Cost {
-            bytes: elements * self.grad_output.size() + outputs * if self.overwrite { 4 } else { 8 },
+            bytes: elements * self.grad_output.size() + results * if self.overwrite { 4 } else { 8 },
             flops: elements + 3 * squares * outputs,
         }
     }
@@ -165,6 +177,7 @@ const OUTPUTS: usize = 2048;
 const POSITIONS: usize = 1024;
 
 struct Layer<'a> {
+    squared: bool,
     grad_output: Slice<'a>,
     weight: &'a [f32],
     samples: usize,
@@ -199,7 +212,7 @@ impl Layer<'_> {
                 }
             }
             for (sum, &g) in sums.iter_mut().zip(&gradient) {
-                *sum += weight * (g * g);
+                *sum += weight * if self.squared { g * g } else { g };
             }
         }
         sums
@@ -278,20 +291,28 @@ impl Checked for SumSq {
         let mut out = Vec::new();
         for lanes in [1, 8, 64] {
             for channels_first in [false, true] {
-                let kernel = Self { lanes, grad_output: DType::F32, channels_first, overwrite: false };
+                let kernel = plain(lanes, channels_first);
                 let small = &SHAPES[..SHAPES.len() - 1];
                 out.extend(small.iter().map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)));
                 for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
                     out.push(case(kernel, (4, 1, 5, 37), numbers, None));
                 }
                 out.push(case(kernel, (9, 2, 5, 37), Numbers::ADD, Some((1, 3))));
+                for mode in [Mode::Gradients, Mode::Each] {
+                    let kernel = Self { mode, ..kernel };
+                    for shape in [SHAPES[0], SHAPES[1], SHAPES[6], SHAPES[8], SHAPES[10]] {
+                        out.push(case(kernel, shape, Numbers::OVERWRITE, None));
+                    }
+                    out.push(case(kernel, (9, 2, 5, 37), Numbers::ADD, Some((1, 3))));
+                    out.push(case(kernel, (4, 1, 5, 37), Numbers::SCALED, None));
+                }
                 for grad_output in [DType::F16, DType::BF16] {
                     out.push(case(Self { grad_output, ..kernel }, (3, 1, 19, 37), Numbers::ADD, None));
                 }
             }
         }
         // More than one row of workgroups.
-        let kernel = Self { lanes: 8, grad_output: DType::F32, channels_first: false, overwrite: false };
+        let kernel = plain(8, false);
         out.push(case(kernel, SHAPES[SHAPES.len() - 1], Numbers::OVERWRITE, None));
         out
     }
@@ -300,7 +321,7 @@ impl Checked for SumSq {
         let (positions, outputs) = (64_u32, 1024_u32);
         let per_sample = u64::from(positions) * u64::from(outputs);
         let samples = u32::try_from((elements / per_sample).max(1)).unwrap_or(u32::MAX);
-        let kernel = Self { lanes: 8, grad_output: DType::F32, channels_first: false, overwrite: true };
+        let kernel = Self { overwrite: true, ..plain(8, false) };
         Bench {
             name: format!("n={samples} t={positions} o={outputs} f32"),
             kernel,
@@ -312,6 +333,10 @@ impl Checked for SumSq {
             ],
         }
     }
+}
+
+fn plain(lanes: u32, channels_first: bool) -> SumSq {
+    SumSq { mode: Mode::Squares, lanes, grad_output: DType::F32, channels_first, overwrite: false }
 }
 
 fn whole((samples, fold, positions, outputs): Shape, numbers: Numbers) -> SumSqParams {
@@ -340,8 +365,11 @@ fn case(kernel: SumSq, shape: Shape, numbers: Numbers, range: Option<(u32, u32)>
     }
     let of_sample = positions * outputs;
     let grad_output = CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * of_sample));
-    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold)));
-    let out = numbers.out(outputs);
+    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold), kernel.mode));
+    let out = match kernel.mode {
+        Mode::Each => numbers.out(samples.div_ceil(fold) * outputs),
+        _ => numbers.out(outputs),
+    };
     let (b, old) = (grad_output.values(), out.values());
     let squares = params.first as usize..(params.first + params.count) as usize;
     let gradients = |b: &[f64]| {
@@ -357,7 +385,9 @@ fn case(kernel: SumSq, shape: Shape, numbers: Numbers, range: Option<(u32, u32)>
     };
     let weights = &weight.values()[squares.clone()];
     let magnitudes = gradients(&cases::abs(&b));
-    let want: Vec<Want> = cases::want(numbers, &gradients(&b), &magnitudes, fold * positions, weights, &old);
+    let covered = cases::Covered { first: params.first as usize, elements: 0..outputs };
+    let terms = (&gradients(&b)[..], &magnitudes[..], fold * positions);
+    let want = cases::wanted(kernel.mode, numbers, &covered, terms, weights, &old);
     Case {
         name: format!("{kernel:?} n,fold,t,o={shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
         kernel,

@@ -1,0 +1,511 @@
+//! One layer's data of some files, where kernels can bind them, and the steps of its parameters.
+//!
+//! Files stream in pieces, so that what is in memory beside the layer's data is one piece. The uses of a sample (a layer that is used
+//! several times has one parameter) lie one after the other: along the positions, or, where channels come before positions, as samples
+//! of their own that are folded into one square.
+
+use std::ops::Range;
+
+use crate::backend::Backend;
+use crate::checkpoint::{Capture, CaptureLayer, LayerKind, TensorInfo, Window, positions, widen_bytes};
+use crate::error::{Error, Result};
+use crate::kernels::fisher::{
+    EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, Epilogue, Listed, NormLayout, NormSq,
+    NormSqArgs, NormSqParams, NormStats, NormStatsArgs, NormStatsParams,
+};
+use crate::memory::{Element, View};
+use crate::record::Recording;
+use crate::record::fisher::{Bias, Buffers, Conv, Linear, Squares};
+use crate::shape::{DType, elements};
+
+const OP: &str = "capture";
+
+/// Bytes that are read at a time: whole groups of elements of every type.
+const PIECE: usize = 4 << 20;
+
+/// One layer in one file.
+#[derive(Clone, Copy)]
+pub(crate) struct InFile<'a> {
+    pub(crate) capture: &'a Capture,
+    pub(crate) layer: &'a CaptureLayer,
+}
+
+/// One layer's data of one or more files.
+pub(crate) struct Batch<'a> {
+    layer: &'a CaptureLayer,
+    /// Samples of all its files.
+    samples: u64,
+    /// Uses that count as samples of their own (convolutions and norms over channels).
+    parts: u64,
+    /// Positions of a sample, or of a part.
+    positions: u64,
+    input: Input,
+    gradient: View,
+    /// The largest magnitude in `gradient`.
+    largest: f32,
+    /// Batch norm's fixed (mean, 1/√(variance + eps)).
+    fixed: Option<View>,
+}
+
+enum Input {
+    Floats(View),
+    Ids(Vec<u32>),
+}
+
+/// How a weight is cut: rows along its leading axis, at multiples of `unit`, of `len` elements each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WeightRows {
+    pub(crate) count: u32,
+    pub(crate) unit: u32,
+    pub(crate) len: u64,
+}
+
+/// The buffers of one step beside the layer's data: weights, one a square, and the result.
+#[derive(Clone, Copy)]
+pub(crate) struct Sides<'a> {
+    pub(crate) weight: &'a View,
+    pub(crate) out: &'a View,
+}
+
+impl<'a> Batch<'a> {
+    /// Reads one layer of files that are [`joinable`]. With `scale`, one factor a sample, gradients are multiplied by it and f32.
+    pub(crate) fn load(backend: &Backend, files: &[InFile<'a>], scale: &[f64]) -> Result<Self> {
+        let InFile { capture, layer } = files[0];
+        let by_channels = matches!(
+            layer.kind,
+            LayerKind::Conv(_)
+                | LayerKind::ConvTranspose(_)
+                | LayerKind::GroupNorm { .. }
+                | LayerKind::BatchNorm { .. }
+        );
+        if by_channels && layer.uses.iter().any(|one| one.input.shape != layer.uses[0].input.shape) {
+            let problem = "is used at several sizes, which is not supported for this kind of layer; capture each size in a file of its \
+                           own network, or leave the layer out";
+            return Err(Error::tensor(capture.path(), &layer.uses[0].input.name, problem));
+        }
+        for one in &layer.uses {
+            let first = &layer.uses[0];
+            if one.input.dtype != first.input.dtype || one.grad_output.dtype != first.grad_output.dtype {
+                let problem = format!(
+                    "is {}, another use of the layer is {}; store all uses as one type",
+                    one.input.dtype, first.input.dtype
+                );
+                return Err(Error::tensor(capture.path(), &one.input.name, problem));
+            }
+        }
+        let input = match layer.kind {
+            LayerKind::Embedding { rows } => Input::Ids(ids(files, rows)?),
+            _ => Input::Floats(Stream { files, gradient: false, scale: &[] }.load(backend)?.0),
+        };
+        let (gradient, largest) = Stream { files, gradient: true, scale }.load(backend)?;
+        let of_use = |tensor: &TensorInfo| match layer.kind {
+            LayerKind::Linear => positions(&tensor.shape, 1),
+            LayerKind::LayerNorm { axes, .. } | LayerKind::RmsNorm { axes, .. } => {
+                positions(&tensor.shape, axes)
+            }
+            _ if by_channels => elements(&tensor.shape[2..]).unwrap_or(u64::MAX),
+            _ => positions(&tensor.shape, 0),
+        };
+        let (parts, positions) = match by_channels {
+            true => (layer.uses.len() as u64, of_use(&layer.uses[0].input)),
+            false => (1, layer.uses.iter().map(|one| of_use(&one.input)).sum()),
+        };
+        let fixed = fixed_stats(backend, capture, layer)?;
+        let samples = files.iter().map(|file| file.capture.samples()).sum();
+        Ok(Self { layer, samples, parts, positions, input, gradient, largest, fixed })
+    }
+
+    pub(crate) fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// The power of two that brings the largest gradient near 1, so that squares neither vanish nor overflow; at most 2^±60, whose
+    /// square f32 can undo.
+    pub(crate) fn gradient_scale(&self) -> f64 {
+        if self.largest == 0.0 {
+            return 1.0;
+        }
+        (-f64::from(self.largest).log2().round()).clamp(-60.0, 60.0).exp2()
+    }
+
+    /// How the weight is cut.
+    pub(crate) fn rows(&self) -> Result<WeightRows> {
+        let shape = &self.layer.weight;
+        let all = elements(shape).unwrap_or(u64::MAX);
+        let (count, unit) = match &self.layer.kind {
+            LayerKind::Linear | LayerKind::Embedding { .. } => (shape[0], 1),
+            LayerKind::Conv(window) | LayerKind::ConvTranspose(window) if window.groups == 1 => (shape[0], 1),
+            LayerKind::Conv(window) | LayerKind::ConvTranspose(window) => {
+                (shape[0], shape[0] / window.groups.max(1))
+            }
+            _ => (1, 1),
+        };
+        Ok(WeightRows {
+            count: small(count)?,
+            unit: small(unit)?.max(1),
+            len: all.checked_div(count).unwrap_or(0),
+        })
+    }
+
+    /// Records the step of the layer's weight. `squares.fold` counts samples.
+    pub(crate) fn record_weight(
+        &self,
+        backend: &Backend,
+        recording: &mut Recording,
+        squares: Squares,
+        sides: Sides<'_>,
+    ) -> Result<()> {
+        match &self.input {
+            Input::Ids(ids) => {
+                let listed = if squares.epilogue == Epilogue::Add { Listed::Touched } else { Listed::All };
+                let positions = small(self.positions)? as usize * squares.fold as usize;
+                let rows = small(self.layer.weight[0])?;
+                let index = EmbeddingIndex::new(ids, positions, (0, rows), listed)?;
+                self.record_embedding(backend, recording, &index, squares, sides)
+            }
+            Input::Floats(_) => {
+                let rows = 0..self.rows()?.count;
+                self.record_rows(backend, recording, rows, squares, sides)
+            }
+        }
+    }
+
+    /// As [`Batch::record_weight`], for some rows of a weight that is no embedding's; `out` is as the kernels have it.
+    pub(crate) fn record_rows(
+        &self,
+        backend: &Backend,
+        recording: &mut Recording,
+        rows: Range<u32>,
+        squares: Squares,
+        Sides { weight, out }: Sides<'_>,
+    ) -> Result<()> {
+        let Input::Floats(input) = &self.input else {
+            return Err(Error::argument(OP, "rows of an embedding are listed by an index"));
+        };
+        let (samples, positions) = (small(self.samples * self.parts)?, small(self.positions)?);
+        let squares = self.in_parts(squares)?;
+        let buffers = Buffers { input, grad_output: &self.gradient, weight, out };
+        match &self.layer.kind {
+            LayerKind::Linear => {
+                let (outputs, inputs) = (small(self.layer.weight[0])?, small(self.layer.weight[1])?);
+                let layer = Linear { samples, positions, inputs, outputs };
+                layer.record_outputs(recording, rows, squares, buffers)
+            }
+            LayerKind::Conv(window) => {
+                conv(self.layer, window, samples, false)?.record_rows(recording, rows, squares, buffers)
+            }
+            LayerKind::ConvTranspose(window) => {
+                conv(self.layer, window, samples, true)?.record_rows(recording, rows, squares, buffers)
+            }
+            kind => self.record_norm(backend, recording, kind, (samples, positions), squares, buffers),
+        }
+    }
+
+    /// Records the step of the layer's bias. `squares.fold` counts samples.
+    pub(crate) fn record_bias(
+        &self,
+        recording: &mut Recording,
+        squares: Squares,
+        Sides { weight, out }: Sides<'_>,
+    ) -> Result<()> {
+        let last_axis = matches!(
+            self.layer.kind,
+            LayerKind::Linear | LayerKind::LayerNorm { .. } | LayerKind::RmsNorm { .. }
+        );
+        let outputs = small(elements(&self.layer.bias_shape).unwrap_or(u64::MAX))?;
+        let samples = small(self.samples * self.parts)?;
+        let all = u64::from(samples) * u64::from(outputs);
+        let positions = small(self.gradient.len().checked_div(all).unwrap_or(0))?;
+        let bias = Bias { samples, positions, outputs, channels_first: !last_axis };
+        bias.record(recording, self.in_parts(squares)?, &self.gradient, weight, out)
+    }
+
+    /// Records the step of an embedding's rows that `index` lists.
+    pub(crate) fn record_embedding(
+        &self,
+        backend: &Backend,
+        recording: &mut Recording,
+        index: &EmbeddingIndex,
+        squares: Squares,
+        Sides { weight, out }: Sides<'_>,
+    ) -> Result<()> {
+        let Squares { mode, epilogue, factor, gradient_scale, .. } = squares;
+        let words = |words: &[u32]| backend.buffer(words, Element::U32);
+        let params = EmbeddingSqParams {
+            owners: small(index.owner_row.len() as u64)?,
+            dim: small(self.layer.weight[1])?,
+            gradient_scale,
+            decay: epilogue.decay(),
+            gain: epilogue.gain(factor),
+        };
+        let args = EmbeddingSqArgs {
+            grad_output: self.gradient.clone(),
+            positions: words(&index.positions)?,
+            run_start: words(&index.run_start)?,
+            run_sample: words(&index.run_sample)?,
+            owner_run: words(&index.owner_run)?,
+            owner_row: words(&index.owner_row)?,
+            weight: weight.clone(),
+            out: out.clone(),
+        };
+        let kernel = EmbeddingSq { mode, gradient: self.gradient.float(OP, "grad_output")? };
+        recording.dispatch(&kernel, params, args).map(|_| ())
+    }
+
+    fn record_norm(
+        &self,
+        backend: &Backend,
+        recording: &mut Recording,
+        kind: &LayerKind,
+        (samples, positions): (u32, u32),
+        squares: Squares,
+        buffers: Buffers<'_>,
+    ) -> Result<()> {
+        let channels = small(elements(&self.layer.weight).unwrap_or(u64::MAX))?;
+        let (layout, eps) = match *kind {
+            LayerKind::GroupNorm { eps, groups } => {
+                (NormLayout::Group { channels, positions, groups: small(groups)? }, eps)
+            }
+            LayerKind::BatchNorm { eps } => (NormLayout::Batch { channels, positions }, eps),
+            LayerKind::LayerNorm { eps, .. } | LayerKind::RmsNorm { eps, .. } => {
+                (NormLayout::Last { positions, channels }, eps)
+            }
+            _ => unreachable!("products and embeddings are recorded elsewhere"),
+        };
+        let dtype = buffers.input.float(OP, "input")?;
+        let stats = match &self.fixed {
+            Some(fixed) => fixed.clone(),
+            None => {
+                let runs = layout.stats(samples.into());
+                let stats = backend.alloc(2 * runs, DType::F32)?;
+                let len = small(buffers.input.len().checked_div(runs).unwrap_or(0))?;
+                #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+                let params = NormStatsParams { runs: small(runs)?, len, eps: eps as f32 };
+                let centered = !matches!(kind, LayerKind::RmsNorm { .. });
+                let args = NormStatsArgs { input: buffers.input.clone(), stats: stats.clone() };
+                recording.dispatch(&NormStats { input: dtype, centered }, params, args)?;
+                stats
+            }
+        };
+        let Squares { mode, epilogue, fold, factor, gradient_scale } = squares;
+        let params = NormSqParams {
+            gradient_scale,
+            decay: epilogue.decay(),
+            gain: epilogue.gain(factor),
+            ..layout.params(samples, fold)
+        };
+        let args = NormSqArgs {
+            input: buffers.input.clone(),
+            grad_output: self.gradient.clone(),
+            stats,
+            weight: buffers.weight.clone(),
+            out: buffers.out.clone(),
+        };
+        let kernel = NormSq::new(&layout, mode, dtype, self.gradient.float(OP, "grad_output")?);
+        recording.dispatch(&kernel, params, args).map(|_| ())
+    }
+
+    /// The same squares, counted in parts of samples.
+    fn in_parts(&self, squares: Squares) -> Result<Squares> {
+        Ok(Squares { fold: small(u64::from(squares.fold) * self.parts)?, ..squares })
+    }
+}
+
+/// The ids of all files, the uses of a sample one after the other.
+fn ids(files: &[InFile<'_>], rows: u32) -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    for InFile { capture, layer } in files {
+        let uses = layer.uses.iter().map(|one| capture.ids(&one.input, rows)).collect::<Result<Vec<_>>>()?;
+        let samples = usize::try_from(capture.samples()).unwrap_or(usize::MAX);
+        for sample in 0..samples {
+            for part in &uses {
+                let len = part.len() / samples;
+                all.extend_from_slice(&part[sample * len..(sample + 1) * len]);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Batch norm's fixed (mean, 1/√(variance + eps)).
+fn fixed_stats(backend: &Backend, capture: &Capture, layer: &CaptureLayer) -> Result<Option<View>> {
+    let (LayerKind::BatchNorm { eps }, Some(running)) = (&layer.kind, &layer.running) else {
+        return Ok(None);
+    };
+    let (mean, variance) = (capture.floats(&running.0)?, capture.floats(&running.1)?);
+    if let Some(index) = variance.iter().position(|&variance| variance < 0.0) {
+        let problem = format!("{:e} at index {index}; a variance is at least 0", variance[index]);
+        return Err(Error::tensor(capture.path(), &running.1.name, problem));
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+    let pair = |(&mean, &variance): (&f32, &f32)| [mean, (f64::from(variance) + eps).sqrt().recip() as f32];
+    let stats: Vec<f32> = mean.iter().zip(&variance).flat_map(pair).collect();
+    backend.buffer(&stats, DType::F32).map(Some)
+}
+
+fn conv(layer: &CaptureLayer, window: &Window, samples: u32, transposed: bool) -> Result<Conv> {
+    let three = |sizes: &[u64], fill: u32| -> Result<[u32; 3]> {
+        let mut out = [fill; 3];
+        for (out, &size) in out[3 - sizes.len()..].iter_mut().zip(sizes) {
+            *out = small(size)?;
+        }
+        Ok(out)
+    };
+    let (input, output) = (&layer.uses[0].input.shape, &layer.uses[0].grad_output.shape);
+    Ok(Conv {
+        samples,
+        inputs: small(input[1])?,
+        outputs: small(output[1])?,
+        groups: small(window.groups)?,
+        input: three(&input[2..], 1)?,
+        output: three(&output[2..], 1)?,
+        kernel: three(&window.kernel, 1)?,
+        stride: three(&window.stride, 1)?,
+        padding: three(&window.padding, 0)?,
+        dilation: three(&window.dilation, 1)?,
+        transposed,
+    })
+}
+
+/// Shaders count in u32.
+pub(crate) fn small(size: u64) -> Result<u32> {
+    u32::try_from(size).map_err(|_| Error::Limit {
+        op: OP.into(),
+        limit: "elements of one step".into(),
+        max: u32::MAX.into(),
+        asked: size,
+    })
+}
+
+/// What becomes one view: inputs or gradients of files, samples and uses, in this order.
+struct Stream<'a> {
+    files: &'a [InFile<'a>],
+    gradient: bool,
+    /// One factor a sample, or none.
+    scale: &'a [f64],
+}
+
+/// Consecutive bytes of one tensor.
+struct Run<'a> {
+    capture: &'a Capture,
+    tensor: &'a TensorInfo,
+    start: u64,
+    len: u64,
+}
+
+impl<'a> Stream<'a> {
+    fn tensors(&self, layer: &'a CaptureLayer) -> impl Iterator<Item = &'a TensorInfo> {
+        let gradient = self.gradient;
+        layer.uses.iter().map(move |one| if gradient { &one.grad_output } else { &one.input })
+    }
+
+    /// Every run of bytes: a tensor whole, or, of several uses, sample by sample.
+    fn runs(&self) -> Vec<Run<'a>> {
+        let mut runs = Vec::new();
+        for &InFile { capture, layer } in self.files {
+            if let [only] = self.tensors(layer).collect::<Vec<_>>()[..] {
+                runs.push(Run { capture, tensor: only, start: 0, len: only.bytes });
+                continue;
+            }
+            for sample in 0..capture.samples() {
+                runs.extend(self.tensors(layer).map(|tensor| {
+                    let len = tensor.bytes / capture.samples();
+                    Run { capture, tensor, start: sample * len, len }
+                }));
+            }
+        }
+        runs
+    }
+
+    /// Reads everything; also gives the largest magnitude.
+    fn load(&self, backend: &Backend) -> Result<(View, f32)> {
+        let first = self.tensors(self.files[0].layer).next();
+        let stored =
+            first.and_then(TensorInfo::float).expect("a capture's types are checked when it is opened");
+        let runs = self.runs();
+        let bytes: u64 = runs.iter().map(|run| run.len).sum();
+        let len = bytes / stored.size();
+        let samples: u64 = self.files.iter().map(|file| file.capture.samples()).sum();
+        let target = if self.scale.is_empty() { stored } else { DType::F32 };
+        let view = backend.alloc(len, target)?;
+        let mut pieces = Pieces {
+            backend,
+            view: &view,
+            stored,
+            scale: self.scale,
+            of_sample: len.checked_div(samples).unwrap_or(0).max(1),
+            measure: self.gradient,
+            at: 0,
+            largest: 0.0,
+            values: Vec::new(),
+        };
+        let mut piece = vec![0; PIECE.min(usize::try_from(bytes).unwrap_or(PIECE))];
+        let mut filled = 0;
+        for Run { capture, tensor, start, len } in runs {
+            let mut done = 0;
+            while done < len {
+                let take = usize::try_from(len - done).unwrap_or(PIECE).min(piece.len() - filled);
+                capture.read_range(tensor, start + done, &mut piece[filled..filled + take])?;
+                (filled, done) = (filled + take, done + take as u64);
+                if filled == piece.len() {
+                    pieces.store(&piece)?;
+                    filled = 0;
+                }
+            }
+        }
+        pieces.store(&piece[..filled])?;
+        let largest = pieces.largest;
+        Ok((view, largest))
+    }
+}
+
+/// Where pieces go, one after the other.
+struct Pieces<'a> {
+    backend: &'a Backend,
+    view: &'a View,
+    stored: DType,
+    scale: &'a [f64],
+    of_sample: u64,
+    measure: bool,
+    at: u64,
+    largest: f32,
+    values: Vec<f32>,
+}
+
+impl Pieces<'_> {
+    fn store(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let len = bytes.len() as u64 / self.stored.size();
+        let element = self.view.element();
+        let offset = self.view.offset() + self.at * element.bytes() as u64;
+        let target = View::new(self.view.memory().clone(), offset, len, element)?;
+        if self.measure {
+            self.values.resize(usize::try_from(len).unwrap_or(usize::MAX), 0.0);
+            widen_bytes(bytes, self.stored, &mut self.values);
+            self.scale_values();
+            self.largest = self.values.iter().fold(self.largest, |most, value| most.max(value.abs()));
+        }
+        if self.scale.is_empty() {
+            self.backend.upload(&target, bytes)?;
+        } else {
+            self.backend.upload(&target, bytemuck::cast_slice(&self.values))?;
+        }
+        self.at += len;
+        Ok(())
+    }
+
+    /// Every value times its sample's factor.
+    fn scale_values(&mut self) {
+        if self.scale.is_empty() {
+            return;
+        }
+        for (at, value) in (self.at..).zip(&mut self.values) {
+            let sample = usize::try_from(at / self.of_sample).unwrap_or(usize::MAX);
+            #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+            let scaled = (f64::from(*value) * self.scale[sample]) as f32;
+            *value = scaled;
+        }
+    }
+}
