@@ -2,15 +2,17 @@
 
 use std::ops::Range;
 
-use faer::MatRef;
 use rayon::prelude::*;
 
 use super::Mode;
 use super::cases::{self, Numbers};
-use super::product::{Factors, Form, Scratch, Store, TILE, products, sum_of_runs};
+use super::product::{Factors, Form, Scratch, Store, products, sum_of_runs};
+use super::registers::Left;
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, noise, widen_into};
+use crate::kernel::{
+    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, noise, vectorised, widen_into,
+};
 use crate::kernels::shader;
 use crate::reference;
 use crate::shape::DType;
@@ -38,8 +40,8 @@ use crate::shape::DType;
 /// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then of the weight's shape, or
 /// `[s, output_count, c / groups, kernel…]`.
 ///
-/// Patches are read where they lie: nothing is unfolded in device memory; the host unfolds one block of positions for one
-/// tile at a time. `grad_output` may be smaller than input, kernel and stride allow: what no position reaches adds nothing.
+/// Patches are read where they lie: nothing is unfolded; the host copies the input rows of one block of positions, with their
+/// padding, for one tile at a time. `grad_output` may be smaller than input, kernel and stride allow: what no position reaches adds nothing.
 ///
 /// Must move a, b and out once; 2·n·p·o·c/groups·k operations and 3·s for each element. Bitwise repeatable: each element has one owner and a
 /// fixed order. No samples or no positions: the sums are zeros. Definition: [`reference::fisher::conv`].
@@ -272,9 +274,13 @@ impl Kernel for ConvSq {
         let first = p.first_output as usize;
         super::for_results(self.mode, squares, &mut args.out.cast()[written], |squares, out| {
             if layer.is_narrow() {
+                let tasks = p.output_count as usize;
                 out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
-                    let sums = sum_of_runs(&squares, p.output_count as usize, &mut (), |(), run| {
-                        layer.narrow(first + row, run)
+                    let sums = sum_of_runs(&squares, tasks, &mut Narrow::default(), |scratch, run| {
+                        vectorised(
+                            #[inline(always)]
+                            || layer.narrow(first + row, run, scratch),
+                        )
                     });
                     store.apply(out, &sums);
                 });
@@ -324,12 +330,28 @@ struct Layer<'a> {
     gradient_scale: f32,
 }
 
-/// One weight element of an output channel: an input channel and an offset in its patches.
+/// One weight element of an output channel: an input channel, and how far from the first of its patch: in planes of
+/// the kernel, and in rows and columns of the input.
 #[derive(Clone, Copy)]
 struct Tap {
     channel: usize,
-    offset: [usize; 3],
+    plane: usize,
+    row: usize,
+    column: usize,
 }
+
+/// Positions of a sample that are taken together: `width` of one row, or all of some rows of one plane.
+#[derive(Clone, Copy)]
+struct Block {
+    d: usize,
+    h: usize,
+    w: usize,
+    rows: usize,
+    width: usize,
+}
+
+/// At most so many positions are taken together, if they are not all of one row.
+const POSITIONS: usize = 512;
 
 impl<'a> Layer<'a> {
     fn new(
@@ -368,9 +390,12 @@ impl<'a> Layer<'a> {
     fn tap(&self, output: usize, column: usize) -> Tap {
         let [d, h, w] = self.kernel;
         let group = output / (self.outputs / self.groups);
-        let channel = group * (self.channels / self.groups) + column / (d * h * w);
-        let offset = [column / (h * w) % d, column / w % h, column % w];
-        Tap { channel, offset: std::array::from_fn(|axis| offset[axis] * self.dilation[axis]) }
+        Tap {
+            channel: group * (self.channels / self.groups) + column / (d * h * w),
+            plane: column / (h * w) % d,
+            row: column / w % h * self.dilation[1],
+            column: column % w * self.dilation[2],
+        }
     }
 
     /// The samples of a square.
@@ -378,48 +403,92 @@ impl<'a> Layer<'a> {
         square * self.fold..self.samples.min((square + 1) * self.fold)
     }
 
-    /// The output columns whose patch element of this tap lies inside the input, by its w alone: those with
-    /// padding <= w · stride + offset < padding + input.
-    fn inside(&self, tap: Tap) -> Range<usize> {
-        let (stride, padding, offset) = (self.stride[2], self.padding[2], tap.offset[2]);
-        let start = padding.saturating_sub(offset).div_ceil(stride);
-        let end = (padding + self.input[2]).saturating_sub(offset).div_ceil(stride).min(self.grad[2]);
-        start..end.max(start)
-    }
-
-    /// The first input element of the row that a row of positions (fixed d and h) meets, if it lies inside.
-    fn row(&self, sample: usize, tap: Tap, d: usize, h: usize) -> Option<usize> {
-        let inside = |axis: usize, position: usize| {
-            let at = (position * self.stride[axis] + tap.offset[axis]).checked_sub(self.padding[axis])?;
-            (at < self.input[axis]).then_some(at)
-        };
-        let (d, h) = (inside(0, d)?, inside(1, h)?);
-        let plane = ((sample * self.channels + tap.channel) * self.input[0] + d) * self.input[1] + h;
-        Some(plane * self.input[2])
-    }
-
-    /// The patch elements of one tap at consecutive positions of a sample.
-    fn unfold(&self, sample: usize, tap: Tap, positions: Range<usize>, out: &mut [f32]) {
+    /// The block that starts where `positions` of a sample do.
+    fn block(&self, positions: &Range<usize>) -> Block {
         let [_, height, width] = self.grad;
-        let (inside, stride) = (self.inside(tap), self.stride[2]);
-        let (mut row, mut first) = (positions.start / width, positions.start % width);
-        let mut out = out;
-        while !out.is_empty() {
-            let last = width.min(first + out.len());
-            let (piece, rest) = out.split_at_mut(last - first);
-            let from = inside.start.clamp(first, last);
-            let to = inside.end.clamp(from, last);
-            match self.row(sample, tap, row / height, row % height) {
-                Some(start) if from < to => {
-                    piece[..from - first].fill(0.0);
-                    piece[to - first..].fill(0.0);
-                    let start = start + from * stride + tap.offset[2] - self.padding[2];
-                    self.fetch(start, &mut piece[from - first..to - first]);
-                }
-                _ => piece.fill(0.0),
+        let (row, w) = (positions.start / width, positions.start % width);
+        let (d, h) = (row / height, row % height);
+        let rows = self.block_rows().min(height - h).min(positions.len().div_ceil(width));
+        Block { d, h, w, rows, width: self.block_width().min(width - w) }
+    }
+
+    fn block_rows(&self) -> usize {
+        (POSITIONS / self.grad[2]).clamp(1, self.grad[1])
+    }
+
+    fn block_width(&self) -> usize {
+        POSITIONS.min(self.grad[2])
+    }
+
+    /// Elements that a tap meets along a row of a block, and further ones up to the last tap's.
+    fn phase(&self) -> usize {
+        self.block_width() + (self.kernel[2] - 1) * self.dilation[2] / self.stride[2]
+    }
+
+    /// Elements of one row of a window: those that lie a stride apart side by side, each such phase behind the other.
+    fn window_width(&self) -> usize {
+        self.stride[2] * self.phase()
+    }
+
+    /// Input rows that a block of positions meets.
+    fn window_height(&self) -> usize {
+        (self.block_rows() - 1) * self.stride[1] + (self.kernel[1] - 1) * self.dilation[1] + 1
+    }
+
+    /// Elements between one row of positions and the next in a window.
+    fn pitch(&self) -> usize {
+        self.stride[1] * self.window_width()
+    }
+
+    /// Where a tap's elements start in a window whose first channel is `first`.
+    fn start(&self, tap: Tap, first: usize) -> usize {
+        let plane = (tap.channel - first) * self.kernel[0] + tap.plane;
+        let row = plane * self.window_height() + tap.row;
+        let (column, stride) = (tap.column, self.stride[2]);
+        row * self.window_width() + column % stride * self.phase() + column / stride
+    }
+
+    /// Copies what a block of positions meets of some channels, with zeros outside of the input.
+    fn window<'s>(
+        &self,
+        sample: usize,
+        channels: Range<usize>,
+        block: Block,
+        scratch: &'s mut Scratch,
+    ) -> &'s [f32] {
+        let (planes, height, width) = (self.kernel[0], self.window_height(), self.window_width());
+        let out = scratch.take(channels.len() * planes * height * width);
+        for (at, out) in out.chunks_exact_mut(width).enumerate() {
+            let (plane, h) = (at / height, block.h * self.stride[1] + at % height);
+            let d = block.d * self.stride[0] + plane % planes * self.dilation[0];
+            match self.row(sample, channels.start + plane / planes, d, h) {
+                Some(row) => self.phases(row, block.w, out),
+                None => out.fill(0.0),
             }
-            out = rest;
-            (row, first) = (row + 1, 0);
+        }
+        out
+    }
+
+    /// The first element of an input row, if the row, counted with the padding, lies inside.
+    fn row(&self, sample: usize, channel: usize, d: usize, h: usize) -> Option<usize> {
+        let inside =
+            |axis: usize, at: usize| at.checked_sub(self.padding[axis]).filter(|&at| at < self.input[axis]);
+        let (d, h) = (inside(0, d)?, inside(1, h)?);
+        Some((((sample * self.channels + channel) * self.input[0] + d) * self.input[1] + h) * self.input[2])
+    }
+
+    /// One row of a window, from position `w` on.
+    fn phases(&self, row: usize, w: usize, out: &mut [f32]) {
+        let (stride, padding, input) = (self.stride[2], self.padding[2], self.input[2]);
+        for (phase, out) in out.chunks_exact_mut(self.phase()).enumerate() {
+            // Element q lies at column (w + q) · stride + phase, counted with the padding.
+            let first_from = |column: usize| column.saturating_sub(phase).div_ceil(stride).saturating_sub(w);
+            let (from, to) = (first_from(padding).min(out.len()), first_from(padding + input).min(out.len()));
+            out[..from].fill(0.0);
+            out[to..].fill(0.0);
+            if from < to {
+                self.fetch(row + (w + from) * stride + phase - padding, &mut out[from..to]);
+            }
         }
     }
 
@@ -457,38 +526,65 @@ impl<'a> Layer<'a> {
     }
 
     /// The sums of one output channel over a run of squares, each element as a dot product.
-    fn narrow(&self, output: usize, squares: Range<usize>) -> Vec<f32> {
+    #[inline(always)]
+    fn narrow(&self, output: usize, squares: Range<usize>, scratch: &mut Narrow) -> Vec<f32> {
         let columns = self.channels / self.groups * self.kernel.iter().product::<usize>();
-        let positions = self.positions();
         let mut sums = vec![0.0; columns];
-        let mut products = vec![0.0; columns];
-        let mut grads = vec![0.0; positions];
-        let mut patch = vec![0.0; positions];
         for square in squares {
             let weight = self.weight[square];
             if weight == 0.0 {
                 continue;
             }
-            products.fill(0.0);
+            scratch.products.clear();
+            scratch.products.resize(columns, [0.0; LANES]);
             for sample in self.samples_of(square) {
-                self.grads(sample, output, 0..positions, &mut grads);
-                for (column, product) in products.iter_mut().enumerate() {
-                    self.unfold(sample, self.tap(output, column), 0..positions, &mut patch);
-                    *product += dot(&grads, &patch);
+                let mut start = 0;
+                while start < self.positions() {
+                    start += self.narrow_block(sample, output, start, scratch);
                 }
             }
-            for (sum, &p) in sums.iter_mut().zip(&products) {
+            for (sum, lanes) in sums.iter_mut().zip(&scratch.products) {
+                let p: f32 = lanes.iter().sum();
                 *sum += weight * if self.squared { p * p } else { p };
             }
         }
         sums
     }
+
+    /// Adds a block of positions to each element's product; tells how many.
+    #[inline(always)]
+    fn narrow_block(&self, sample: usize, output: usize, start: usize, scratch: &mut Narrow) -> usize {
+        let block = self.block(&(start..self.positions()));
+        let len = block.rows * block.width;
+        let first = self.tap(output, 0).channel;
+        let window =
+            self.window(sample, first..first + self.channels / self.groups, block, &mut scratch.window);
+        let grads = scratch.grads.take(len);
+        self.grads(sample, output, start..start + len, grads);
+        for (column, product) in scratch.products.iter_mut().enumerate() {
+            let patch = &window[self.start(self.tap(output, column), first)..];
+            for (row, grads) in grads.chunks_exact(block.width).enumerate() {
+                dot(grads, &patch[row * self.pitch()..][..block.width], product);
+            }
+        }
+        len
+    }
 }
 
-/// Σ a · b, in sixteen interleaved sums, so that it vectorises.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0.0; LANES];
+/// Interleaved sums of a dot product, so that it vectorises.
+const LANES: usize = 16;
+
+/// Scratch of the narrow path.
+#[derive(Default)]
+struct Narrow {
+    window: Scratch,
+    grads: Scratch,
+    products: Vec<[f32; LANES]>,
+}
+
+/// Adds the products of a and b to the sums.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32], sums: &mut [f32; LANES]) {
     let (a_lanes, a_rest) = a.as_chunks::<LANES>();
     let (b_lanes, b_rest) = b.as_chunks::<LANES>();
     for (a, b) in a_lanes.iter().zip(b_lanes) {
@@ -499,7 +595,6 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
         *sum += a * b;
     }
-    sums.iter().sum()
 }
 
 /// One group of a layer, or outputs inside one.
@@ -510,15 +605,21 @@ struct Group<'a> {
 
 impl Group<'_> {
     /// The sample and its positions that a block of a square's positions is.
-    fn sample(&self, square: usize, positions: Range<usize>) -> (usize, Range<usize>) {
+    fn sample(&self, square: usize, positions: &Range<usize>) -> (usize, Range<usize>) {
         let all = self.layer.positions();
         let (sample, start) = (positions.start / all, positions.start % all);
         (self.layer.samples_of(square).start + sample, start..start + positions.len())
     }
+
+    fn tap(&self, row: usize) -> Tap {
+        self.layer.tap(self.first_output, row)
+    }
 }
 
+/// Rows are weight elements of an output channel, whose patches lie in a window as they are; columns are output channels.
 impl Factors for Group<'_> {
-    const TILE: (usize, usize) = TILE;
+    const TRANSPOSED: bool = true;
+    const TILE: (usize, usize) = (768, 128);
 
     fn squared(&self) -> bool {
         self.layer.squared
@@ -528,54 +629,59 @@ impl Factors for Group<'_> {
         self.layer.samples_of(square).len() * self.layer.positions()
     }
 
-    /// A block lies in one sample.
     fn block(&self, _: usize, positions: Range<usize>) -> Range<usize> {
         let all = self.layer.positions();
-        positions.start..positions.end.min((positions.start / all + 1) * all)
+        let start = positions.start % all;
+        let block = self.layer.block(&(start..all));
+        positions.start..positions.start + block.rows * block.width
     }
 
     fn weight(&self, square: usize) -> f32 {
         self.layer.weight[square]
     }
 
+    fn start(&self, rows: &Range<usize>, row: usize) -> usize {
+        self.layer.start(self.tap(row), self.tap(rows.start).channel)
+    }
+
     fn left<'a>(
         &'a self,
         square: usize,
-        positions: Range<usize>,
-        rows: Range<usize>,
+        positions: &Range<usize>,
+        rows: &Range<usize>,
         scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
+    ) -> Left<'a> {
         let (sample, positions) = self.sample(square, positions);
-        let layer = self.layer;
-        let (height, width, all) = (rows.len(), positions.len(), layer.positions());
-        if layer.grad_output.element() == DType::F32.into() && layer.gradient_scale == 1.0 {
-            let first = sample * layer.outputs + self.first_output + rows.start;
-            let (start, end) = (first * all + positions.start, (first + height - 1) * all + positions.end);
-            let values: &[f32] = layer.grad_output.cast();
-            return MatRef::from_row_major_slice_with_stride(&values[start..end], height, width, all);
-        }
-        let out = scratch.take(height * width);
-        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
-            layer.grads(sample, self.first_output + row, positions.clone(), out);
-        }
-        MatRef::from_row_major_slice(out, height, width)
+        let channels = self.tap(rows.start).channel..self.tap(rows.end - 1).channel + 1;
+        let block = self.layer.block(&positions);
+        let values = self.layer.window(sample, channels, block, scratch);
+        Left { values, run: block.width, pitch: self.layer.pitch(), step: 1 }
     }
 
-    fn right<'a>(
-        &'a self,
+    fn right(
+        &self,
         square: usize,
-        positions: Range<usize>,
-        columns: Range<usize>,
-        scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
+        positions: &Range<usize>,
+        columns: &Range<usize>,
+        scratch: &mut Scratch,
+        (out, width): (&mut [f32], usize),
+    ) {
         let (sample, positions) = self.sample(square, positions);
-        let (height, width) = (columns.len(), positions.len());
-        let out = scratch.take(height * width);
-        for (column, out) in columns.zip(out.chunks_exact_mut(width)) {
-            let tap = self.layer.tap(self.first_output, column);
-            self.layer.unfold(sample, tap, positions.clone(), out);
+        if columns.len() < width {
+            out.fill(0.0);
         }
-        MatRef::from_row_major_slice(out, height, width).transpose()
+        // So many positions at a time that what is written stays in a first-level cache.
+        const EACH: usize = 64;
+        for (piece, out) in out.chunks_mut(EACH * width).enumerate() {
+            let start = positions.start + piece * EACH;
+            let line = scratch.take(out.len() / width);
+            for (column, output) in columns.clone().enumerate() {
+                self.layer.grads(sample, self.first_output + output, start..start + line.len(), line);
+                for (out, &b) in out.iter_mut().skip(column).step_by(width).zip(&*line) {
+                    *out = b;
+                }
+            }
+        }
     }
 }
 
@@ -708,6 +814,11 @@ fn shapes() -> Vec<Shape> {
         Shape { samples: 5, fold: 2, ..shapes[15] },
         Shape { samples: 4, fold: 4, ..shapes[6] },
         Shape { missing: 1, ..shapes[6] },
+        // Rows and planes around a block of positions of the host (512), and a tile of its (768 × 128).
+        Shape::new((2, [1030]), (3, 3, 1, 1, 2), 1),
+        Shape::new((4, [1300]), (4, 3, 2, 2, 2), 4),
+        Shape::new((1, [2, 24, 23]), (4, 2, 1, 1, 1), 1),
+        Shape { samples: 1, ..Shape::new((86, [3, 4]), (129, 3, 1, 1, 1), 1) },
     ]);
     shapes
 }

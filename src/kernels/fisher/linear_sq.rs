@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use faer::MatRef;
-
 use super::Mode;
 use super::cases::{self, Numbers};
 use super::product::{Factors, Form, Scratch, Store, products};
+use super::registers::Left;
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
@@ -135,8 +134,8 @@ impl Kernel for LinearSq {
     }
 }
 
-/// Samples whose squares are in scratch at a time: a block of the host's product.
-const SAMPLES: usize = 256;
+/// Samples of a block of the host's: where a result is small, its blocks are shared out to the cores.
+const SAMPLES: usize = 128;
 
 /// Blocks of squared factors, taken as products whose sums are not squared again.
 struct Squares<'a> {
@@ -151,61 +150,69 @@ struct Squares<'a> {
 }
 
 impl Squares<'_> {
-    fn block(&self, block: usize) -> Range<usize> {
+    fn all(&self, block: usize) -> Range<usize> {
         let start = self.samples.start + block * SAMPLES;
         start..self.samples.end.min(start + SAMPLES)
+    }
+
+    /// The samples that some positions of a block are.
+    fn samples_of(&self, block: usize, positions: &Range<usize>) -> Range<usize> {
+        let first = self.all(block).start;
+        first + positions.start..first + positions.end
     }
 }
 
 impl Factors for Squares<'_> {
-    // Larger than where products are squared: there is one tile less to keep, and fewer factors to square again.
-    const TILE: (usize, usize) = (256, 512);
+    const TILE: (usize, usize) = (258, 512);
 
     fn squared(&self) -> bool {
         false
     }
 
     fn positions(&self, square: usize) -> usize {
-        self.block(square).len()
+        self.all(square).len()
     }
 
     fn weight(&self, _: usize) -> f32 {
         1.0
     }
 
+    fn start(&self, rows: &Range<usize>, row: usize) -> usize {
+        row - rows.start
+    }
+
     fn left<'a>(
         &'a self,
         square: usize,
-        _: Range<usize>,
-        rows: Range<usize>,
+        positions: &Range<usize>,
+        rows: &Range<usize>,
         scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
-        let block = self.block(square);
-        let (height, wide) = (block.len(), rows.len());
-        let out = scratch.take(height * wide);
-        for (sample, out) in block.zip(out.chunks_exact_mut(wide)) {
-            let weight = self.weight[sample];
+    ) -> Left<'a> {
+        let step = rows.len();
+        let out = scratch.take(positions.len() * step);
+        for (sample, out) in self.samples_of(square, positions).zip(out.chunks_exact_mut(step)) {
             let start = sample * self.outputs + self.first_output + rows.start;
-            square_into(self.grad_output.range(start, wide), weight, self.gradient_scale, out);
+            let values = self.grad_output.range(start, step);
+            square_into(values, self.weight[sample], self.gradient_scale, out);
         }
-        MatRef::from_row_major_slice(out, height, wide).transpose()
+        Left { values: out, run: positions.len(), pitch: 0, step }
     }
 
-    fn right<'a>(
-        &'a self,
+    fn right(
+        &self,
         square: usize,
-        _: Range<usize>,
-        columns: Range<usize>,
-        scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
-        let block = self.block(square);
-        let (height, wide) = (block.len(), columns.len());
-        let out = scratch.take(height * wide);
-        for (sample, out) in block.zip(out.chunks_exact_mut(wide)) {
+        positions: &Range<usize>,
+        columns: &Range<usize>,
+        _: &mut Scratch,
+        (out, width): (&mut [f32], usize),
+    ) {
+        for (sample, out) in self.samples_of(square, positions).zip(out.chunks_exact_mut(width)) {
             let present = if self.weight[sample] == 0.0 { 0.0 } else { 1.0 };
-            square_into(self.input.range(sample * self.inputs + columns.start, wide), present, 1.0, out);
+            let (out, beyond) = out.split_at_mut(columns.len());
+            let start = sample * self.inputs + columns.start;
+            square_into(self.input.range(start, columns.len()), present, 1.0, out);
+            beyond.fill(0.0);
         }
-        MatRef::from_row_major_slice(out, height, wide)
     }
 }
 
@@ -231,8 +238,9 @@ fn square_into(values: Slice<'_>, weight: f32, scale: f32, out: &mut [f32]) {
 /// Samples, inputs, outputs.
 type Shape = (usize, usize, usize);
 
-/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of host tiles (128 × 256), of one and none.
-const SHAPES: [Shape; 12] = [
+/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of the host's tiles (258 × 512) and blocks (128 samples),
+/// of one and none.
+const SHAPES: [Shape; 14] = [
     (0, 5, 4),
     (1, 1, 1),
     (3, 10, 5),
@@ -245,6 +253,8 @@ const SHAPES: [Shape; 12] = [
     (2, 257, 129),
     (300, 9, 5),
     (5, 31, 128),
+    (2, 513, 259),
+    (129, 17, 7),
 ];
 
 impl Checked for LinearSq {

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use faer::MatRef;
-
 use super::Mode;
 use super::cases::{self, Numbers};
-use super::product::{Factors, Form, Scratch, Store, TILE, products};
+use super::product::{Factors, Form, Scratch, Store, products};
+use super::registers::Left;
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
@@ -169,29 +168,35 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Some rows and columns as f32: where they lie if nothing has to be done to them.
-    pub(super) fn get<'a>(
+    /// Some columns as f32, a step apart from row to row: where they lie if nothing has to be done to them.
+    fn get<'a>(
         &'a self,
         rows: Range<usize>,
         columns: Range<usize>,
         scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
-        let Self { values, width, scale } = *self;
+    ) -> (&'a [f32], usize) {
         let (height, wide) = (rows.len(), columns.len());
-        if values.element() == DType::F32.into() && scale == 1.0 {
-            let all: &[f32] = values.cast();
-            let start = rows.start * width + columns.start;
-            let end = (rows.end - 1) * width + columns.end;
-            return MatRef::from_row_major_slice_with_stride(&all[start..end], height, wide, width);
+        // Rows further apart than this would share too few places in the caches.
+        if self.values.element() == DType::F32.into() && self.scale == 1.0 && self.width <= 2048 {
+            let values: &[f32] = self.values.cast();
+            let end = (rows.end - 1) * self.width + columns.end;
+            return (&values[rows.start * self.width + columns.start..end], self.width);
         }
         let out = scratch.take(height * wide);
-        for (row, out) in rows.zip(out.chunks_exact_mut(wide)) {
-            widen_into(values.range(row * width + columns.start, wide), out);
-            if scale != 1.0 {
-                out.iter_mut().for_each(|value| *value *= scale);
+        self.copy(rows, columns, (out, wide));
+        (out, wide)
+    }
+
+    /// Copies some columns, and zeros behind them up to `width`.
+    fn copy(&self, rows: Range<usize>, columns: Range<usize>, (out, width): (&mut [f32], usize)) {
+        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+            let (out, beyond) = out.split_at_mut(columns.len());
+            widen_into(self.values.range(row * self.width + columns.start, columns.len()), out);
+            beyond.fill(0.0);
+            if self.scale != 1.0 {
+                out.iter_mut().for_each(|value| *value *= self.scale);
             }
         }
-        MatRef::from_row_major_slice(out, height, wide)
     }
 }
 
@@ -208,14 +213,14 @@ struct Shared<'a> {
 
 impl Shared<'_> {
     /// Positions of a square, counted over all samples.
-    fn rows(&self, square: usize, positions: Range<usize>) -> Range<usize> {
+    fn rows(&self, square: usize, positions: &Range<usize>) -> Range<usize> {
         let first = square * self.fold * self.positions;
         first + positions.start..first + positions.end
     }
 }
 
 impl Factors for Shared<'_> {
-    const TILE: (usize, usize) = TILE;
+    const TILE: (usize, usize) = (258, 512);
 
     fn squared(&self) -> bool {
         self.mode.squared()
@@ -229,33 +234,40 @@ impl Factors for Shared<'_> {
         self.weight[square]
     }
 
+    fn start(&self, rows: &Range<usize>, row: usize) -> usize {
+        row - rows.start
+    }
+
     fn left<'a>(
         &'a self,
         square: usize,
-        positions: Range<usize>,
-        rows: Range<usize>,
+        positions: &Range<usize>,
+        rows: &Range<usize>,
         scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
+    ) -> Left<'a> {
         let outputs = self.first_output + rows.start..self.first_output + rows.end;
-        self.grad_output.get(self.rows(square, positions), outputs, scratch).transpose()
+        let (values, step) = self.grad_output.get(self.rows(square, positions), outputs, scratch);
+        Left { values, run: positions.len(), pitch: 0, step }
     }
 
-    fn right<'a>(
-        &'a self,
+    fn right(
+        &self,
         square: usize,
-        positions: Range<usize>,
-        columns: Range<usize>,
-        scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
-        self.input.get(self.rows(square, positions), columns, scratch)
+        positions: &Range<usize>,
+        columns: &Range<usize>,
+        _: &mut Scratch,
+        out: (&mut [f32], usize),
+    ) {
+        self.input.copy(self.rows(square, positions), columns.clone(), out);
     }
 }
 
 /// Samples, fold, positions, inputs, outputs.
 type Shape = (usize, usize, usize, usize, usize);
 
-/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of host tiles (128 × 256), of one and none.
-const SHAPES: [Shape; 16] = [
+/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of the host's register tiles (6 rows), of its tiles
+/// (258 × 512) and its blocks (128 positions), of one and none.
+const SHAPES: [Shape; 18] = [
     (0, 1, 3, 5, 4),
     (2, 1, 0, 5, 4),
     (1, 1, 1, 1, 1),
@@ -269,6 +281,8 @@ const SHAPES: [Shape; 16] = [
     (2, 1, 9, 65, 63),
     (2, 1, 3, 127, 65),
     (1, 1, 2, 257, 129),
+    (2, 1, 2, 513, 259),
+    (3, 1, 129, 17, 6),
     (40, 1, 3, 9, 5),
     (7, 3, 5, 11, 13),
     (5, 5, 2, 6, 10),

@@ -32,6 +32,7 @@ mod linear_sq_shared;
 mod norm_sq;
 mod norm_stats;
 mod product;
+mod registers;
 mod sum_sq;
 
 pub use conv_sq::{ConvSq, ConvSqArgs, ConvSqParams, ConvSqSlices};

@@ -1,8 +1,8 @@
 //! What the product kernels share: the forms of their shaders, and their host execution.
 //!
-//! On the host, the result is cut into tiles that stay in a core's second-level cache. For each tile and square, one
-//! single-threaded matrix product (by `faer`) fills a scratch tile, whose squares are added to a second one. So the
-//! memory in use is a few tiles a thread, whatever the number of samples.
+//! On the host, the result is cut into tiles whose sums stay in a core's second-level cache. For each tile and square,
+//! a product is taken over a block of positions at a time, register tile by register tile ([`registers`](super::registers)), and
+//! squared before it leaves the registers. So the memory in use is a few tiles a thread, whatever the number of samples.
 //!
 //! The cut depends on the shape alone, and a tile's squares are added in order: results do not depend on the number
 //! of threads. Where a result has too few tiles to keep many cores busy, its squares are cut into runs whose sums
@@ -10,10 +10,11 @@
 
 use std::ops::Range;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use bytemuck::{Pod, Zeroable, cast_slice_mut};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::registers::{Finish, Left, ROWS, Tiles, panel, vectors};
 use crate::error::Result;
 use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::groups_of;
@@ -115,22 +116,32 @@ impl Store {
     }
 }
 
-/// Scratch memory for one factor of a product.
+/// As long and as aligned as the longest vectors: none that is read from scratch memory straddles two lines of the cache.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// Scratch memory.
 #[derive(Default)]
-pub(super) struct Scratch(Vec<f32>);
+pub(super) struct Scratch(Vec<Line>);
 
 impl Scratch {
     /// `len` elements with old contents.
     pub(super) fn take(&mut self, len: usize) -> &mut [f32] {
-        if self.0.len() < len {
-            self.0.resize(len, 0.0);
+        let lines = len.div_ceil(16);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line::zeroed());
         }
-        &mut self.0[..len]
+        &mut cast_slice_mut(&mut self.0)[..len]
     }
 }
 
-/// The factors of a product kernel, cut as the engine asks.
+/// The factors of a product kernel, cut as the engine asks. Rows are those of the left factor, whose elements are taken one at a
+/// time; columns those of the right one, which is laid out for vectors.
 pub(super) trait Factors: Sync {
+    /// Whether the result's rows are the columns, and its columns the rows.
+    const TRANSPOSED: bool = false;
+
     /// The most rows and columns of a tile.
     const TILE: (usize, usize);
 
@@ -140,63 +151,51 @@ pub(super) trait Factors: Sync {
     /// Positions of one square.
     fn positions(&self, square: usize) -> usize;
 
-    /// How much of `positions` of a square one product may take: a block that starts where they do.
+    /// How much of `positions` of a square one product takes: a block that starts where they do.
     fn block(&self, _square: usize, positions: Range<usize>) -> Range<usize> {
-        positions
+        positions.start..positions.end.min(positions.start + POSITIONS)
     }
 
     /// The factor of a square; 0 leaves it out.
     fn weight(&self, square: usize) -> f32;
 
-    /// The left factor, rows × positions.
+    /// Where a row of a tile starts in what [`Factors::left`] gives.
+    fn start(&self, rows: &Range<usize>, row: usize) -> usize;
+
+    /// The left factor at a block of positions.
     fn left<'a>(
         &'a self,
         square: usize,
-        positions: Range<usize>,
-        rows: Range<usize>,
+        positions: &Range<usize>,
+        rows: &Range<usize>,
         scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32>;
+    ) -> Left<'a>;
 
-    /// The right factor, positions × columns.
-    fn right<'a>(
-        &'a self,
+    /// Writes the right factor at a block of positions to `out`: `columns`, then zeros, as many elements a position as `out` says.
+    fn right(
+        &self,
         square: usize,
-        positions: Range<usize>,
-        columns: Range<usize>,
-        scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32>;
+        positions: &Range<usize>,
+        columns: &Range<usize>,
+        scratch: &mut Scratch,
+        out: (&mut [f32], usize),
+    );
 }
 
-/// How a result is cut. Depends on the shape alone.
-#[derive(Clone, Copy, Debug)]
-struct Cut {
-    rows: usize,
-    columns: usize,
-    positions: usize,
-}
-
-/// Rows and columns of a tile whose products are squared: product and sums, 128 KiB each, stay in a second-level cache
-/// beside the packed factors.
-pub(super) const TILE: (usize, usize) = (128, 256);
-
-/// Positions of one matrix product: bounds the scratch of factors that have to be unfolded or widened.
-const POSITIONS: usize = 512;
+/// Positions of a block: a panel of them stays in a first-level cache, or nearly.
+const POSITIONS: usize = 128;
 
 /// Tiles times runs that keep the cores of a large machine busy.
 const TASKS: usize = 16;
-
-impl Cut {
-    fn of<F: Factors>(rows: usize, columns: usize) -> Self {
-        Self { rows: F::TILE.0.min(rows), columns: F::TILE.1.min(columns), positions: POSITIONS }
-    }
-}
 
 /// One thread's scratch.
 #[derive(Default)]
 struct Bench {
     left: Scratch,
     right: Scratch,
-    product: Scratch,
+    line: Scratch,
+    sums: Scratch,
+    partial: Scratch,
 }
 
 /// A tile of the result: where it lies, and its pieces of rows.
@@ -206,7 +205,7 @@ struct Tile<'a> {
     out: Vec<&'a mut [f32]>,
 }
 
-/// out (row-major, rows × columns) ← decay · out + gain · Σ over `squares`.
+/// out (row-major, rows × columns of the result) ← decay · out + gain · Σ over `squares`.
 pub(super) fn products<F: Factors>(
     factors: &F,
     (rows, columns): (usize, usize),
@@ -217,30 +216,34 @@ pub(super) fn products<F: Factors>(
     if rows == 0 || columns == 0 {
         return;
     }
-    let cut = Cut::of::<F>(rows, columns);
-    let tiles = tiles(out, columns, cut);
+    let tiles = tiles(out, columns, if F::TRANSPOSED { (F::TILE.1, F::TILE.0) } else { F::TILE });
     let tasks = tiles.len();
+    let grain = pulp::Arch::new().dispatch(Detect);
     tiles.into_par_iter().for_each_init(Bench::default, |bench, mut tile| {
-        let (rows, columns) = (&tile.rows, &tile.columns);
-        let sums =
-            sum_of_runs(&squares, tasks, bench, |bench, run| sum(factors, rows, columns, run, cut, bench));
+        let (rows, columns) =
+            if F::TRANSPOSED { (&tile.columns, &tile.rows) } else { (&tile.rows, &tile.columns) };
+        let panels = Panels::new(grain, rows, columns);
+        let sums = sum_of_runs(&squares, tasks, bench, |bench, squares| {
+            pulp::Arch::new().dispatch(Sum { factors, panels: &panels, squares, bench })
+        });
+        let sums = panels.unpack(&sums, F::TRANSPOSED);
         for (out, sums) in tile.out.iter_mut().zip(sums.chunks(tile.columns.len())) {
             store.apply(out, sums);
         }
     });
 }
 
-fn tiles(out: &mut [f32], columns: usize, cut: Cut) -> Vec<Tile<'_>> {
+fn tiles(out: &mut [f32], columns: usize, (height, width): (usize, usize)) -> Vec<Tile<'_>> {
     let mut tiles = Vec::new();
-    for (band, part) in out.chunks_mut(cut.rows * columns).enumerate() {
-        let rows = band * cut.rows..band * cut.rows + part.len() / columns;
+    for (band, part) in out.chunks_mut(height * columns).enumerate() {
+        let rows = band * height..band * height + part.len() / columns;
         let first = tiles.len();
-        for start in (0..columns).step_by(cut.columns) {
-            let columns = start..columns.min(start + cut.columns);
+        for start in (0..columns).step_by(width) {
+            let columns = start..columns.min(start + width);
             tiles.push(Tile { rows: rows.clone(), columns, out: Vec::with_capacity(rows.len()) });
         }
         for row in part.chunks_mut(columns) {
-            for (tile, piece) in tiles[first..].iter_mut().zip(row.chunks_mut(cut.columns)) {
+            for (tile, piece) in tiles[first..].iter_mut().zip(row.chunks_mut(width)) {
                 tile.out.push(piece);
             }
         }
@@ -274,43 +277,144 @@ pub(super) fn sum_of_runs<S: Default + Send>(
     sums.into_iter().reduce(add).unwrap_or_default()
 }
 
-/// The sum of one tile over a run of squares.
-fn sum<F: Factors>(
-    factors: &F,
-    rows: &Range<usize>,
-    columns: &Range<usize>,
+/// The sum of one tile over a run of squares, in panels.
+struct Sum<'a, F> {
+    factors: &'a F,
+    panels: &'a Panels<'a>,
     squares: Range<usize>,
-    cut: Cut,
-    bench: &mut Bench,
-) -> Vec<f32> {
-    let mut sums = vec![0.0; rows.len() * columns.len()];
-    for square in squares {
-        let weight = factors.weight(square);
-        if weight == 0.0 {
-            continue;
-        }
-        let positions = factors.positions(square);
-        if positions == 0 {
-            continue;
-        }
-        let product = if factors.squared() { bench.product.take(sums.len()) } else { sums.as_mut_slice() };
-        let scale = if factors.squared() { 1.0 } else { weight };
-        let mut start = 0;
-        while start < positions {
-            let block = factors.block(square, start..positions.min(start + cut.positions));
-            let end = block.end;
-            let left = factors.left(square, block.clone(), rows.clone(), &mut bench.left);
-            let right = factors.right(square, block, columns.clone(), &mut bench.right);
-            let product = MatMut::from_row_major_slice_mut(&mut *product, rows.len(), columns.len());
-            let accum = if factors.squared() && start == 0 { Accum::Replace } else { Accum::Add };
-            matmul(product, accum, left, right, scale, Par::Seq);
-            start = end;
-        }
-        if factors.squared() {
-            for (sum, &p) in sums.iter_mut().zip(bench.product.take(rows.len() * columns.len()).iter()) {
-                *sum += weight * (p * p);
+    bench: &'a mut Bench,
+}
+
+impl<F: Factors> WithSimd for Sum<'_, F> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+        let Sum { factors, panels, squares, bench } = self;
+        let starts = starts(factors, panels.rows);
+        bench.sums.take(panels.len()).fill(0.0);
+        for square in squares {
+            if factors.weight(square) != 0.0 {
+                panels.add(simd, factors, square, &starts, bench);
             }
         }
+        bench.sums.take(panels.len()).to_vec()
     }
-    sums
+}
+
+/// How wide this processor's vectors and register tiles are.
+#[derive(Clone, Copy)]
+struct Grain {
+    lanes: usize,
+    width: usize,
+}
+
+struct Detect;
+
+impl WithSimd for Detect {
+    type Output = Grain;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Grain {
+        Grain { lanes: S::F32_LANES, width: vectors::<S>() * S::F32_LANES }
+    }
+}
+
+/// Where each row starts, and the last one's as often as fills a register tile.
+fn starts<F: Factors>(factors: &F, rows: &Range<usize>) -> Vec<usize> {
+    let last = rows.end - 1;
+    let filled = rows.start..rows.start + rows.len().next_multiple_of(ROWS);
+    filled.map(|row| factors.start(rows, row.min(last))).collect()
+}
+
+/// The columns of a tile in panels as wide as a register tile; the last one may be narrower. Sums lie panel by panel, and
+/// in a panel row by row.
+struct Panels<'a> {
+    grain: Grain,
+    rows: &'a Range<usize>,
+    columns: &'a Range<usize>,
+    /// Rows of whole register tiles.
+    height: usize,
+}
+
+impl<'a> Panels<'a> {
+    fn new(grain: Grain, rows: &'a Range<usize>, columns: &'a Range<usize>) -> Self {
+        Self { grain, rows, columns, height: rows.len().next_multiple_of(ROWS) }
+    }
+
+    /// The columns of each panel, and its width in whole vectors.
+    fn iter(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let Grain { lanes, width } = self.grain;
+        self.columns.clone().step_by(width).map(move |start| {
+            let columns = start..self.columns.end.min(start + width);
+            let width = columns.len().next_multiple_of(lanes);
+            (columns, width)
+        })
+    }
+
+    /// Elements of the sums.
+    fn len(&self) -> usize {
+        self.height * self.columns.len().next_multiple_of(self.grain.lanes)
+    }
+
+    /// Adds one square.
+    #[inline(always)]
+    fn add<S: Simd, F: Factors>(
+        &self,
+        simd: S,
+        factors: &F,
+        square: usize,
+        starts: &[usize],
+        bench: &mut Bench,
+    ) {
+        let Bench { left, right, line, sums, partial } = bench;
+        let positions = factors.positions(square);
+        let sums = sums.take(self.len());
+        let partial = partial.take(self.len());
+        let mut start = 0;
+        while start < positions {
+            let block = factors.block(square, start..positions);
+            let finish = Finish {
+                resumed: factors.squared() && start > 0,
+                last: !factors.squared() || block.end == positions,
+                squared: factors.squared(),
+                weight: factors.weight(square),
+            };
+            let left = factors.left(square, &block, self.rows, left);
+            let mut at = 0;
+            for (columns, width) in self.iter() {
+                let right = right.take(block.len() * width);
+                factors.right(square, &block, &columns, line, (right, width));
+                let tiles = at..at + self.height * width;
+                let tiles = Tiles { sums: &mut sums[tiles.clone()], partial: &mut partial[tiles] };
+                panel(simd, left, starts, (right, width), tiles, finish);
+                at += self.height * width;
+            }
+            start = block.end;
+        }
+    }
+
+    /// The sums row-major, or column-major.
+    fn unpack(&self, sums: &[f32], transposed: bool) -> Vec<f32> {
+        let (rows, columns) = (self.rows.len(), self.columns.len());
+        let mut out = vec![0.0; rows * columns];
+        let mut panels = sums;
+        for (of_panel, width) in self.iter() {
+            let (panel, rest) = panels.split_at(self.height * width);
+            let (first, count) = (of_panel.start - self.columns.start, of_panel.len());
+            for (row, sums) in panel.chunks_exact(width).take(rows).enumerate() {
+                if transposed {
+                    for (out, &sum) in
+                        out.iter_mut().skip(first * rows + row).step_by(rows).zip(&sums[..count])
+                    {
+                        *out = sum;
+                    }
+                } else {
+                    out[row * columns + first..][..count].copy_from_slice(&sums[..count]);
+                }
+            }
+            panels = rest;
+        }
+        out
+    }
 }
