@@ -14,7 +14,7 @@ use contract::Described;
 use squisher::gpu::{Caps, DeviceClass};
 use squisher::kernel::{Access, Args, Binding, Case, Checked, Cost, Kernel, Slot};
 use squisher::kernels::optimizer::{Ema, EmaArgs, EmaParams, EmaSlices};
-use squisher::kernels::{merge, stats};
+use squisher::kernels::{likelihood, merge, stats};
 use squisher::memory::View;
 use squisher::{Backend, Result, verify};
 
@@ -343,4 +343,62 @@ fn the_contract_test_sees_overrides_and_limits() {
     };
     let large = contract::problems(&Described::of(&cases::<stats::Summary>("", mutate)[0].kernel));
     assert_eq!(large, ["stats.summary: 32768 bytes of workgroup memory, 16384 are allowed"]);
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_true_class_taken_from_one_minus_p_is_seen() {
+    let (from, to) = ("value = -(others * scale);", "value = own - 1.0;");
+    shader_is_refused::<likelihood::Softmax>(
+        "Given, unit: false } one class leads by 60",
+        from,
+        to,
+        "gradient[4]: got",
+    );
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_softmax_over_the_wrong_classes_is_seen() {
+    let about = "F32, labels: Given, unit: false } r=2 n=4 c=65";
+    shader_is_refused::<likelihood::Softmax>(about, "i != label.class_index &&", "", "gradient[");
+    shader_is_refused::<likelihood::Softmax>(about, "given == params.ignored", "false", "gradient[");
+    let about = "F32, labels: Each { masked: false }, unit: false } r=3 n=5 c=64";
+    shader_is_refused::<likelihood::Softmax>(about, "select(1.0, own, EACH)", "1.0", "weight[0]: got");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_draw_off_by_little_is_seen() {
+    let about = "F32, masked: false } Sizes { samples: 2, classes: 1000";
+    // One of ten rounds missing; a carry forgotten; a share of the classes that is not found.
+    shader_is_refused::<likelihood::Draw>(about, "round < 10u", "round < 9u", "drawn[");
+    shader_is_refused::<likelihood::Draw>(about, "a.y + b.y + u32(low < a.x)", "a.y + b.y", "drawn[");
+    shader_is_refused::<likelihood::Draw>(
+        about,
+        "at_most(below[i], place)",
+        "at_most(place, below[i])",
+        "drawn[",
+    );
+    shader_is_refused::<likelihood::Draw>(
+        "samples: 5, classes: 5003",
+        "238388332u",
+        "238388332u / 2u",
+        "drawn[",
+    );
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn noise_of_other_coins_is_seen() {
+    let about = "Drawn, unit: false } r=3 n=5 c=64";
+    shader_is_refused::<likelihood::Gaussian>(about, "index >> 1u", "index >> 2u", "gradient[");
+    shader_is_refused::<likelihood::Gaussian>(about, "32.0", "31.5", "gradient[0]: got");
+    let about = "F32, targets: Given, unit: true } n=3 c=70 of 1e-30";
+    shader_is_refused::<likelihood::Gaussian>(
+        about,
+        "residual(round, sample, i) / top",
+        "residual(round, sample, i)",
+        "gradient[",
+    );
 }

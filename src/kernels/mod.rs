@@ -6,6 +6,7 @@
 
 pub mod ewc;
 pub mod fisher;
+pub mod likelihood;
 pub mod merge;
 pub mod optimizer;
 pub mod select;
@@ -37,6 +38,9 @@ kernels! {
     fisher::LinearSqShared,
     fisher::ConvSq,
     fisher::SumSq,
+    likelihood::Draw,
+    likelihood::Softmax,
+    likelihood::Gaussian,
     select::Histogram,
     select::Narrow,
     select::Count,

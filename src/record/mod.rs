@@ -9,6 +9,7 @@
 mod encode;
 pub mod fisher;
 mod host;
+pub mod likelihood;
 pub mod ops;
 pub mod top_k;
 

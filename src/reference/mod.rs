@@ -6,6 +6,7 @@
 pub mod embedding;
 pub mod ewc;
 pub mod fisher;
+pub mod likelihood;
 pub mod merge;
 pub mod norm;
 pub mod optimizer;

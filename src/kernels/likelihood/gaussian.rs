@@ -1,0 +1,468 @@
+//! Gradients of the squared error at a regression's outputs.
+
+use rayon::prelude::*;
+
+use super::philox::philox;
+use super::{FAULTS, Faults, LANES, PHILOX, Rows, halves, joined, len};
+use crate::error::{Error, Result};
+use crate::gpu::Caps;
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise};
+use crate::kernels::{DTYPE, ELEMENT, shader};
+use crate::memory::Element;
+use crate::reference;
+use crate::shape::DType;
+
+/// Gradient of ½‖z − y‖², the negative log-likelihood of y ~ N(z, I), at the outputs z, for one or more targets y of each sample:
+///
+/// ```text
+/// gradient[r, n, c] ← (z[n, c] − y[n, c]) / unit      given
+///                     ε[r, n, c] / unit               drawn: y = z − ε
+///                     [c = first_round + r]           each: one unit direction a round
+/// norm_sq[r, n]     ← Σ_c of its squares, before `unit`
+/// weight[r, n]      ← weight
+/// ```
+///
+/// - `output`   z `[n, c]`, f32, f16 or bf16; only looked at where targets are given, as is
+/// - `goal`     y `[n, c]`, f32, f16 or bf16
+/// - `gradient` `[r, n, c]` f32, of the *summed* loss
+/// - `weight`   `[r, n]` f32
+/// - `norm_sq`  `[r, n]` f32
+/// - `fault`    [`FAULTS`] words: 0 for an output that is not finite or beyond 2¹²⁶ from its target, 1 for such a target; the row is NaN
+///
+/// The loss's Hessian at the outputs is I, so unit directions with weight 1 give the exact Fisher Σ_c (∂z_c/∂θ)². For a variance σ², divide the
+/// Fisher by σ² (one factor at the end; the gradients of data need 1/σ⁴).
+///
+/// **Noise** is exact and the same everywhere: (heads of 64 coins − 32) / 4, a binomial number on a lattice of ¼. Its mean is 0, its
+/// variance 1 and its skewness 0 without any error, so that a Monte Carlo Fisher, which is E[(Jᵀε)²] and depends on nothing else, has no
+/// bias; its kurtosis is 3 − 1/32, and |ε| ≤ 8. Coins are two words of Philox4x32-10 of (first_sample + n, first_round + r, ⌊c / 2⌋).
+///
+/// With `unit` the gradient is divided by its norm, as the improved empirical Fisher wants; a sample whose gradient is 0 (below 2⁻¹²⁶) then
+/// has weight 0. Moves outputs and gradients once; 4 operations an element. Bitwise repeatable. Definition:
+/// z − y, and [`reference::likelihood::noise`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gaussian {
+    /// Storage of the outputs.
+    pub output: DType,
+    /// Storage of the targets.
+    pub goal: DType,
+    /// Where targets come from.
+    pub targets: Targets,
+    /// Whether gradients are divided by their norm.
+    pub unit: bool,
+}
+
+/// Which targets a step goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// Those of a buffer; one round.
+    Given,
+    /// Drawn from the model, anew each round.
+    Drawn,
+    /// Every unit direction in turn, one a round.
+    Each,
+}
+
+impl Targets {
+    /// The number by which the shader knows it.
+    const fn code(self) -> u32 {
+        match self {
+            Self::Given => 0,
+            Self::Drawn => 1,
+            Self::Each => 2,
+        }
+    }
+}
+
+crate::params! {
+    /// The numbers of one [`Gaussian`] step.
+    pub struct GaussianParams {
+        /// n.
+        samples: u32,
+        /// c.
+        outputs: u32,
+        /// r.
+        rounds: u32,
+        /// The number of the first draw, or the first direction.
+        first_round: u32,
+        /// The number of the first sample in the whole data, its low word.
+        first_sample_low: u32,
+        /// And its high word.
+        first_sample_high: u32,
+        /// The seed's low word.
+        seed_low: u32,
+        /// The seed's high word.
+        seed_high: u32,
+        /// The weight of a row.
+        weight: f32,
+    }
+}
+
+crate::args! {
+    /// The buffers of one [`Gaussian`] step.
+    pub struct GaussianArgs / GaussianSlices {
+        /// z `[n, c]`.
+        read output,
+        /// y `[n, c]`.
+        read goal,
+        /// `[r, n, c]`.
+        write gradient,
+        /// `[r, n]`.
+        write weight,
+        /// `[r, n]`.
+        write norm_sq,
+        /// Kept as the maximum: cleared before.
+        write fault,
+    }
+}
+
+impl Kernel for Gaussian {
+    const NAME: &'static str = "likelihood.gaussian";
+    type Params = GaussianParams;
+    type Args = GaussianArgs;
+
+    fn wgsl(&self) -> Vec<&'static str> {
+        vec![shader!("likelihood/gaussian.wgsl"), DTYPE, ELEMENT, PHILOX]
+    }
+
+    fn overrides(&self) -> Vec<(&'static str, f64)> {
+        vec![
+            ("WORKGROUP", LANES.into()),
+            ("OUTPUT", self.output.code().into()),
+            ("GOAL", self.goal.code().into()),
+            ("TARGETS", self.targets.code().into()),
+            ("UNIT", self.unit.into()),
+        ]
+    }
+
+    fn launch(&self, params: &GaussianParams, args: &GaussianArgs, caps: &Caps) -> Result<[u32; 3]> {
+        let &GaussianParams { samples, outputs, rounds, first_round, .. } = params;
+        let rows = len(Self::NAME, [rounds, samples, 1])?;
+        let elements = len(Self::NAME, [rounds, samples, outputs])?;
+        let end = u64::from(first_round) + u64::from(rounds);
+        let most = match self.targets {
+            Targets::Given => 1,
+            Targets::Drawn => 1 << 32,
+            Targets::Each => u64::from(outputs),
+        };
+        if end > most {
+            let problem = format!("rounds {first_round}..{end} of {most} that these targets have");
+            return Err(Error::argument(Self::NAME, problem));
+        }
+        if self.targets == Targets::Given {
+            let len = len(Self::NAME, [samples, outputs, 1])?;
+            args.output.expect(Self::NAME, "output", len, Some(self.output.into()))?;
+            args.goal.expect(Self::NAME, "goal", len, Some(self.goal.into()))?;
+        }
+        args.gradient.expect(Self::NAME, "gradient", elements, Some(Element::F32))?;
+        args.weight.expect(Self::NAME, "weight", rows, Some(Element::F32))?;
+        args.norm_sq.expect(Self::NAME, "norm_sq", rows, Some(Element::F32))?;
+        args.fault.expect(Self::NAME, "fault", FAULTS, Some(Element::U32))?;
+        if outputs == 0 && rows > 0 {
+            return Err(Error::argument(Self::NAME, "0 outputs: there is no loss"));
+        }
+        groups_of(Self::NAME, rows, caps)
+    }
+
+    fn host(&self, params: &GaussianParams, args: GaussianSlices<'_>) {
+        let (samples, outputs) = (params.samples as usize, params.outputs as usize);
+        let (output, goal) =
+            (Rows { slice: args.output, len: outputs }, Rows { slice: args.goal, len: outputs });
+        let faults = Faults::default();
+        let gradients = args.gradient.cast::<f32>().par_chunks_exact_mut(outputs.max(1));
+        let (weights, norms): (&mut [f32], &mut [f32]) = (args.weight.cast(), args.norm_sq.cast());
+        let out = gradients.zip(weights).zip(norms).enumerate();
+        let scratch = || (Vec::new(), Vec::new());
+        out.for_each_init(scratch, |scratch, (row, ((gradient, weight), norm_sq))| {
+            let (round, sample) = (row / samples, row % samples);
+            let round = params.first_round + u32::try_from(round).expect("rounds are a u32");
+            let bad = match self.targets {
+                Targets::Given => {
+                    let (z, y) = (output.get(sample, &mut scratch.0), goal.get(sample, &mut scratch.1));
+                    subtract(z, y, gradient)
+                }
+                Targets::Drawn => {
+                    draw(params, sample, round, gradient);
+                    None
+                }
+                Targets::Each => {
+                    gradient.fill(0.0);
+                    gradient[round as usize] = 1.0;
+                    None
+                }
+            };
+            if let Some(word) = bad {
+                faults.note(word, sample);
+                gradient.fill(f32::NAN);
+                (*weight, *norm_sq) = (f32::NAN, f32::NAN);
+                return;
+            }
+            let length = normalise(gradient, self.unit);
+            *norm_sq = length * length;
+            *weight = if self.unit && length == 0.0 { 0.0 } else { params.weight };
+        });
+        faults.store(args.fault.cast());
+    }
+
+    fn cost(&self, params: &GaussianParams, _: &GaussianArgs) -> Cost {
+        let [samples, outputs, rounds] = [params.samples, params.outputs, params.rounds].map(u64::from);
+        let read = match self.targets {
+            Targets::Given => samples * outputs * (self.output.size() + self.goal.size()),
+            Targets::Drawn | Targets::Each => 0,
+        };
+        let elements = rounds * samples * outputs;
+        Cost { bytes: read + 4 * elements + 8 * rounds * samples, flops: 4 * elements }
+    }
+}
+
+/// The largest residual whose inverse every device computes.
+const FARTHEST: f32 = 8.507_059e37; // 2^126
+
+/// z − y; the word of the fault where that is nothing to compute with.
+fn subtract(z: &[f32], y: &[f32], gradient: &mut [f32]) -> Option<usize> {
+    for ((gradient, z), y) in gradient.iter_mut().zip(z).zip(y) {
+        *gradient = z - y;
+    }
+    let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
+    // NaN is no less than anything.
+    let near = gradient.iter().all(|g| g.abs() <= FARTHEST);
+    match (finite(z), finite(y), near) {
+        (true, true, true) => None,
+        (true, false, _) => Some(1),
+        _ => Some(0),
+    }
+}
+
+fn draw(params: &GaussianParams, sample: usize, round: u32, noise: &mut [f32]) {
+    let first = joined(params.first_sample_low, params.first_sample_high);
+    let (low, high) = halves(first.wrapping_add(sample as u64));
+    for (block, pair) in (0..).zip(noise.chunks_mut(2)) {
+        let [a, b, c, d] = philox([low, high, round, block], [params.seed_low, params.seed_high]);
+        for (noise, coins) in pair.iter_mut().zip([joined(a, b), joined(c, d)]) {
+            *noise = 0.25 * (coins.count_ones() as f32 - 32.0);
+        }
+    }
+}
+
+/// The norm, in units of the largest element so that no square is lost; with `unit`, the gradient is divided by it.
+fn normalise(gradient: &mut [f32], unit: bool) -> f32 {
+    let top = gradient.iter().fold(0.0_f32, |top, g| top.max(g.abs()));
+    if top < f32::MIN_POSITIVE {
+        if unit {
+            gradient.fill(0.0);
+        }
+        return 0.0;
+    }
+    let sum: f64 = gradient.iter().map(|g| f64::from(g / top).powi(2)).sum();
+    #[expect(clippy::cast_possible_truncation, reason = "summed in f64, used in f32")]
+    let norm = sum.sqrt() as f32;
+    if unit {
+        gradient.iter_mut().for_each(|g| *g = *g / top / norm);
+    }
+    top * norm
+}
+
+impl Checked for Gaussian {
+    fn cases() -> Vec<Case<Self>> {
+        let mut cases = Vec::new();
+        let shapes = [(0, 3), (1, 1), (3, 2), (2, 63), (5, 64), (4, 65), (2, 1001)];
+        for output in DType::ALL {
+            for goal in DType::ALL {
+                let kernel = Self { output, goal, targets: Targets::Given, unit: output == goal };
+                cases.extend(shapes.map(|(samples, outputs)| given(kernel, (samples, outputs), 1.0)));
+            }
+        }
+        let plain = Self { output: DType::F32, goal: DType::F32, targets: Targets::Given, unit: false };
+        for unit in [false, true] {
+            let kernel = Self { unit, ..plain };
+            cases.extend([1e-30, 1e18].map(|scale| given(kernel, (3, 70), scale)));
+            cases.push(given(kernel, (66_000, 1), 1.0));
+            cases.extend(faulty(kernel));
+        }
+        for (samples, outputs) in shapes {
+            cases.push(drawn(Self { targets: Targets::Drawn, ..plain }, (3, samples, outputs), 7));
+            cases.push(each(Self { targets: Targets::Each, ..plain }, (outputs.min(4), samples, outputs)));
+        }
+        let drawing = Self { targets: Targets::Drawn, ..plain };
+        cases.push(drawn(drawing, (2, 5, 9), u64::from(u32::MAX) - 1));
+        cases.push(drawn(Self { unit: true, ..drawing }, (2, 5, 9), u64::MAX - 1));
+        cases
+    }
+
+    fn bench(elements: u64) -> Bench<Self> {
+        const OUTPUTS: u32 = 1000;
+        let samples = u32::try_from(elements / u64::from(OUTPUTS)).unwrap_or(1 << 21).clamp(1, 1 << 21);
+        let rows = u64::from(samples);
+        let elements = rows * u64::from(OUTPUTS);
+        let targets = Targets::Drawn;
+        Bench {
+            name: format!("{samples} samples of {OUTPUTS} outputs, drawn"),
+            kernel: Self { output: DType::F32, goal: DType::F32, targets, unit: false },
+            params: params((1, samples, OUTPUTS), 0),
+            buffers: vec![
+                (DType::F32.into(), 1, Fill::Zero),
+                (DType::F32.into(), 1, Fill::Zero),
+                (DType::F32.into(), elements, Fill::Zero),
+                (DType::F32.into(), rows, Fill::Zero),
+                (DType::F32.into(), rows, Fill::Zero),
+                (Element::U32, FAULTS, Fill::Zero),
+            ],
+        }
+    }
+}
+
+const SEED: u64 = 0xfeed_0123_4567_89ab;
+const WEIGHT: f32 = 0.5;
+
+fn params((rounds, samples, outputs): (u32, u32, u32), first_sample: u64) -> GaussianParams {
+    let (first_sample_low, first_sample_high) = halves(first_sample);
+    let (seed_low, seed_high) = halves(SEED);
+    GaussianParams {
+        samples,
+        outputs,
+        rounds,
+        first_round: 0,
+        first_sample_low,
+        first_sample_high,
+        seed_low,
+        seed_high,
+        weight: WEIGHT,
+    }
+}
+
+/// Residuals of about this size. The second sample's is zero.
+fn given(kernel: Gaussian, (samples, outputs): (u32, u32), scale: f64) -> Case<Gaussian> {
+    let len = samples as usize * outputs as usize;
+    let near = |seed: u64| -> Vec<f64> { noise(seed, len).iter().map(|v| scale * v).collect() };
+    let (mut z, mut y) = (near(41), near(42));
+    let second = outputs as usize..2 * outputs as usize;
+    if samples > 1 {
+        z[second.clone()].fill(0.5);
+        y[second].fill(0.5);
+    }
+    let (z, y) = (CaseBuffer::floats(kernel.output, &z), CaseBuffer::floats(kernel.goal, &y));
+    let residuals: Vec<f64> = z.values().iter().zip(y.values()).map(|(z, y)| z - y).collect();
+    let name = format!("{kernel:?} n={samples} c={outputs} of {scale:e}");
+    finish(
+        kernel,
+        name,
+        params((1, samples, outputs), 0),
+        (z, y),
+        &residuals,
+        2.0 * DType::F32.unit_roundoff(),
+    )
+}
+
+fn drawn(kernel: Gaussian, (rounds, samples, outputs): (u32, u32, u32), first_sample: u64) -> Case<Gaussian> {
+    let mut noises = Vec::new();
+    for round in 0..rounds {
+        for sample in 0..samples {
+            let (low, high) = halves(first_sample.wrapping_add(sample.into()));
+            for c in 0..outputs {
+                let (seed_low, seed_high) = halves(SEED);
+                let bits = reference::likelihood::philox([low, high, round, c / 2], [seed_low, seed_high]);
+                let pair = (c % 2) as usize * 2;
+                noises.push(reference::likelihood::noise(joined(bits[pair], bits[pair + 1])));
+            }
+        }
+    }
+    let name = format!("{kernel:?} r={rounds} n={samples} c={outputs} from sample {first_sample}");
+    let unused = || CaseBuffer::words(&[0]);
+    finish(kernel, name, params((rounds, samples, outputs), first_sample), (unused(), unused()), &noises, 0.0)
+}
+
+fn each(kernel: Gaussian, (rounds, samples, outputs): (u32, u32, u32)) -> Case<Gaussian> {
+    let of = |round: u32| (0..samples * outputs).map(move |i| f64::from(u8::from(i % outputs == round)));
+    let directions: Vec<f64> = (0..rounds).flat_map(of).collect();
+    let name = format!("{kernel:?} r={rounds} n={samples} c={outputs}");
+    let unused = || CaseBuffer::words(&[0]);
+    finish(kernel, name, params((rounds, samples, outputs), 0), (unused(), unused()), &directions, 0.0)
+}
+
+/// Outputs and targets that are none. The first of each kind is told, the output's where both are wrong.
+fn faulty(kernel: Gaussian) -> Vec<Case<Gaussian>> {
+    let of = |name: &str, z: f64, y: f64, word: usize| {
+        let mut case = given(kernel, (5, 4), 1.0);
+        for (buffer, value) in [(0, z), (1, y)] {
+            let mut values = case.buffers[buffer].values();
+            (values[9], values[13]) = (value, value);
+            case.buffers[buffer] = CaseBuffer::floats(DType::F32, &values);
+        }
+        for (buffer, width) in [(0, 4), (1, 1), (2, 1)] {
+            for (i, want) in case.want[buffer].1.iter_mut().enumerate() {
+                *want = if [2, 3].contains(&(i / width)) { Want::exact(f64::NAN) } else { *want };
+            }
+        }
+        case.want[3].1[word] = Want::exact((!2_u32).into());
+        case.name = format!("{kernel:?} faulty: {name}");
+        case
+    };
+    let infinity = f64::INFINITY;
+    vec![
+        of("NaN", f64::NAN, 0.0, 0),
+        of("both infinite", infinity, infinity, 0),
+        of("infinite target", 0.0, -infinity, 1),
+        of("too far", 3e38, -3e38, 0),
+    ]
+}
+
+/// The step over rows of residuals that are off by a relative `error`.
+fn finish(
+    kernel: Gaussian,
+    name: String,
+    params: GaussianParams,
+    (z, y): (CaseBuffer, CaseBuffer),
+    residuals: &[f64],
+    error: f64,
+) -> Case<Gaussian> {
+    let [mut gradient, mut weight, mut norm_sq] = [Vec::new(), Vec::new(), Vec::new()];
+    for row in residuals.chunks(params.outputs as usize) {
+        let (gradients, square) = wanted(row, kernel.unit, error);
+        let none = row.iter().all(|g| *g == 0.0);
+        weight.push(Want::exact(if kernel.unit && none { 0.0 } else { WEIGHT.into() }));
+        gradient.extend(gradients);
+        norm_sq.push(square);
+    }
+    let sentinel = |len: usize| CaseBuffer::sentinel(DType::F32, len);
+    Case {
+        name,
+        kernel,
+        params,
+        buffers: vec![
+            z,
+            y,
+            sentinel(gradient.len()),
+            sentinel(weight.len()),
+            sentinel(norm_sq.len()),
+            CaseBuffer::words(&[0; FAULTS as usize]),
+        ],
+        want: vec![(2, gradient), (3, weight), (4, norm_sq), (5, vec![Want::exact(0.0); FAULTS as usize])],
+    }
+}
+
+/// Bounds: a quotient is good to 2.5 units in the last place, a root to 4.5, a sum to its depth. A residual is off by `error`, a norm by half of what
+/// its square is, whatever the magnitudes: the largest element is the unit.
+fn wanted(residuals: &[f64], unit: bool, error: f64) -> (Vec<Want>, Want) {
+    const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
+    let u2 = 2.0 * DType::F32.unit_roundoff();
+    let (quotient, root) = (2.5 * u2, 4.5 * u2);
+    let depth = u2 * (residuals.len() as f64 / f64::from(LANES) + 7.0);
+    let square: f64 = residuals.iter().map(|g| g * g).sum();
+    let norm = square.sqrt();
+    // A part is off by its own error and the unit's; parts below the normal numbers are lost against the largest.
+    let norm_error =
+        (2.0 * (2.0 * error + quotient) + u2 + depth) / 2.0 + root + residuals.len() as f64 * FLUSHED;
+    let of = |&g: &f64| {
+        if !unit {
+            return Want {
+                value: g,
+                bound: 1.01 * error * g.abs() + if error > 0.0 { FLUSHED } else { 0.0 },
+            };
+        }
+        let value = if norm == 0.0 { 0.0 } else { g / norm };
+        let relative = error + norm_error + 2.0 * quotient + error;
+        Want { value, bound: 1.01 * relative * value.abs() + if norm == 0.0 { 0.0 } else { 2.0 * FLUSHED } }
+    };
+    let length_error = norm_error + error + u2;
+    let bound = 1.01 * (2.0 * length_error + u2) * square + if square == 0.0 { 0.0 } else { FLUSHED };
+    (residuals.iter().map(of).collect(), Want { value: square, bound })
+}
