@@ -34,7 +34,7 @@ pub fn draw(logits: &[f64], uniform: f64) -> usize {
 /// 64 coins as a number of mean 0 and variance 1: heads less 32, over 4.
 #[must_use]
 pub fn noise(coins: u64) -> f64 {
-    let heads: u64 = (0..64).map(|i| coins >> i & 1).sum();
+    let heads: u64 = (0..64).map(|i| (coins >> i) & 1).sum();
     (heads as f64 - 32.0) / 4.0
 }
 

@@ -202,8 +202,8 @@ fn exp2_minus(f: u64) -> u32 {
     /// ln(2)^j / j! in units of 2⁻³², j = 8 down to 1.
     const TERMS: [u64; 8] =
         [5676, 65_510, 661_577, 5_726_720, 41_309_550, 238_388_332, 1_031_764_991, 2_977_044_472];
-    let inner = TERMS.iter().fold(437, |inner, term| term - (f * inner >> 32));
-    let value = (1 << 31) - (f * inner >> 33);
+    let inner = TERMS.iter().fold(437, |inner, term| term - ((f * inner) >> 32));
+    let value = (1 << 31) - ((f * inner) >> 33);
     u32::try_from(value).expect("at most 2^31")
 }
 

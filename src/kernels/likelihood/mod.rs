@@ -108,5 +108,5 @@ const fn halves(value: u64) -> (u32, u32) {
 }
 
 const fn joined(low: u32, high: u32) -> u64 {
-    (high as u64) << 32 | low as u64
+    ((high as u64) << 32) | low as u64
 }
