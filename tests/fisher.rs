@@ -151,6 +151,44 @@ fn the_tool_agrees_with_autograd() {
     }
 }
 
+/// The networks of `tests/data/fisher/catalogue`, whose captures `examples/pytorch/capture.py` wrote: every layer in the shapes that per-sample
+/// squares go wrong in, with the data's labels, drawn ones and all of them.
+fn catalogue_agrees_with_autograd(backend: &Backend) {
+    let mut captures = 0;
+    for network in fs::read_dir(data("catalogue")).expect("the catalogue is there") {
+        let folder = network.expect("readable").path();
+        let expected = load(&folder.join("expected.safetensors"));
+        for (labels, kind) in [("data", "empirical"), ("sampled", "mc"), ("all", "exact")] {
+            let capture = folder.join(format!("{labels}.safetensors"));
+            if !capture.exists() {
+                continue;
+            }
+            let prefix = format!("{labels}/");
+            let of_labels = expected
+                .iter()
+                .filter_map(|(name, values)| Some((name.strip_prefix(&prefix)?.to_owned(), values.clone())));
+            let want: Tensors = of_labels.collect();
+            let (got, report) = run(backend, &[capture], of(Kind::Empirical)).expect("a sound capture");
+            assert_eq!(report.kind, kind);
+            let error = worst(&got, &want);
+            assert!(error <= 2e-5, "{} {kind} on {}: {error:e}", folder.display(), backend.name());
+            captures += 1;
+        }
+    }
+    assert!(captures >= 88, "only {captures} captures");
+}
+
+#[test]
+fn the_catalogue_of_shapes_agrees_with_autograd_on_the_host() {
+    catalogue_agrees_with_autograd(&Backend::Host);
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn the_catalogue_of_shapes_agrees_with_autograd_on_the_device() {
+    catalogue_agrees_with_autograd(&Backend::Gpu(support::gpu()));
+}
+
 /// A capture to be written: f32 tensors, ids, and metadata.
 #[derive(Default)]
 struct Draft {
@@ -235,6 +273,71 @@ fn uses_of_one_layer_add_before_squaring() {
     let got = host(&[path], of(Kind::Empirical));
     assert_eq!(got["fc.weight"], [0.0]);
     assert_eq!(got["fc.bias"], [0.0]);
+}
+
+/// Two positions of one sample with the input 1 and the gradients 1 and −1: the sample's gradient is 0. Squaring positions one by one gives 2.
+#[test]
+fn positions_that_cancel_leave_nothing() {
+    let window =
+        r#""kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": true"#;
+    let layers = [
+        (r#"{"l": {"kind": "linear", "bias": true}}"#.to_owned(), vec![1, 2, 1]),
+        (format!(r#"{{"l": {{"kind": "conv", {window}}}}}"#), vec![1, 1, 2]),
+        (format!(r#"{{"l": {{"kind": "conv_transpose", {window}, "output_padding": [0]}}}}"#), vec![1, 1, 2]),
+        (r#"{"l": {"kind": "batch_norm", "eps": 0.0, "bias": true}}"#.to_owned(), vec![1, 1, 2]),
+    ];
+    for backend in support::backends() {
+        let folder = folder();
+        for (layer, shape) in &layers {
+            let mut draft = Draft::new(layer).with("l.input", shape, &[1.0, 1.0]).with(
+                "l.grad_output",
+                shape,
+                &[1.0, -1.0],
+            );
+            if layer.contains("batch_norm") {
+                draft = draft.with("l.running_mean", &[1], &[0.0]).with("l.running_var", &[1], &[1.0]);
+            }
+            let (got, _) = run(&backend, &[draft.write(&folder, "a")], of(Kind::Empirical)).expect("sound");
+            assert_eq!((&got["l.weight"], &got["l.bias"]), (&vec![0.0], &vec![0.0]), "{layer}");
+        }
+        let same_row = Draft::new(r#"{"e": {"kind": "embedding", "rows": 1, "bias": false}}"#)
+            .ids("e.input", &[1, 2], &[0, 0])
+            .with("e.grad_output", &[1, 2, 1], &[1.0, -1.0]);
+        let (got, _) = run(&backend, &[same_row.write(&folder, "e")], of(Kind::Empirical)).expect("sound");
+        assert_eq!(got["e.weight"], [0.0]);
+    }
+}
+
+/// y = W relu(W x) with W = 2, x = 3: dy/dW = 2 W x = 12, of which each use gives 6. 144, not 72.
+#[test]
+fn a_tied_weight_is_squared_once() {
+    let folder = folder();
+    let path = Draft::new(r#"{"w": {"kind": "linear", "bias": false}}"#)
+        .with("w.input.0", &[1, 1], &[3.0])
+        .with("w.grad_output.0", &[1, 1], &[2.0])
+        .with("w.input.1", &[1, 1], &[6.0])
+        .with("w.grad_output.1", &[1, 1], &[1.0])
+        .write(&folder, "a");
+    for backend in support::backends() {
+        let (got, _) = run(&backend, std::slice::from_ref(&path), of(Kind::Empirical)).expect("sound");
+        assert_eq!(got["w.weight"], [144.0]);
+    }
+}
+
+#[test]
+fn data_seen_three_times_triples_the_sum_and_keeps_the_mean() {
+    let mean = |kind| FisherOptions { reduction: Reduction::Mean, ..of(kind) };
+    for case in ["conv2d", "sequence"] {
+        let once = captures(case);
+        let thrice = [&once[..], &once, &once].concat();
+        for kind in [Kind::Empirical, Kind::Ief] {
+            let (sum, tripled) = (host(&once, of(kind)), host(&thrice, of(kind)));
+            let three: Tensors =
+                sum.iter().map(|(name, v)| (name.clone(), v.iter().map(|v| 3.0 * v).collect())).collect();
+            assert!(worst(&tripled, &three) < 1e-6, "{case} {kind}");
+            assert!(worst(&host(&thrice, mean(kind)), &host(&once, mean(kind))) < 1e-6, "{case} {kind}");
+        }
+    }
 }
 
 #[test]

@@ -115,15 +115,40 @@ def label(net, x, labels, target, draws, generator):
     return repeated(x, classes), torch.arange(classes, device=p.device).repeat(n), p.reshape(-1).float()
 
 
-def capture(net, x, path, labels="data", target=None, draws=1, generator=None, dtype=torch.float32):
+def residual(net, x, labels, target, draws, generator):
+    """(x, z - y, weight) of a regression with y ~ N(z, 1): labelled as in `label`.
+
+    The Hessian of the loss at the outputs is 1, so that "all" are the unit directions. They are sqrt(c) long with weight 1/c, because a
+    sample's weights sum to 1.
+    """
+    if labels not in ("data", "sampled", "all"):
+        raise ValueError(f'labels is "{labels}", expected data, sampled or all')
+    with torch.no_grad():
+        z = call(net, x)
+    n, c = z.shape[0], z[0].numel()
+    if labels == "data":
+        if target is None:
+            raise ValueError('labels is "data", and target is missing')
+        return x, z - target, None
+    if labels == "sampled":
+        noise = torch.randn(n * draws, *z.shape[1:], generator=generator).to(z)
+        return repeated(x, draws), noise, torch.full((n * draws,), 1.0 / draws)
+    directions = c**0.5 * torch.eye(c, device=z.device).repeat(n, 1)
+    return repeated(x, c), directions.reshape(n * c, *z.shape[1:]), torch.full((n * c,), 1.0 / c)
+
+
+def capture(net, x, path, labels="data", target=None, draws=1, generator=None, dtype=torch.float32, loss="cross_entropy"):
     """One forward pass, the backward pass of the summed loss, one file. The parameters' own gradients are not touched.
 
     labels: "data" (target holds class ids; -100 is ignored), "sampled" (draws labels a sample from the model, each of weight 1/draws),
     or "all" (every class in turn, weighted by its probability). dtype: torch.float32, or bfloat16 to halve the file.
+    loss: "cross_entropy", or "gaussian" for a regression with the loss 1/2 |z - target|^2.
     """
     if net.training:
         raise ValueError("capture in evaluation mode: call net.eval() first")
-    x, target, weight = label(net, x, labels, target, draws, generator)
+    if loss not in ("cross_entropy", "gaussian"):
+        raise ValueError(f'loss is "{loss}", expected cross_entropy or gaussian')
+    x, target, weight = (label if loss == "cross_entropy" else residual)(net, x, labels, target, draws, generator)
     layers, uses, handles = trained_layers(net), {}, []
     for name, (module, _) in layers.items():
         def record(_, args, output, name=name):
@@ -137,9 +162,12 @@ def capture(net, x, path, labels="data", target=None, draws=1, generator=None, d
         for handle in handles:
             handle.remove()
     warn_of_others(net, uses)
-    loss = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum")
+    if loss == "cross_entropy":
+        total = F.cross_entropy(logits.movedim(-1, 1), target, reduction="sum")
+    else:
+        total = (logits * target).sum()  # whose gradient at the outputs is the residual
     edges = [edge for found in uses.values() for _, edge in found]
-    gradients = iter(torch.autograd.grad(loss, [logits, *edges], allow_unused=True))
+    gradients = iter(torch.autograd.grad(total, [logits, *edges], allow_unused=True))
 
     tensors = {"logit_grad": next(gradients).to(dtype)}
     for name, found in uses.items():
