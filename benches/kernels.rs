@@ -1,10 +1,11 @@
 //! Every registered kernel against a copy on the same backend: `cargo bench --bench kernels`.
 //!
-//! Each kernel is checked before it is timed. `SQUISHER_BENCH_ADAPTER=NAME` runs on that adapter instead of the host,
+//! For following one kernel's speed from change to change; `squisher bench` holds all of them against their ceilings.
+//! `squisher verify` checks them. `SQUISHER_BENCH_ADAPTER=NAME` runs on that adapter instead of the host,
 //! `SQUISHER_BENCH_ELEMENTS` sets the size (4 Mi by default).
 
 use criterion::{Criterion, Throughput};
-use squisher::bench::Job;
+use squisher::bench::{Job, steps};
 use squisher::gpu::AdapterChoice;
 use squisher::kernel::{Checked, Visitor};
 use squisher::{Backend, Gpu, Result, kernels};
@@ -37,9 +38,11 @@ struct Run<'a> {
 
 impl Visitor for Run<'_> {
     fn kernel<K: Checked>(&mut self) {
-        match Job::kernel::<K>(&self.backend, self.elements) {
-            Ok(job) => time(self.criterion, &job),
-            Err(error) => self.problem = Some(error),
+        for step in steps::<K>(&self.backend.caps(), &[self.elements]) {
+            match Job::step(&self.backend, step) {
+                Ok(job) => time(self.criterion, &job),
+                Err(error) => self.problem = Some(error),
+            }
         }
     }
 }
@@ -48,7 +51,7 @@ impl Visitor for Run<'_> {
 fn time(criterion: &mut Criterion, job: &Job) {
     let mut group = criterion.benchmark_group("kernels");
     group.throughput(Throughput::Bytes(job.cost.bytes)).sample_size(10);
-    group.bench_function(job.name.as_str(), |bencher| {
+    group.bench_function(format!("{} {}", job.name, job.shape), |bencher| {
         bencher.iter(|| job.run().expect("it ran when it was checked"));
     });
     group.finish();

@@ -118,6 +118,6 @@ fn move_files(options: &MergeOptions, output: &Path, buffer: &mut [u8]) {
 fn copy(criterion: &mut Criterion, job: &Job) {
     let mut group = criterion.benchmark_group("merge");
     group.throughput(Throughput::Bytes(job.cost.bytes)).sample_size(10);
-    group.bench_function(job.name.as_str(), |bencher| bencher.iter(|| job.run().expect("it ran before")));
+    group.bench_function(job.shape.as_str(), |bencher| bencher.iter(|| job.run().expect("it ran before")));
     group.finish();
 }

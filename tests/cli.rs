@@ -478,3 +478,32 @@ fn an_adapter_that_is_not_there_exits_5() {
     let refused = output(&["verify", "--adapter", "0", "--backend", "host"]);
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
 }
+
+#[test]
+fn bench_holds_kernels_to_ceilings_of_the_same_run_and_keeps_a_record() {
+    let folder = folder();
+    let kept = folder.path().join("record");
+    let bench = ["bench", "--backend", "host", "--only", "optimizer.ema", "--size", "4096", "--size", "100"];
+    let args = [&bench[..], &["--seconds", "0", "--host-memory", "1MiB", "--record", arg(&kept)]].concat();
+    let measured = json_of(&[&args[..], &["--json"]].concat());
+    let ceilings = measured["ceilings"].as_array().expect("a list of ceilings");
+    let names: Vec<&str> = ceilings.iter().filter_map(|row| row["kernel"].as_str()).collect();
+    assert_eq!(names, ["ceiling.copy", "ceiling.fma", "ceiling.products", "ceiling.latency"]);
+    let kernel = &measured["kernels"][0];
+    assert_eq!((kernel["kernel"].as_str(), kernel["bytes"].as_u64()), (Some("optimizer.ema"), Some(1200)));
+    assert_eq!((kernel["bound"].as_str(), kernel["clock"].as_str()), (Some("bandwidth"), Some("host")));
+    // From the rates that are printed beside it, as its definition says.
+    let number = |row: &Value, key: &str| row[key].as_f64().expect("a number");
+    let share = number(kernel, "bytes_per_second") / number(&ceilings[0], "bytes_per_second");
+    assert!((number(kernel, "share") / share - 1.0).abs() < 1e-9);
+
+    let file = measured["file"].as_str().expect("where it was kept").to_owned();
+    let text_before = std::fs::read_to_string(&file).expect("it was kept");
+    assert!(text_before.starts_with("adapter,date,"), "{text_before}");
+    let again = output(&args);
+    assert_eq!(again.status.code(), Some(7), "a record is not replaced unasked");
+    assert_eq!(std::fs::read_to_string(&file).expect("it is still there"), text_before);
+    let csv = output(&[&bench[..], &["--seconds", "0", "--host-memory", "1MiB", "--csv"]].concat());
+    assert_eq!(text(&csv.stdout).lines().next(), text_before.lines().next());
+    assert_eq!(output(&["bench", "--backend", "host", "--only", "no such"]).status.code(), Some(2));
+}

@@ -83,3 +83,39 @@ fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
     assert!(String::from_utf8_lossy(&refused.get_output().stderr).contains("--overwrite"));
     assert_eq!(std::fs::read(folder.path().join("report.html")).expect("still there"), b"old");
 }
+
+#[test]
+fn a_bench_record_becomes_a_roofline_and_a_torn_one_is_refused() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let head = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,share";
+    let line = |kernel: &str, bytes: u64, flops: u64, seconds: &str| {
+        format!(
+            "\"a <b> device, 256 bits\",2026-11-21,0.1.0,{kernel},4096 f32,{bytes},{flops},{seconds},host,1e9,1e9,,"
+        )
+    };
+    let lines = [
+        head.to_owned(),
+        line("ceiling.copy", 100, 0, "1e-9"),
+        line("ceiling.fma", 8, 1000, "1e-9"),
+        line("ceiling.latency", 12, 4, "1e-6"),
+        line("optimizer.ema", 60, 20, "1e-9"),
+        line("select.mask", 50, 0, "1e-9"),
+    ];
+    std::fs::write(folder.path().join("a.csv"), lines.join("\n")).expect("a temporary folder is writable");
+    report(folder.path(), &["a.csv"]).success();
+    let page = std::fs::read_to_string(folder.path().join("report.html")).expect("the page was written");
+    assert!(page.contains("a &lt;b&gt; device, 256 bits on 2026-11-21"), "the device and the day are named");
+    assert!(
+        page.contains("optimizer.ema 4096 f32: 20.0 GFLOP/s, 60.0 % of the roof"),
+        "the point says its share"
+    );
+    assert!(page.contains("select.mask 2"), "what computes nothing is among the bars");
+
+    std::fs::remove_file(folder.path().join("report.html")).expect("it was written above");
+    let torn = lines.join("\n").replace(",1e-6,", ",soon,");
+    std::fs::write(folder.path().join("a.csv"), torn).expect("a temporary folder is writable");
+    let refused = report(folder.path(), &["a.csv"]).code(3);
+    let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+    assert!(message.contains("a.csv") && message.contains("line 4 is no measurement"), "{message}");
+    assert!(!folder.path().join("report.html").exists());
+}

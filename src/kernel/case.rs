@@ -5,6 +5,7 @@ use std::fmt;
 use half::{bf16, f16};
 
 use super::{Kernel, narrow};
+use crate::gpu::Caps;
 use crate::memory::Element;
 use crate::shape::DType;
 
@@ -16,6 +17,12 @@ pub trait Checked: Kernel {
 
     /// A step whose largest buffer has about `elements` elements, to be timed.
     fn bench(elements: u64) -> Bench<Self>;
+
+    /// Steps of the sizes of real layers, in the form that suits a device: for kernels whose speed hangs on more than one
+    /// size. `squisher bench` times these in place of [`Checked::bench`] at every size.
+    fn layers(_caps: &Caps) -> Vec<Bench<Self>> {
+        Vec::new()
+    }
 }
 
 /// Walks the registry: kernels are types, so a list of them can only be visited.

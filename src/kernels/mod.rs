@@ -4,6 +4,7 @@
 //! `Checked`), a definition in [`reference`](crate::reference) if the quantity is new, and one line in the
 //! registry below. Contract test, oracle test, bench and `verify` find it by themselves.
 
+pub mod ceiling;
 pub mod ewc;
 pub mod fisher;
 pub mod likelihood;
@@ -25,6 +26,7 @@ macro_rules! kernels {
 }
 
 kernels! {
+    ceiling::Fma,
     stats::Summary,
     fisher::EmbeddingSq,
     fisher::NormSq,

@@ -3,6 +3,7 @@
 //! Plain loops over slices, no tiling, no identity, no helper shared with the kernels, so that a mistake
 //! can't be made twice in the same way. Only the kernels' cases call this; no result comes from here.
 
+pub mod ceiling;
 pub mod embedding;
 pub mod ewc;
 pub mod fisher;

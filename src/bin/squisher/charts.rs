@@ -71,7 +71,7 @@ pub(crate) const COLOURS: &str = "\
 @media(prefers-color-scheme:dark){:root{--ink:#e6e6ea;--soft:#a2a6ad;--paper:#17181b;--line:#3a3d42;--mark:#7fc4e8;--track:#2a2c30}}
 svg .label{font:12px system-ui,sans-serif;fill:var(--ink)}svg .value{font:11px system-ui,sans-serif}
 svg .frame{fill:none;stroke:var(--line)}svg .grid{stroke:var(--line);stroke-dasharray:2 3}
-svg .bar{fill:var(--mark)}svg .track{fill:var(--track)}svg .line{fill:none;stroke:var(--mark);stroke-width:2}svg .point{fill:var(--mark);fill-opacity:.45}";
+svg .bar{fill:var(--mark)}svg .track{fill:var(--track)}svg .line{fill:none;stroke:var(--mark);stroke-width:2}svg .broken{fill:none;stroke:var(--soft)}svg .dot{fill:var(--ink)}svg .point{fill:var(--mark);fill-opacity:.45}";
 
 impl Heatmap {
     /// The chart as a file of its own, with its colours and a ground.
@@ -193,6 +193,10 @@ impl Axes {
 
     /// The frame with about five ticks a side, and the marks inside.
     fn svg(&self, marks: &str) -> String {
+        self.framed(marks, number)
+    }
+
+    fn framed(&self, marks: &str, number: impl Fn(f64) -> String) -> String {
         let mut svg = open((LEFT + WIDTH + 24.0) as usize, (TOP + HEIGHT + 54.0) as usize, &self.title);
         let _ = write!(svg, "<rect class='frame' x='{LEFT}' y='{TOP}' width='{WIDTH}' height='{HEIGHT}'/>");
         for tick in ticks(self.x) {
@@ -255,6 +259,34 @@ impl Axes {
         self.svg(&format!("<polyline class='line' points='{}'/>", path.join(" ")))
     }
 
+    /// Lines (broken or not) and labelled points, where both axes are powers of ten.
+    pub(crate) fn decades(&self, lines: &[(Vec<(f64, f64)>, bool)], marks: &[Mark]) -> String {
+        let mut svg = String::new();
+        for (points, broken) in lines {
+            let path: Vec<String> =
+                points.iter().map(|&(x, y)| self.at(x, y)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+            let class = if *broken { "grid broken" } else { "line" };
+            let _ = write!(svg, "<polyline class='{class}' points='{}'/>", path.join(" "));
+        }
+        let dots: Vec<(f64, f64)> = marks.iter().map(|mark| self.at(mark.at.0, mark.at.1)).collect();
+        let mut taken: Vec<(f64, f64)> = Vec::new();
+        for mark in marks {
+            let (x, y) = self.at(mark.at.0, mark.at.1);
+            let label = free_place((x + 6.0, y + 4.0), &taken, &dots);
+            taken.push(label);
+            let _ = write!(
+                svg,
+                "<g><title>{}</title><circle class='dot' cx='{x:.1}' cy='{y:.1}' r='3.5'/>\
+                 <text class='label' x='{:.1}' y='{:.1}'>{}</text></g>",
+                escape(&mark.title),
+                label.0,
+                label.1,
+                escape(&mark.label)
+            );
+        }
+        self.framed(&svg, |power| number(10.0_f64.powf(power)))
+    }
+
     /// Points.
     pub(crate) fn scatter(&self, points: &[(f64, f64)]) -> String {
         let mut marks = String::new();
@@ -264,6 +296,28 @@ impl Axes {
         }
         self.svg(&marks)
     }
+}
+
+/// A point with a label beside it.
+pub(crate) struct Mark {
+    pub(crate) at: (f64, f64),
+    pub(crate) label: String,
+    pub(crate) title: String,
+}
+
+/// A place for a label of two digits near where it is wanted, on no other label and no dot: beside its own, else further to
+/// the right.
+fn free_place(wanted: (f64, f64), labels: &[(f64, f64)], dots: &[(f64, f64)]) -> (f64, f64) {
+    let meets = |(x, y): (f64, f64)| {
+        let on_label = |other: &(f64, f64)| (x - other.0).abs() < 16.0 && (y - other.1).abs() < 11.0;
+        let on_dot = |dot: &(f64, f64)| (-4.0..18.0).contains(&(dot.0 - x)) && (y - 4.0 - dot.1).abs() < 8.0;
+        labels.iter().any(on_label) || dots.iter().any(on_dot)
+    };
+    let mut place = wanted;
+    while meets(place) {
+        place.0 += 4.0;
+    }
+    place
 }
 
 /// Round numbers in a range, about five.

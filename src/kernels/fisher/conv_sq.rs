@@ -866,19 +866,34 @@ impl Checked for ConvSq {
 
     fn bench(elements: u64) -> Bench<Self> {
         let channels = u32::try_from(elements.isqrt()).unwrap_or(u32::MAX).clamp(8, 64);
-        let shape = Shape { samples: 16, ..Shape::new((channels, [28, 28]), (channels, 3, 1, 1, 1), 1) };
-        let map = 16 * u64::from(channels) * 28 * 28;
-        Bench {
-            name: format!("n=16 {channels}->{channels} 3x3 on 28x28 f32"),
-            kernel: Self { overwrite: true, ..plain(Form::Tile { x: 8, y: 8 }) },
-            params: shape.params(Numbers::OVERWRITE),
-            buffers: vec![
-                (DType::F32.into(), map, Fill::Noise),
-                (DType::F32.into(), map, Fill::Noise),
-                (DType::F32.into(), 16, Fill::Positive),
-                (DType::F32.into(), u64::from(channels) * u64::from(channels) * 9, Fill::Zero),
-            ],
-        }
+        layer(&Caps::host(), 16, channels, 1, 28)
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        [(1, 16, 1, 8), (16, 64, 1, 28), (16, 256, 256, 28)]
+            .map(|(samples, channels, groups, size)| layer(caps, samples, channels, groups, size))
+            .into()
+    }
+}
+
+/// A 3 x 3 convolution that keeps channels and size; depthwise with as many groups as channels.
+fn layer(caps: &Caps, samples: u32, channels: u32, groups: u32, size: u32) -> Bench<ConvSq> {
+    let shape = Shape { samples, ..Shape::new((channels, [size, size]), (channels, 3, 1, 1, 1), groups) };
+    let rows = u64::from(channels / groups);
+    let form = Form::of(caps, groups.into(), rows, 9 * rows);
+    let map = u64::from(samples) * u64::from(channels) * u64::from(size) * u64::from(size);
+    let floats = |len: u64, fill| (DType::F32.into(), len, fill);
+    let kind = if groups == 1 { "" } else { "depthwise " };
+    Bench {
+        name: format!("n={samples} {channels} channels {kind}3x3 on {size}x{size} f32"),
+        kernel: ConvSq { overwrite: true, ..plain(form) },
+        params: shape.params(Numbers::OVERWRITE),
+        buffers: vec![
+            floats(map, Fill::Noise),
+            floats(map, Fill::Noise),
+            floats(samples.into(), Fill::Positive),
+            floats(9 * u64::from(channels) * rows, Fill::Zero),
+        ],
     }
 }
 

@@ -340,31 +340,34 @@ impl Checked for EmbeddingSq {
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        const DIM: u32 = 1024;
-        let positions = u32::try_from(elements / u64::from(DIM)).unwrap_or(1 << 20).clamp(1, 1 << 20);
-        let elements = u64::from(positions) * u64::from(DIM);
-        let words = |len, fill| (Element::U32, u64::from(len), fill);
-        Bench {
-            name: format!("{positions} positions in as many rows of {DIM}, f32"),
-            kernel: Self { mode: Mode::Squares, gradient: DType::F32 },
-            params: EmbeddingSqParams {
-                owners: positions,
-                dim: DIM,
-                gradient_scale: 1.0,
-                decay: 1.0,
-                gain: 1.0,
-            },
-            buffers: vec![
-                (DType::F32.into(), elements, Fill::Noise),
-                words(positions, Fill::Below(positions)),
-                words(positions + 1, Fill::Count),
-                words(positions, Fill::Zero),
-                words(positions + 1, Fill::Count),
-                words(positions, Fill::Count),
-                (DType::F32.into(), 1, Fill::Positive),
-                (DType::F32.into(), elements, Fill::Zero),
-            ],
-        }
+        let positions = u32::try_from(elements / 1024).unwrap_or(1 << 20).clamp(1, 1 << 20);
+        layer(positions, positions, 1024)
+    }
+
+    /// The second: a batch of 16 x 512 tokens in a vocabulary of 50,000.
+    fn layers(_: &Caps) -> Vec<Bench<Self>> {
+        [(64, 1000, 64), (8192, 50_000, 768)].map(|(positions, rows, dim)| layer(positions, rows, dim)).into()
+    }
+}
+
+/// Each position in a row of its own, among `rows`, of which the others stay untouched.
+fn layer(positions: u32, rows: u32, dim: u32) -> Bench<EmbeddingSq> {
+    let words = |len: u32, fill| (Element::U32, u64::from(len), fill);
+    let floats = |rows: u32, fill| (DType::F32.into(), u64::from(rows) * u64::from(dim), fill);
+    Bench {
+        name: format!("{positions} positions in {rows} rows of {dim} f32"),
+        kernel: EmbeddingSq { mode: Mode::Squares, gradient: DType::F32 },
+        params: EmbeddingSqParams { owners: positions, dim, gradient_scale: 1.0, decay: 1.0, gain: 1.0 },
+        buffers: vec![
+            floats(positions, Fill::Noise),
+            words(positions, Fill::Below(positions)),
+            words(positions + 1, Fill::Count),
+            words(positions, Fill::Zero),
+            words(positions + 1, Fill::Count),
+            words(positions, Fill::Count),
+            (DType::F32.into(), 1, Fill::Positive),
+            floats(rows, Fill::Zero),
+        ],
     }
 }
 

@@ -281,25 +281,28 @@ impl Checked for LinearSq {
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        let width = u32::try_from(elements.isqrt()).unwrap_or(u32::MAX).clamp(16, 2048);
-        let samples = 1024_u32;
-        let rows = u64::from(samples) * u64::from(width);
-        Bench {
-            name: format!("n={samples} {width}x{width} f32"),
-            kernel: Self {
-                form: Form::Tile { x: 16, y: 16 },
-                input: DType::F32,
-                grad_output: DType::F32,
-                overwrite: true,
-            },
-            params: whole((samples as usize, width as usize, width as usize), Numbers::OVERWRITE),
-            buffers: vec![
-                (DType::F32.into(), rows, Fill::Noise),
-                (DType::F32.into(), rows, Fill::Noise),
-                (DType::F32.into(), samples.into(), Fill::Positive),
-                (DType::F32.into(), u64::from(width) * u64::from(width), Fill::Zero),
-            ],
-        }
+        let width = usize::try_from(elements.isqrt()).unwrap_or(usize::MAX).clamp(16, 2048);
+        layer(&Caps::host(), (1024, width, width))
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        [(64, 256, 256), (1024, 1024, 1024), (1024, 2048, 2048)].map(|shape| layer(caps, shape)).into()
+    }
+}
+
+fn layer(caps: &Caps, (samples, inputs, outputs): Shape) -> Bench<LinearSq> {
+    let form = Form::of(caps, 1, outputs as u64, inputs as u64);
+    let floats = |len: usize, fill| (DType::F32.into(), len as u64, fill);
+    Bench {
+        name: format!("n={samples} {outputs}x{inputs} f32"),
+        kernel: LinearSq { form, input: DType::F32, grad_output: DType::F32, overwrite: true },
+        params: whole((samples, inputs, outputs), Numbers::OVERWRITE),
+        buffers: vec![
+            floats(samples * inputs, Fill::Noise),
+            floats(samples * outputs, Fill::Noise),
+            floats(samples, Fill::Positive),
+            floats(outputs * inputs, Fill::Zero),
+        ],
     }
 }
 

@@ -324,24 +324,30 @@ impl Checked for LinearSqShared {
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        let width = u32::try_from(elements.isqrt()).unwrap_or(u32::MAX).clamp(16, 1024);
-        let (samples, positions) = (32_u32, 128_u32);
-        let rows = u64::from(samples) * u64::from(positions);
-        let kernel = Self { overwrite: true, ..plain(Form::Tile { x: 16, y: 16 }) };
-        Bench {
-            name: format!("n={samples} t={positions} {width}x{width} f32"),
-            kernel,
-            params: LinearSqSharedParams {
-                positions,
-                ..whole((samples as usize, 1, 0, width as usize, width as usize), Numbers::OVERWRITE)
-            },
-            buffers: vec![
-                (DType::F32.into(), rows * u64::from(width), Fill::Noise),
-                (DType::F32.into(), rows * u64::from(width), Fill::Noise),
-                (DType::F32.into(), samples.into(), Fill::Positive),
-                (DType::F32.into(), u64::from(width) * u64::from(width), Fill::Zero),
-            ],
-        }
+        let width = usize::try_from(elements.isqrt()).unwrap_or(usize::MAX).clamp(16, 1024);
+        layer(&Caps::host(), (32, 1, 128, width, width))
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        [(8, 1, 16, 128, 128), (32, 1, 128, 512, 512), (16, 1, 64, 1024, 1024)]
+            .map(|shape| layer(caps, shape))
+            .into()
+    }
+}
+
+fn layer(caps: &Caps, (samples, fold, positions, inputs, outputs): Shape) -> Bench<LinearSqShared> {
+    let form = Form::of(caps, 1, outputs as u64, inputs as u64);
+    let floats = |len: usize, fill| (DType::F32.into(), len as u64, fill);
+    Bench {
+        name: format!("n={samples} t={positions} {outputs}x{inputs} f32"),
+        kernel: LinearSqShared { overwrite: true, ..plain(form) },
+        params: whole((samples, fold, positions, inputs, outputs), Numbers::OVERWRITE),
+        buffers: vec![
+            floats(samples * positions * inputs, Fill::Noise),
+            floats(samples * positions * outputs, Fill::Noise),
+            floats(samples, Fill::Positive),
+            floats(outputs * inputs, Fill::Zero),
+        ],
     }
 }
 

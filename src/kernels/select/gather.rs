@@ -176,7 +176,7 @@ impl Checked for Gather {
         let scores = Scores { score: Score::Fish, theta: DType::F32, fisher: DType::F32 };
         let words = u64::from(len).div_ceil(BLOCK_LEN) + 1;
         Bench {
-            name: format!("{len} f32"),
+            name: format!("{len} f32, none kept"),
             kernel: Self { scores },
             params: GatherParams { len, room: len / 64 },
             buffers: vec![

@@ -1,29 +1,34 @@
 //! `squisher bench`.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use squisher::bench::{Clock, Job};
-use squisher::kernel::{Checked, Visitor};
-use squisher::{Backend, Error, kernels};
+use squisher::bench::{self, Bound, Ceilings, Options, Record, Row};
+use squisher::{Backend, Error};
 
 use crate::args::Global;
-use crate::output;
-use crate::table::{Column, Table};
+use crate::table::{Column, Table, counted};
+use crate::{output, signals};
 
 const EXAMPLES: &str = "\
 Examples:
   squisher bench --backend host
-  squisher bench --only merge --size 67108864
-  squisher bench --adapter 0 --json > bench.json";
+  squisher bench --only merge --size 4096 --size 67108864
+  squisher bench --adapter 0 --seconds 300 --device-memory 16GiB --record
+  squisher report benches/record/*/*.csv -o roofline.html";
 
 /// Time every kernel against what this device can do
 ///
-/// First the ceilings, measured in the same run: a large copy, and on the host matrix products that stay in cache. Then every kernel,
-/// checked before it is timed, with the share of the ceiling that its fewest bytes or operations reach. A share above 100 %
-/// says something about the ceiling: small sizes stay in a cache.
+/// First the ceilings, measured in the same run: a large copy, multiply-adds in registers (on the host matrix products in cache too),
+/// the way to the device and back, and the smallest step. Then every kernel, checked before it is timed, at sizes from those that
+/// a launch dominates to 256 Mi elements, and products at the sizes of real layers. OF ROOF is the share that it reaches of what
+/// the ceilings allow: the copy's rate or the arithmetic's, whichever its fewest bytes and operations meet first. A share above
+/// 100 % says something about the ceiling: small sizes stay in a cache.
+///
+/// Sizes whose buffers exceed the memory (--device-memory, on the host --host-memory; 2 GiB without), or the time, are left out.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Bench {
@@ -31,154 +36,122 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "KERNEL")]
     only: Option<String>,
 
-    /// Elements of each kernel's largest buffer, about
-    #[arg(long, value_name = "N", default_value_t = 4 << 20, value_parser = clap::value_parser!(u64).range(1..1 << 31))]
-    size: u64,
+    /// Elements of each kernel's largest buffer, about; may be repeated [default: 4 Ki to 256 Mi]
+    #[arg(long = "size", value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 31))]
+    sizes: Vec<u64>,
 
-    /// Seconds to spend on each kernel, at least
-    #[arg(long, value_name = "S", default_value_t = 0.3)]
+    /// Seconds to spend on all measurements together, about
+    #[arg(long, value_name = "S", default_value_t = 60.0)]
     seconds: f64,
+
+    /// Print the measurements as CSV
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
+
+    /// Keep the measurements as FOLDER/<adapter>/<date>.csv
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "benches/record")]
+    record: Option<PathBuf>,
 }
 
 impl Bench {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        if global.dry_run {
+            let problem = "has no --dry-run; without --record it writes nothing";
+            return Err(Error::argument("bench", problem).into());
+        }
         let backend = global.device.open()?;
-        let at_least = Duration::try_from_secs_f64(self.seconds)
+        let options = self.options(global, &backend)?;
+        let interrupt = signals::listen()?;
+        let record = bench::run(&backend, &options, &interrupt)?;
+        let file = self.record.map(|folder| keep(folder, &record, global.overwrite)).transpose()?;
+        if self.csv {
+            return output::write(record.to_csv().as_bytes());
+        }
+        let file = file.map(|file| file.display().to_string());
+        output::report(global, "bench", &Measured { record, file })
+    }
+
+    fn options(&self, global: &Global, backend: &Backend) -> Result<Options, Error> {
+        let defaults = Options::default();
+        let mut sizes = if self.sizes.is_empty() { defaults.sizes } else { self.sizes.clone() };
+        sizes.sort_unstable();
+        sizes.dedup();
+        let budget = Duration::try_from_secs_f64(self.seconds)
             .map_err(|_| Error::argument("bench", format!("--seconds {} is no duration", self.seconds)))?;
-        let copy = measure(&Job::copy(&backend, 4 * self.size)?, at_least)?;
-        let products = Job::products(&backend).map(|job| measure(&job, at_least)).transpose()?;
-        let mut timings = Timings {
-            backend: &backend,
-            only: self.only,
-            size: self.size,
-            at_least,
-            found: Vec::new(),
-            problem: None,
-        };
-        kernels::visit_all(&mut timings);
-        if let Some(problem) = timings.problem {
-            return Err(problem.into());
-        }
-        if timings.found.is_empty() {
-            return Err(Error::argument(
-                "bench",
-                "no kernel has that in its name; `squisher verify` lists them",
-            )
-            .into());
-        }
-        let kernels = timings.found.into_iter().map(|row| row.shares(&copy, products.as_ref())).collect();
-        let measured = Measured { adapter: backend.name(), copy, products, kernels };
-        output::report(global, "bench", &measured)
+        let given = global.memory.budget();
+        let given = if matches!(backend, Backend::Host) { given.host_bytes } else { given.device_bytes };
+        let memory_bytes = if given == u64::MAX { defaults.memory_bytes } else { given };
+        Ok(Options { only: self.only.clone(), sizes, budget, memory_bytes })
     }
 }
 
-/// Walks the registry.
-struct Timings<'a> {
-    backend: &'a Backend,
-    only: Option<String>,
-    size: u64,
-    at_least: Duration,
-    found: Vec<Row>,
-    problem: Option<Error>,
-}
-
-impl Visitor for Timings<'_> {
-    fn kernel<K: Checked>(&mut self) {
-        let wanted = self.only.as_ref().is_none_or(|only| K::NAME.contains(only.as_str()));
-        if !wanted || self.problem.is_some() {
-            return;
-        }
-        let timed = Job::kernel::<K>(self.backend, self.size).and_then(|job| measure(&job, self.at_least));
-        match timed {
-            Ok(row) => self.found.push(row),
-            Err(error) => self.problem = Some(error),
-        }
-    }
-}
-
-fn measure(job: &Job, at_least: Duration) -> Result<Row, Error> {
-    let timing = job.time(at_least)?;
-    Ok(Row {
-        name: job.name.clone(),
-        bytes: job.cost.bytes,
-        flops: job.cost.flops,
-        seconds: timing.seconds,
-        clock: if timing.clock == Clock::Device { "device" } else { "host" },
-        share_of_copy: None,
-        share_of_products: None,
-    })
+/// Writes the record's file, whole or not at all.
+fn keep(folder: PathBuf, record: &Record, overwrite: bool) -> Result<PathBuf, Error> {
+    let folder = folder.join(record.folder());
+    std::fs::create_dir_all(&folder).map_err(|error| Error::output(&folder, error.to_string()))?;
+    let file = folder.join(format!("{}.csv", record.date));
+    output::refuse_existing(&file, overwrite)?;
+    output::write_whole(&file, record.to_csv().as_bytes())?;
+    Ok(file)
 }
 
 /// The result.
 #[derive(Serialize)]
 struct Measured {
-    adapter: String,
-    copy: Row,
+    #[serde(flatten)]
+    record: Record,
+    /// Where it was kept.
     #[serde(skip_serializing_if = "Option::is_none")]
-    products: Option<Row>,
-    kernels: Vec<Row>,
+    file: Option<String>,
 }
 
-/// One measured time with the least work that it stands for.
-#[derive(Serialize)]
-struct Row {
-    name: String,
-    bytes: u64,
-    flops: u64,
-    seconds: f64,
-    clock: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    share_of_copy: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    share_of_products: Option<f64>,
+/// Seconds as people read them.
+fn time(seconds: f64) -> String {
+    if seconds < 1e-3 { format!("{:.2} us", 1e6 * seconds) } else { format!("{:.2} ms", 1e3 * seconds) }
 }
 
-impl Row {
-    fn bytes_per_second(&self) -> f64 {
-        self.bytes as f64 / self.seconds
-    }
+/// Billions a second; a dash for nothing.
+fn rate(per_second: f64) -> String {
+    if per_second == 0.0 { "-".into() } else { format!("{:.2}", 1e-9 * per_second) }
+}
 
-    fn flops_per_second(&self) -> f64 {
-        self.flops as f64 / self.seconds
-    }
-
-    fn shares(self, copy: &Self, products: Option<&Self>) -> Self {
-        Self {
-            share_of_copy: Some(self.bytes_per_second() / copy.bytes_per_second()),
-            share_of_products: products.map(|products| self.flops_per_second() / products.flops_per_second()),
-            ..self
-        }
-    }
-
-    fn cells(&self) -> [String; 7] {
-        let percent =
-            |share: Option<f64>| share.map_or_else(|| "-".to_owned(), |s| format!("{:.0} %", 100.0 * s));
-        [
-            self.name.clone(),
-            format!("{:.3} ms", 1e3 * self.seconds),
-            format!("{:.1}", 1e-9 * self.bytes_per_second()),
-            percent(self.share_of_copy),
-            format!("{:.1}", 1e-9 * self.flops_per_second()),
-            percent(self.share_of_products),
-            self.clock.to_owned(),
-        ]
-    }
+fn cells(row: &Row, ceilings: Option<&Ceilings>) -> [String; 8] {
+    let bound = ceilings.map(|ceilings| row.bound(ceilings));
+    [
+        row.kernel.clone(),
+        row.shape.clone(),
+        time(row.seconds),
+        rate(row.bytes_per_second()),
+        rate(row.flops_per_second()),
+        ceilings.map_or("-".into(), |ceilings| format!("{:.0} %", 100.0 * row.share(ceilings))),
+        bound.map_or("-", |bound| if bound == Bound::Bandwidth { "copy" } else { "arithmetic" }).into(),
+        if row.clock == bench::Clock::Device { "device" } else { "host" }.into(),
+    ]
 }
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut table = Table::new(&[
             Column::Left("KERNEL"),
+            Column::Left("SIZE"),
             Column::Right("TIME"),
             Column::Right("GB/s"),
-            Column::Right("OF COPY"),
             Column::Right("GFLOP/s"),
-            Column::Right("OF PRODUCTS"),
+            Column::Right("OF ROOF"),
+            Column::Left("LIMIT"),
             Column::Left("CLOCK"),
         ]);
-        for row in [&self.copy].into_iter().chain(&self.products).chain(&self.kernels) {
-            table.row(row.cells());
+        let record = &self.record;
+        record.ceilings.rows().for_each(|row| table.row(cells(row, None)));
+        record.rows.iter().for_each(|row| table.row(cells(row, Some(&record.ceilings))));
+        write!(f, "{}\n{table}", record.adapter)?;
+        if !record.skipped.is_empty() {
+            let left_out = counted(record.skipped.len() as u64, "measurement");
+            write!(f, "\n{left_out} left out for want of memory or time; -v or --json says which")?;
         }
-        write!(f, "{}\n{table}", self.adapter)
+        if let Some(file) = &self.file {
+            write!(f, "\nkept as {file}")?;
+        }
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 mod data;
 mod names;
 mod page;
+mod roofline;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,18 +20,19 @@ const EXAMPLES: &str = "\
 Examples:
   squisher report fisher.safetensors -o report.html
   squisher report fisher.safetensors squisher.safetensors -o compare.html
-  squisher report mask.safetensors -o mask.html";
+  squisher report mask.safetensors -o mask.html
+  squisher report benches/record/*/*.csv -o roofline.html";
 
-/// Show Fishers and masks as one page to look at
+/// Show Fishers, masks and bench records as one page to look at
 ///
 /// One self-contained HTML file: where the mass lies (a heatmap of layers and modules on a log scale), how the values are
-/// distributed, how much the largest hold, the sparsity of masks, and how two Fishers agree. It needs no network and
-/// reads in light and dark.
+/// distributed, how much the largest hold, the sparsity of masks, how two Fishers agree, and the roofline of what `squisher bench
+/// --record` kept. It needs no network and reads in light and dark.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Report {
-    /// Fisher files and masks (safetensors)
-    #[arg(required = true, value_name = "FISHER|MASK")]
+    /// Fisher files and masks (safetensors), records of `squisher bench` (CSV)
+    #[arg(required = true, value_name = "FISHER|MASK|RECORD")]
     inputs: Vec<PathBuf>,
 
     /// The page to write
@@ -57,17 +59,25 @@ pub(crate) fn write(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Written, Error> {
-    let inputs =
-        inputs.iter().map(|path| Input::read(path, progress, interrupt)).collect::<Result<Vec<_>, _>>()?;
+    let (mut records, mut others) = (Vec::new(), Vec::new());
+    for path in inputs {
+        match roofline::read(path) {
+            Some(record) => records.push(record?),
+            None => others.push(Input::read(path, progress, interrupt)?),
+        }
+    }
+    let inputs = others;
     let pair = data::agreement(&inputs)?;
-    let page = page::page(&inputs, pair.as_ref());
+    let page = page::page(&inputs, pair.as_ref(), &records);
     if !dry_run {
         output::write_whole(path, page.as_bytes())?;
     }
+    let titles = inputs.iter().map(|input| input.title.clone());
+    let titles = titles.chain(records.iter().map(|record| record.adapter.clone())).collect();
     Ok(Written {
         output: path.display().to_string(),
         bytes: page.len() as u64,
-        inputs: inputs.iter().map(|input| input.title.clone()).collect(),
+        inputs: titles,
         rank_correlation: pair.map(|pair| pair.spearman),
     })
 }

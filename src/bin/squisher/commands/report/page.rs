@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use squisher::bench::Record;
 use squisher::checkpoint::Statistics;
 
 use super::data::{Agreement, Input, Kind, TOP};
-use super::names;
+use super::{names, roofline};
 use crate::charts::{Axes, COLOURS, Heatmap, escape, shares};
 use crate::table::count;
 
@@ -17,7 +18,7 @@ table{border-collapse:collapse}th,td{padding:.15rem .8rem .15rem 0;text-align:le
 figure{margin:.5rem 0 1rem;overflow-x:auto}figcaption{color:var(--soft);max-width:46rem}";
 
 /// The whole page.
-pub(super) fn page(inputs: &[Input], agreement: Option<&Agreement>) -> String {
+pub(super) fn page(inputs: &[Input], agreement: Option<&Agreement>, records: &[Record]) -> String {
     let mut body = String::new();
     for input in inputs {
         let _ = write!(body, "<section><h2>{}</h2>", escape(&input.title));
@@ -31,6 +32,7 @@ pub(super) fn page(inputs: &[Input], agreement: Option<&Agreement>) -> String {
     if let Some(agreement) = agreement {
         body.push_str(&scatter(agreement));
     }
+    body.extend(records.iter().map(roofline::section));
     format!(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>\
          <meta name='viewport' content='width=device-width,initial-scale=1'><title>squisher report</title>\
@@ -51,7 +53,7 @@ fn metadata(input: &Input) -> String {
     }
 }
 
-fn figure(svg: &str, caption: &str) -> String {
+pub(super) fn figure(svg: &str, caption: &str) -> String {
     format!("<figure>{svg}<figcaption>{caption}</figcaption></figure>")
 }
 

@@ -1,0 +1,392 @@
+//! What was measured, and the file that keeps it.
+//!
+//! A record is a table in CSV (RFC 4180), one line a measurement, the ceilings first. Every line says where and when it was
+//! measured, so that records of many devices can be joined by `cat`.
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::Ceilings;
+use super::job::{Clock, Job};
+use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
+
+/// One measured time with the least work that it stands for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The kernel, or the ceiling.
+    pub kernel: String,
+    /// Its sizes.
+    pub shape: String,
+    /// The fewest bytes to move.
+    pub bytes: u64,
+    /// The fewest operations to do.
+    pub flops: u64,
+    /// The median of several runs.
+    pub seconds: f64,
+    /// By which clock.
+    pub clock: Clock,
+}
+
+/// What limits a kernel at one size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    /// Moving its bytes takes longer than its arithmetic.
+    Bandwidth,
+    /// Its arithmetic takes longer.
+    Arithmetic,
+}
+
+/// What was not measured, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// The kernel.
+    pub kernel: String,
+    /// Its sizes.
+    pub shape: String,
+    /// Why not.
+    pub reason: String,
+}
+
+/// The ceilings of a device, and its kernels beside them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// Where: the adapter with its driver.
+    pub adapter: String,
+    /// The day, in UTC.
+    pub date: String,
+    /// This library's version.
+    pub version: String,
+    /// What the device can do.
+    pub ceilings: Ceilings,
+    /// What the kernels do.
+    pub rows: Vec<Row>,
+    /// What was not measured. No part of the file.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Row {
+    /// The job's time.
+    pub(super) fn measured(job: &Job, budget: Duration, interrupt: &Interrupt) -> Result<Self> {
+        let timing = job.time(budget, interrupt)?;
+        Ok(Self {
+            kernel: job.name.clone(),
+            shape: job.shape.clone(),
+            bytes: job.cost.bytes,
+            flops: job.cost.flops,
+            seconds: timing.seconds,
+            clock: timing.clock,
+        })
+    }
+
+    /// Bytes moved in a second.
+    #[must_use]
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds
+    }
+
+    /// Operations done in a second.
+    #[must_use]
+    pub fn flops_per_second(&self) -> f64 {
+        self.flops as f64 / self.seconds
+    }
+
+    /// What limits it under these ceilings.
+    #[must_use]
+    pub fn bound(&self, ceilings: &Ceilings) -> Bound {
+        let [moving, computing] = self.least_seconds(ceilings);
+        if computing > moving { Bound::Arithmetic } else { Bound::Bandwidth }
+    }
+
+    /// The share of the roof that it reaches.
+    #[must_use]
+    pub fn share(&self, ceilings: &Ceilings) -> f64 {
+        let [moving, computing] = self.least_seconds(ceilings);
+        moving.max(computing) / self.seconds
+    }
+
+    fn least_seconds(&self, ceilings: &Ceilings) -> [f64; 2] {
+        [self.bytes as f64 / ceilings.bandwidth(), self.flops as f64 / ceilings.arithmetic()]
+    }
+}
+
+impl Clock {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Device => "device",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// One line for people and machines: what is known of a measurement.
+#[derive(Serialize)]
+struct Line<'a> {
+    kernel: &'a str,
+    shape: &'a str,
+    bytes: u64,
+    flops: u64,
+    seconds: f64,
+    clock: &'a str,
+    bytes_per_second: f64,
+    flops_per_second: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bound: Option<Bound>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<f64>,
+}
+
+/// The columns of the file: where and when, what was measured, and what follows from that.
+const COLUMNS: &str = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,share";
+
+impl Record {
+    /// An empty record of today.
+    pub(super) fn new(adapter: String, ceilings: Ceilings) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { adapter, date: today(), version, ceilings, rows: Vec::new(), skipped: Vec::new() }
+    }
+
+    /// A folder's name for the adapter: its letters, digits and dots, the rest as single hyphens.
+    #[must_use]
+    pub fn folder(&self) -> String {
+        let known = |c: char| c.is_ascii_alphanumeric() || c == '.';
+        let words = self.adapter.split(|c: char| !known(c)).filter(|word| !word.is_empty());
+        let name = words.collect::<Vec<_>>().join("-");
+        // A name of dots alone would be another folder.
+        if name.trim_matches(['.', '-']).is_empty() { "unnamed".into() } else { name }
+    }
+
+    fn line<'a>(&'a self, row: &'a Row, is_kernel: bool) -> Line<'a> {
+        Line {
+            kernel: &row.kernel,
+            shape: &row.shape,
+            bytes: row.bytes,
+            flops: row.flops,
+            seconds: row.seconds,
+            clock: row.clock.name(),
+            bytes_per_second: row.bytes_per_second(),
+            flops_per_second: row.flops_per_second(),
+            bound: is_kernel.then(|| row.bound(&self.ceilings)),
+            share: is_kernel.then(|| row.share(&self.ceilings)),
+        }
+    }
+
+    /// The file's text.
+    #[must_use]
+    pub fn to_csv(&self) -> String {
+        let mut text = format!("{COLUMNS}\n");
+        let ceilings = self.ceilings.rows().map(|row| self.line(row, false));
+        for line in ceilings.chain(self.rows.iter().map(|row| self.line(row, true))) {
+            let bound = line.bound.map_or("", |bound| match bound {
+                Bound::Bandwidth => "bandwidth",
+                Bound::Arithmetic => "arithmetic",
+            });
+            let share = line.share.map_or(String::new(), |share| format!("{share:.4}"));
+            let numbers = format!(
+                "{},{},{:e},{},{:e},{:e}",
+                line.bytes,
+                line.flops,
+                line.seconds,
+                line.clock,
+                line.bytes_per_second,
+                line.flops_per_second
+            );
+            let words = [&self.adapter, &self.date, &self.version, line.kernel, line.shape].map(quoted);
+            let _ = writeln!(text, "{},{numbers},{bound},{share}", words.join(","));
+        }
+        text
+    }
+
+    /// A record from its file's text. What follows from the measurements is computed again, not read.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for text that is no record of one device, with its line.
+    pub fn from_csv(text: &str) -> Result<Self> {
+        let mut lines = text.lines().zip(1..);
+        let header = lines.next().map(|(line, _)| line);
+        if header != Some(COLUMNS) {
+            return Err(refuse(1, "the columns are not those of a bench record"));
+        }
+        let mut head: Option<[String; 3]> = None;
+        let mut rows = Vec::new();
+        for (line, number) in lines {
+            let (device, row) = parse(line).ok_or_else(|| refuse(number, "is no measurement"))?;
+            if head.as_ref().is_some_and(|head| head[0] != device[0]) {
+                return Err(refuse(number, "is of another adapter than the lines before"));
+            }
+            head.get_or_insert(device);
+            rows.push(row);
+        }
+        let [adapter, date, version] = head.ok_or_else(|| refuse(2, "is missing: nothing was measured"))?;
+        let mut take = |name: &str| {
+            let place = rows.iter().position(|row| row.kernel == format!("ceiling.{name}"))?;
+            Some(rows.remove(place))
+        };
+        let mut need =
+            |name: &str| take(name).ok_or_else(|| refuse(2, &format!("ceiling.{name} is missing")));
+        let (copy, fma, latency) = (need("copy")?, need("fma")?, need("latency")?);
+        let (products, upload, readback) = (take("products"), take("upload"), take("readback"));
+        let ceilings = Ceilings { copy, fma, products, upload, readback, latency };
+        Ok(Self { adapter, date, version, ceilings, rows, skipped: Vec::new() })
+    }
+}
+
+impl Serialize for Record {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Whole<'a> {
+            adapter: &'a str,
+            date: &'a str,
+            version: &'a str,
+            ceilings: Vec<Line<'a>>,
+            kernels: Vec<Line<'a>>,
+            skipped: &'a [Skipped],
+        }
+        Whole {
+            adapter: &self.adapter,
+            date: &self.date,
+            version: &self.version,
+            ceilings: self.ceilings.rows().map(|row| self.line(row, false)).collect(),
+            kernels: self.rows.iter().map(|row| self.line(row, true)).collect(),
+            skipped: &self.skipped,
+        }
+        .serialize(serializer)
+    }
+}
+
+fn refuse(line: usize, problem: &str) -> Error {
+    Error::argument("bench record", format!("line {line} {problem}"))
+}
+
+/// A field as it stands in a file; names of devices hold commas.
+fn quoted(field: &str) -> String {
+    let plain = field.replace(['\n', '\r'], " ");
+    if plain.contains([',', '"']) { format!("\"{}\"", plain.replace('"', "\"\"")) } else { plain }
+}
+
+/// The fields of one line; nothing for a quote that does not end.
+fn fields(line: &str) -> Option<Vec<String>> {
+    let (mut found, mut field, mut inside) = (Vec::new(), String::new(), false);
+    let mut letters = line.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if inside && letters.next_if_eq(&'"').is_some() => field.push('"'),
+            '"' => inside = !inside,
+            ',' if !inside => found.push(std::mem::take(&mut field)),
+            letter => field.push(letter),
+        }
+    }
+    found.push(field);
+    (!inside).then_some(found)
+}
+
+/// Where and when, and what was measured there.
+fn parse(line: &str) -> Option<([String; 3], Row)> {
+    let fields = fields(line)?;
+    let [adapter, date, version, kernel, shape, bytes, flops, seconds, clock, ..] = &fields[..] else {
+        return None;
+    };
+    let row = Row {
+        kernel: kernel.clone(),
+        shape: shape.clone(),
+        bytes: bytes.parse().ok()?,
+        flops: flops.parse().ok()?,
+        seconds: seconds.parse().ok().filter(|&seconds: &f64| seconds > 0.0 && seconds.is_finite())?,
+        clock: [Clock::Device, Clock::Host].into_iter().find(|known| known.name() == clock)?,
+    };
+    Some(([adapter.clone(), date.clone(), version.clone()], row))
+}
+
+/// Year, month and day in UTC.
+fn today() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    date_of(since.as_secs() / 86_400)
+}
+
+/// The date of a day counted from 1970-01-01, by counting off years and months of the Gregorian calendar.
+fn date_of(mut day: u64) -> String {
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while day >= 365 + u64::from(is_leap(year)) {
+        day -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let months = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while day >= months[month] {
+        day -= months[month];
+        month += 1;
+    }
+    format!("{year}-{:02}-{:02}", month + 1, day + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(kernel: &str, bytes: u64, flops: u64, seconds: f64) -> Row {
+        let shape = "n=1, \"two\"".to_owned();
+        Row { kernel: kernel.into(), shape, bytes, flops, seconds, clock: Clock::Device }
+    }
+
+    fn record() -> Record {
+        let ceilings = Ceilings {
+            copy: row("ceiling.copy", 100, 0, 1.0),
+            fma: row("ceiling.fma", 0, 2000, 1.0),
+            products: Some(row("ceiling.products", 0, 1000, 1.0)),
+            upload: None,
+            readback: None,
+            latency: row("ceiling.latency", 12, 4, 1e-6),
+        };
+        let rows = vec![row("a.b", 50, 100, 1.0), row("a.c", 50, 900, 1.5)];
+        Record { rows, ..Record::new("a device (driver, 256 bits)".into(), ceilings) }
+    }
+
+    #[test]
+    fn the_share_is_that_of_the_nearer_ceiling() {
+        let Record { rows, ceilings, .. } = record();
+        assert_eq!((rows[0].bound(&ceilings), rows[0].share(&ceilings)), (Bound::Bandwidth, 0.5));
+        assert_eq!((rows[1].bound(&ceilings), rows[1].share(&ceilings)), (Bound::Arithmetic, 0.6));
+    }
+
+    #[test]
+    fn a_record_comes_back_from_its_file() {
+        let record = record();
+        assert_eq!(Record::from_csv(&record.to_csv()).expect("it is a record"), record);
+        assert_eq!(record.folder(), "a-device-driver-256-bits");
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused_by_line() {
+        let whole = record().to_csv();
+        let lines: Vec<&str> = whole.lines().collect();
+        let of = |lines: &[&str]| Record::from_csv(&lines.join("\n")).expect_err("no record").to_string();
+        assert!(of(&lines[1..]).contains("line 1 the columns"));
+        assert!(of(&lines[..1]).contains("line 2 is missing"));
+        assert!(of(&[lines[0], lines[2]]).contains("ceiling.copy is missing"));
+        let torn = &lines[1][..lines[1].len() / 2];
+        assert!(of(&[lines[0], lines[1], torn]).contains("line 3 is no measurement"));
+        let other = lines[1].replace("a device", "another");
+        assert!(of(&[lines[0], lines[1], &other]).contains("line 3 is of another adapter"));
+        let negative = lines[1].replace(",1e0,", ",-1e0,");
+        assert!(of(&[lines[0], &negative]).contains("line 2 is no measurement"));
+    }
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        for (day, date) in [
+            (0, "1970-01-01"),
+            (364, "1970-12-31"),
+            (11_016, "2000-02-29"),
+            (20_778, "2026-11-21"),
+            (47_540, "2100-02-28"),
+            (47_541, "2100-03-01"),
+        ] {
+            assert_eq!(date_of(day), date);
+        }
+    }
+}

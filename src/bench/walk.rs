@@ -1,0 +1,236 @@
+//! The whole registry, timed within a budget.
+
+use std::time::{Duration, Instant};
+
+use super::Ceilings;
+use super::job::{Job, RUNS};
+use super::record::{Record, Row, Skipped};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::gpu::Caps;
+use crate::interrupt::Interrupt;
+use crate::kernel::{Bench, Checked, Kernel, Visitor};
+use crate::kernels;
+use crate::verify;
+
+/// What is measured, and within what.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Only kernels with this in their name.
+    pub only: Option<String>,
+    /// Elements of each kernel's largest buffer, ascending.
+    pub sizes: Vec<u64>,
+    /// How long all measurements may take together, the checking of the kernels not counted. Each runs at least three times.
+    pub budget: Duration,
+    /// The most memory that one measurement's buffers may take.
+    pub memory_bytes: u64,
+}
+
+impl Default for Options {
+    /// From sizes that a launch dominates to 256 Mi elements, in a minute and 2 GiB.
+    fn default() -> Self {
+        Self {
+            only: None,
+            sizes: [12, 16, 20, 22, 24, 26, 28].map(|bits| 1 << bits).into(),
+            budget: Duration::from_secs(60),
+            memory_bytes: 2 << 30,
+        }
+    }
+}
+
+/// Measures the ceilings, then every kernel that `options` ask for.
+///
+/// # Errors
+/// [`Error::Device`] for a kernel of which a case does not hold; [`Error::Argument`] if no kernel has the name; what the
+/// backend refuses; [`Error::Interrupted`].
+pub fn run(backend: &Backend, options: &Options, interrupt: &Interrupt) -> Result<Record> {
+    let mut wanted = Wanted { only: options.only.as_deref(), kernels: 0 };
+    kernels::visit_all(&mut wanted);
+    if wanted.kernels == 0 {
+        let only = options.only.as_deref().unwrap_or_default();
+        let problem = format!("no kernel has \"{only}\" in its name; `squisher verify` lists them");
+        return Err(Error::argument("bench", problem));
+    }
+    let ceilings = || Ceilings::measure(backend, options.budget / 10, options.memory_bytes, interrupt);
+    let mut walk = Walk {
+        backend,
+        options,
+        interrupt,
+        budget: options.budget * 8 / 10,
+        kernels: wanted.kernels,
+        record: Record::new(backend.name(), ceilings()?),
+        problem: None,
+    };
+    kernels::visit_all(&mut walk);
+    if let Some(problem) = walk.problem {
+        return Err(problem);
+    }
+    // Before and after: a machine is seldom quiet all the time.
+    let mut record = walk.record;
+    record.ceilings = record.ceilings.or_faster(ceilings()?);
+    Ok(record)
+}
+
+/// The steps by which a kernel is timed on a device: those of real layers if it has any, else one a size.
+#[must_use]
+pub fn steps<K: Checked>(caps: &Caps, sizes: &[u64]) -> Vec<Bench<K>> {
+    let mut steps = K::layers(caps);
+    if steps.is_empty() {
+        steps = sizes.iter().map(|&elements| K::bench(elements)).collect();
+        // A kernel that has a smallest or a largest size says the same for several.
+        steps.dedup_by(|a, b| a.name == b.name);
+    }
+    steps
+}
+
+fn is_wanted<K: Kernel>(only: Option<&str>) -> bool {
+    // The ceilings come first, by themselves.
+    !K::NAME.starts_with("ceiling.") && only.is_none_or(|only| K::NAME.contains(only))
+}
+
+/// Counts.
+struct Wanted<'a> {
+    only: Option<&'a str>,
+    kernels: u32,
+}
+
+impl Visitor for Wanted<'_> {
+    fn kernel<K: Checked>(&mut self) {
+        self.kernels += u32::from(is_wanted::<K>(self.only));
+    }
+}
+
+/// Measures.
+struct Walk<'a> {
+    backend: &'a Backend,
+    options: &'a Options,
+    interrupt: &'a Interrupt,
+    /// What is left of the time, and of the kernels.
+    budget: Duration,
+    kernels: u32,
+    record: Record,
+    problem: Option<Error>,
+}
+
+impl Visitor for Walk<'_> {
+    fn kernel<K: Checked>(&mut self) {
+        if self.problem.is_none() && is_wanted::<K>(self.options.only.as_deref()) {
+            self.problem = self.measure::<K>().err();
+        }
+    }
+}
+
+impl Walk<'_> {
+    /// All sizes of one kernel, in its share of the time that is left.
+    fn measure<K: Checked>(&mut self) -> Result<()> {
+        self.interrupt.check()?;
+        if let Some(failure) = verify::kernel(self.backend, K::cases()).failures.first() {
+            let message = format!("wrong result on {}: {failure}", self.backend.name());
+            return Err(Error::Device { op: K::NAME.into(), message });
+        }
+        let started = Instant::now();
+        let share = self.budget / self.kernels.max(1);
+        self.kernels -= 1;
+        let mut steps: Vec<Bench<K>> = steps(&self.backend.caps(), &self.options.sizes);
+        let of_layers = !K::layers(&self.backend.caps()).is_empty();
+        let mut last: Option<(u64, Duration)> = None;
+        while !steps.is_empty() {
+            let step = steps.remove(0);
+            let left = share.saturating_sub(started.elapsed());
+            let (name, bytes) = (step.name.clone(), bytes(&step));
+            if let Some(reason) = self.too_large(&step, last, left) {
+                self.skip::<K>(name, reason);
+                continue;
+            }
+            let began = Instant::now();
+            let each = left / u32::try_from(steps.len() + 1).unwrap_or(u32::MAX);
+            match self.time(step, each) {
+                Ok(row) => {
+                    log::info!("{} {name}: {:.3} ms", K::NAME, 1e3 * row.seconds);
+                    let runs = Duration::from_secs_f64((RUNS + 1) as f64 * row.seconds);
+                    let least = began.elapsed().saturating_sub(each).max(runs);
+                    // Real layers are few, and all of them are timed.
+                    last = (!of_layers).then_some((bytes, least));
+                    self.record.rows.push(row);
+                }
+                Err(limit @ Error::Limit { .. }) => self.skip::<K>(name, limit.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        // What real layers take beyond their share is not taken from the kernels after them.
+        self.budget = self.budget.saturating_sub(started.elapsed().min(share));
+        Ok(())
+    }
+
+    fn time<K: Kernel>(&self, step: Bench<K>, budget: Duration) -> Result<Row> {
+        let began = Instant::now();
+        let job = Job::step(self.backend, step)?;
+        Row::measured(&job, budget.saturating_sub(began.elapsed()), self.interrupt)
+    }
+
+    /// Why a step is not tried: its buffers, or the time it would take by that of the size before it.
+    fn too_large<K: Kernel>(
+        &self,
+        step: &Bench<K>,
+        last: Option<(u64, Duration)>,
+        left: Duration,
+    ) -> Option<String> {
+        let (bytes, most) = (bytes(step), self.options.memory_bytes);
+        if bytes > most {
+            let flag = if matches!(self.backend, Backend::Host) { "host" } else { "device" };
+            return Some(format!("its buffers take {bytes} bytes of {most}; --{flag}-memory allows more"));
+        }
+        let (before, took) = last?;
+        let ratio = bytes as f64 / before.max(1) as f64;
+        (took.mul_f64(ratio) > left).then(|| "there was no time for it; --seconds allows more".to_owned())
+    }
+
+    fn skip<K: Kernel>(&mut self, shape: String, reason: String) {
+        log::info!("{} {shape} left out: {reason}", K::NAME);
+        self.record.skipped.push(Skipped { kernel: K::NAME.into(), shape, reason });
+    }
+}
+
+/// Bytes of a step's buffers.
+fn bytes<K: Kernel>(step: &Bench<K>) -> u64 {
+    step.buffers.iter().map(|(element, len, _)| element.padded_bytes(*len)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Options {
+        Options {
+            only: Some("optimizer.".into()),
+            sizes: vec![1 << 10, 1 << 12, 1 << 20],
+            budget: Duration::ZERO,
+            memory_bytes: 64 << 10,
+        }
+    }
+
+    #[test]
+    fn every_wanted_kernel_is_measured_and_what_is_left_out_says_why() {
+        let record = run(&Backend::Host, &options(), &Interrupt::default()).expect("the host is there");
+        let of = |kernel: &str| record.rows.iter().filter(|row| row.kernel == kernel).count();
+        for kernel in ["optimizer.ema", "optimizer.amsgrad", "optimizer.scale"] {
+            let skipped = record.skipped.iter().filter(|skipped| skipped.kernel == kernel);
+            assert_eq!(of(kernel) + skipped.count(), 3, "{kernel}");
+            // The first is tried whatever the time, the last is too large.
+            assert!((1..=2).contains(&of(kernel)), "{kernel}");
+        }
+        assert!(record.skipped.iter().any(|skipped| skipped.reason.contains("--host-memory")));
+        assert!(record.ceilings.rows().all(|row| row.seconds > 0.0));
+    }
+
+    #[test]
+    fn a_name_that_no_kernel_has_and_a_request_to_end_are_errors() {
+        let unknown = Options { only: Some("nothing".into()), ..options() };
+        let refused = run(&Backend::Host, &unknown, &Interrupt::default());
+        assert!(refused.is_err_and(|error| error.to_string().contains("no kernel has \"nothing\"")));
+        let interrupt = Interrupt::default();
+        interrupt.request(15);
+        let ended = run(&Backend::Host, &options(), &interrupt);
+        assert!(matches!(ended, Err(Error::Interrupted { signal: 15 })));
+    }
+}
