@@ -51,6 +51,7 @@ kernels! {
     select::Gather,
     select::Nm,
     select::Choose,
+    select::Spend,
     task2vec::RowMean,
     task2vec::Similarity,
     ewc::Gradient,

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -20,9 +21,11 @@ use crate::interrupt::Interrupt;
 use crate::kernels::select::Score;
 use crate::methods::globs::Globs;
 use crate::methods::prune::{
-    SelectPlan, SelectReport, Selected, cuts, fill_true, listed, plan_fisher, report, sparsity,
+    SelectPlan, SelectReport, Selected, cuts, fill_true, items_of_fisher, listed, plan_fisher, report,
+    sparsity,
 };
-use crate::methods::select::{Keep, PIECE_ELEMENTS, Scope, Sweep};
+use crate::methods::select::{Inputs, Keep, PIECE_ELEMENTS, Scope, Selector};
+use crate::methods::source::NonFinite;
 use crate::progress::Progress;
 use crate::shape::shape_text;
 
@@ -37,6 +40,8 @@ pub struct MaskOptions {
     pub globs: Globs,
     /// Replace an existing output.
     pub overwrite: bool,
+    /// What to do with Fishers that are NaN, infinite or negative.
+    pub non_finite: NonFinite,
     /// Elements handled at once; no result depends on it.
     pub piece_elements: u64,
 }
@@ -46,7 +51,8 @@ impl MaskOptions {
     #[must_use]
     pub fn new(keep: Keep) -> Self {
         let (scope, globs) = (Scope::Global, Globs::default());
-        Self { keep, scope, globs, overwrite: false, piece_elements: PIECE_ELEMENTS }
+        let (overwrite, non_finite) = (false, NonFinite::Error);
+        Self { keep, scope, globs, overwrite, non_finite, piece_elements: PIECE_ELEMENTS }
     }
 }
 
@@ -58,6 +64,7 @@ const OP: &str = "mask";
 /// What headers alone show to be wrong, as [`mask`].
 pub fn plan(fisher: &Checkpoint, options: &MaskOptions) -> Result<SelectPlan> {
     let plan = plan_fisher(OP, fisher, &options.globs)?;
+    items_of_fisher(&plan, fisher)?;
     let kept = plan.kept(OP, options.scope, options.keep)?;
     Ok(plan.shown(Some(kept)))
 }
@@ -76,27 +83,34 @@ pub fn mask(
 ) -> Result<SelectReport> {
     let began = Instant::now();
     let plan = plan_fisher(OP, fisher, &options.globs)?;
-    let ranked = plan.ranked.iter().map(|(_, item)| *item).collect();
-    let mut sweep = Sweep::new(backend, Score::Fish, ranked, options.piece_elements, progress, interrupt)?;
+    let zeroed = AtomicU64::new(0);
+    let inputs = Inputs {
+        model: None,
+        fisher,
+        tensors: items_of_fisher(&plan, fisher)?,
+        zeroed: options.non_finite.counted(&zeroed),
+    };
+    let room = options.piece_elements;
+    let mut selector = Selector::new(backend, Score::Fish, inputs, room, progress, interrupt)?;
     let output = Output::create(out, plan.mask_layout("fish"), options.overwrite, &[fisher.path()])?;
-    let cuts = cuts(OP, &mut sweep, options.scope, options.keep, plan.always_elements())?;
+    let cuts = cuts(OP, &mut selector, options.scope, options.keep, plan.always_elements())?;
     let threshold = cuts.first().filter(|_| options.scope == Scope::Global).and_then(|(_, cut)| cut.score());
     let slot = |tensor: &TensorInfo| output.position(&tensor.name).expect("the mask has every ranked tensor");
-    let slots: Vec<usize> = plan.ranked.iter().map(|(tensor, _)| slot(tensor)).collect();
+    let slots: Vec<usize> = plan.ranked.iter().map(|tensor| slot(tensor)).collect();
     let mut counts = vec![0; slots.len()];
-    for (range, cut) in cuts {
-        sweep.apply(range, cut, false, &mut |kept| {
-            counts[kept.tensor] += kept.mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
-            output.write(slots[kept.tensor], kept.start, kept.mask)
-        })?;
-    }
+    selector.apply(&cuts, None, &mut |kept| {
+        counts[kept.tensor] += kept.mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
+        output.write(slots[kept.tensor], kept.start, kept.mask)
+    })?;
     plan.always.iter().try_for_each(|tensor| fill_true(&output, tensor))?;
     fisher.verify_unchanged()?;
     let mut report = report(&plan, &counts, &output);
     output.finish()?;
     report.threshold = threshold;
-    report.passes = sweep.passes;
-    report.bytes_read = sweep.bytes_read;
+    report.passes = selector.passes;
+    report.bytes_read = selector.bytes_read;
+    report.timings = selector.timings;
+    report.non_finite = zeroed.into_inner();
     report.seconds = began.elapsed().as_secs_f64();
     report.adapter = backend.name();
     Ok(report)

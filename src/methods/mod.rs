@@ -7,7 +7,6 @@ mod globs;
 mod histogram;
 pub mod mask;
 pub mod merge;
-mod pieces;
 pub mod prune;
 pub mod select;
 mod source;

@@ -18,11 +18,14 @@
 //! needs per-sample gradients. It is summed on the host in f64, element after element, so that a sum is the same on every
 //! backend and however a filter is cut. A filter is a slice of the leading axis of a tensor with two axes or more.
 
+mod filters;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -33,9 +36,11 @@ use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::select::{MAX_GROUP, Score};
 use crate::methods::globs::{self, Globs, Role};
-use crate::methods::select::{Cut, Keep, Kept, PIECE_ELEMENTS, Ranked, Scope, Stored, Sweep};
+use crate::methods::select::{Cut, Inputs, Keep, Kept, PIECE_ELEMENTS, Ranked, Scope, Selector};
+use crate::methods::source::NonFinite;
 use crate::progress::Progress;
-use crate::shape::shape_text;
+use crate::shape::{DType, shape_text};
+use crate::stream::{Sink, Timings};
 
 const OP: &str = "prune";
 
@@ -103,6 +108,8 @@ pub struct PruneOptions {
     pub mask_out: Option<PathBuf>,
     /// Replace existing outputs.
     pub overwrite: bool,
+    /// What to do with Fishers that are NaN, infinite or negative.
+    pub non_finite: NonFinite,
     /// Elements handled at once; no result depends on it.
     pub piece_elements: u64,
 }
@@ -117,6 +124,7 @@ impl PruneOptions {
             globs: Globs::default(),
             mask_out: None,
             overwrite: false,
+            non_finite: NonFinite::Error,
             piece_elements: PIECE_ELEMENTS,
         }
     }
@@ -167,12 +175,16 @@ pub struct SelectReport {
     pub warnings: Vec<String>,
     /// The most passes over the data that finding a threshold took.
     pub passes: u32,
+    /// Fishers that were NaN, infinite or negative and counted as 0.
+    pub non_finite: u64,
     /// Bytes of tensors read.
     pub bytes_read: u64,
     /// Bytes of files written.
     pub bytes_written: u64,
     /// Wall time.
     pub seconds: f64,
+    /// Where the time of the passes went.
+    pub timings: Timings,
     /// Where kernels ran.
     pub adapter: String,
     /// The output.
@@ -199,7 +211,7 @@ pub struct SelectPlan {
 /// Which tensors are ranked, kept whole, or left as they are; from headers alone.
 pub(super) struct Plan<'a> {
     /// What is ranked, in the order of names.
-    pub(super) ranked: Vec<(&'a TensorInfo, Ranked<'a>)>,
+    pub(super) ranked: Vec<&'a TensorInfo>,
     /// What is kept whole and counted.
     pub(super) always: Vec<&'a TensorInfo>,
     /// What is neither.
@@ -207,12 +219,12 @@ pub(super) struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Assigns each tensor of `named` (the model, or a Fisher alone) its role.
+    /// Assigns each tensor of `named` (the model, or a Fisher alone) its role; `is_ranked` says which of those left over are ranked.
     fn new(
         op: &str,
         named: &'a Checkpoint,
         globs: &Globs,
-        mut rank: impl FnMut(&'a TensorInfo) -> Result<Option<Ranked<'a>>>,
+        mut is_ranked: impl FnMut(&'a TensorInfo) -> bool,
     ) -> Result<Self> {
         let (floats, mut copied): (Vec<_>, Vec<_>) =
             named.tensors().iter().partition(|tensor| !is_integer(tensor.dtype));
@@ -222,11 +234,8 @@ impl<'a> Plan<'a> {
         for (tensor, role) in floats.into_iter().zip(roles) {
             match role {
                 Role::Always => always.push(tensor),
-                Role::Excluded => copied.push(tensor),
-                Role::Ranked => match rank(tensor)? {
-                    Some(item) => ranked.push((tensor, item)),
-                    None => copied.push(tensor),
-                },
+                Role::Ranked if is_ranked(tensor) => ranked.push(tensor),
+                Role::Excluded | Role::Ranked => copied.push(tensor),
             }
         }
         copied.sort_by(|a, b| a.name.cmp(&b.name));
@@ -238,7 +247,7 @@ impl<'a> Plan<'a> {
     }
 
     pub(super) fn ranked_elements(&self) -> u64 {
-        self.ranked.iter().map(|(_, item)| item.len).sum()
+        self.ranked.iter().map(|tensor| tensor.elements()).sum()
     }
 
     /// How many elements a scope keeps.
@@ -251,7 +260,7 @@ impl<'a> Plan<'a> {
                 Ok(k)
             }
             Scope::Tensor => {
-                let each = self.ranked.iter().map(|(_, item)| keep.of(op, item.len));
+                let each = self.ranked.iter().map(|tensor| keep.of(op, tensor.elements()));
                 Ok(each.sum::<Result<u64>>()? + always)
             }
         }
@@ -260,7 +269,7 @@ impl<'a> Plan<'a> {
     pub(super) fn shown(&self, kept: Option<u64>) -> SelectPlan {
         let names = |tensors: &[&TensorInfo]| tensors.iter().map(|tensor| tensor.name.clone()).collect();
         SelectPlan {
-            ranked: self.ranked.iter().map(|(tensor, _)| tensor.name.clone()).collect(),
+            ranked: names(&self.ranked),
             always: names(&self.always),
             copied: names(&self.copied),
             elements: self.ranked_elements() + self.always_elements(),
@@ -270,7 +279,7 @@ impl<'a> Plan<'a> {
 
     /// The tensors of a mask: everything in the selection's scope.
     pub(super) fn mask_layout(&self, score: &str) -> OutputLayout {
-        let in_scope = self.ranked.iter().map(|(tensor, _)| *tensor).chain(self.always.iter().copied());
+        let in_scope = self.ranked.iter().chain(&self.always);
         let tensors =
             in_scope.map(|tensor| OutputTensor::new(&tensor.name, Dtype::BOOL, tensor.shape.clone()));
         let metadata = [("squisher.mask", score), ("squisher.version", env!("CARGO_PKG_VERSION"))];
@@ -281,29 +290,31 @@ impl<'a> Plan<'a> {
 
 /// A Fisher alone: every float tensor is ranked.
 pub(super) fn plan_fisher<'a>(op: &str, fisher: &'a Checkpoint, globs: &Globs) -> Result<Plan<'a>> {
-    Plan::new(op, fisher, globs, |tensor| {
-        let fisher = stored(fisher, tensor)?;
-        Ok(Some(Ranked { len: tensor.elements(), theta: None, fisher, stride: 1, unit: 1 }))
-    })
+    Plan::new(op, fisher, globs, |_| true)
+}
+
+/// How a selector sees the tensors of a Fisher alone.
+pub(super) fn items_of_fisher(plan: &Plan<'_>, fisher: &Checkpoint) -> Result<Vec<Ranked>> {
+    let item = |tensor: &&TensorInfo| {
+        let fisher = seen(fisher, &tensor.name)?;
+        Ok(Ranked { len: tensor.elements(), theta: None, fisher, stride: 1, unit: 1 })
+    };
+    plan.ranked.iter().map(item).collect()
 }
 
 /// A model with its Fisher, whose names and shapes must be the model's.
-fn plan_model<'a>(model: &'a Checkpoint, fisher: &'a Checkpoint, options: &PruneOptions) -> Result<Plan<'a>> {
+fn plan_model<'a>(model: &'a Checkpoint, fisher: &Checkpoint, options: &PruneOptions) -> Result<Plan<'a>> {
     refuse_strangers(model, fisher)?;
     let mut missing = Vec::new();
     let plan = Plan::new(OP, model, &options.globs, |tensor| {
-        let (stride, unit) = match &options.structure {
-            Structure::Elements(_) => (1, 1),
-            Structure::Pattern(_) | Structure::Filters(_) if tensor.shape.len() < 2 => return Ok(None),
-            Structure::Filters(_) => (1, 1),
-            Structure::Pattern(pattern) => groups(*pattern, tensor)?,
-        };
-        let Some(found) = fisher.get(&tensor.name) else {
+        if tensor.shape.len() < 2 && !matches!(options.structure, Structure::Elements(_)) {
+            return false;
+        }
+        let found = fisher.get(&tensor.name).is_some();
+        if !found {
             missing.push(printable(&tensor.name));
-            return Ok(None);
-        };
-        let (theta, fisher) = (Some(stored(model, tensor)?), stored(fisher, found)?);
-        Ok(Some(Ranked { len: tensor.elements(), theta, fisher, stride, unit }))
+        }
+        found
     })?;
     if missing.is_empty() {
         return Ok(plan);
@@ -315,6 +326,24 @@ fn plan_model<'a>(model: &'a Checkpoint, fisher: &'a Checkpoint, options: &Prune
         listed(&missing)
     );
     Err(Error::mismatch(OP, problem))
+}
+
+/// How a selector sees the tensors of a model and its Fisher.
+fn items_of_model(
+    plan: &Plan<'_>,
+    model: &Checkpoint,
+    fisher: &Checkpoint,
+    structure: &Structure,
+) -> Result<Vec<Ranked>> {
+    let item = |tensor: &&TensorInfo| {
+        let (stride, unit) = match structure {
+            Structure::Elements(_) | Structure::Filters(_) => (1, 1),
+            Structure::Pattern(pattern) => groups(*pattern, tensor)?,
+        };
+        let (theta, fisher) = (Some(seen(model, &tensor.name)?), seen(fisher, &tensor.name)?);
+        Ok(Ranked { len: tensor.elements(), theta, fisher, stride, unit })
+    };
+    plan.ranked.iter().map(item).collect()
 }
 
 /// Refuses a Fisher with tensors that the model lacks or has in another shape.
@@ -373,16 +402,19 @@ fn groups(pattern: Pattern, tensor: &TensorInfo) -> Result<(u64, u64)> {
     Ok((stride, stride * u64::from(pattern.size)))
 }
 
-/// A tensor whose type kernels load.
-fn stored<'a>(checkpoint: &'a Checkpoint, tensor: &'a TensorInfo) -> Result<Stored<'a>> {
-    let dtype = tensor.float().ok_or_else(|| {
+/// The place of a tensor, and how kernels see it: f64 is narrowed on the way.
+fn seen(checkpoint: &Checkpoint, name: &str) -> Result<(usize, DType)> {
+    let place = checkpoint.position(name).expect("a plan has tensors that were found");
+    let tensor = &checkpoint.tensors()[place];
+    let dtype = tensor.float().or((tensor.dtype == Dtype::F64).then_some(DType::F32));
+    let dtype = dtype.ok_or_else(|| {
         let problem = format!(
-            "is stored as {:?}, expected F32, F16 or BF16; convert it, or leave it out with --exclude",
+            "is stored as {:?}, expected F32, F16, BF16 or F64; convert it, or leave it out with --exclude",
             tensor.dtype
         );
         Error::tensor(checkpoint.file_of(tensor), &tensor.name, problem)
     })?;
-    Ok(Stored { checkpoint, tensor, dtype })
+    Ok((place, dtype))
 }
 
 pub(super) fn is_integer(dtype: Dtype) -> bool {
@@ -393,12 +425,12 @@ pub(super) fn is_integer(dtype: Dtype) -> bool {
 /// The cuts of a scope: for each range of the ranked tensors, where the kept ones end.
 pub(super) fn cuts(
     op: &str,
-    sweep: &mut Sweep<'_>,
+    selector: &mut Selector<'_>,
     scope: Scope,
     keep: Keep,
     always: u64,
 ) -> Result<Vec<(Range<usize>, Cut)>> {
-    let lens: Vec<u64> = sweep.tensors.iter().map(|tensor| tensor.len).collect();
+    let lens: Vec<u64> = selector.tensors.iter().map(|tensor| tensor.len).collect();
     let mut parts = Vec::new();
     match scope {
         Scope::Global => {
@@ -411,7 +443,7 @@ pub(super) fn cuts(
             }
         }
     }
-    parts.into_iter().map(|(range, k)| Ok((range.clone(), sweep.cut(range, k)?))).collect()
+    parts.into_iter().map(|(range, k)| Ok((range.clone(), selector.cut(range, k)?))).collect()
 }
 
 /// What is left of the budget after what is always kept.
@@ -430,13 +462,17 @@ pub(super) fn within_budget(op: &str, k: u64, always: u64) -> Result<u64> {
 /// What headers alone show to be wrong, as [`prune`].
 pub fn plan(model: &Checkpoint, fisher: &Checkpoint, options: &PruneOptions) -> Result<SelectPlan> {
     let plan = plan_model(model, fisher, options)?;
+    items_of_model(&plan, model, fisher, &options.structure)?;
     let kept = match &options.structure {
         Structure::Elements(keep) => Some(plan.kept(OP, options.scope, *keep)?),
         Structure::Pattern(Pattern { keep, size }) => {
             let groups = plan.ranked_elements() / u64::from(*size);
             Some(groups * u64::from(*keep) + plan.always_elements())
         }
-        Structure::Filters(_) => None,
+        Structure::Filters(keep) => {
+            filters::parts(&plan, options.scope, *keep)?;
+            None
+        }
     };
     Ok(plan.shown(kept))
 }
@@ -461,58 +497,96 @@ pub fn prune(
 ) -> Result<SelectReport> {
     let began = Instant::now();
     let plan = plan_model(model, fisher, options)?;
-    let ranked = plan.ranked.iter().map(|(_, item)| *item).collect();
-    let mut sweep = Sweep::new(backend, Score::Prune, ranked, options.piece_elements, progress, interrupt)?;
-    let mut writer = Writer::create(model, fisher, &plan, options, out)?;
+    let zeroed = AtomicU64::new(0);
+    let inputs = Inputs {
+        model: Some(model),
+        fisher,
+        tensors: items_of_model(&plan, model, fisher, &options.structure)?,
+        zeroed: options.non_finite.counted(&zeroed),
+    };
+    let room = options.piece_elements;
+    let mut selector = Selector::new(backend, Score::Prune, inputs, room, progress, interrupt)?;
+    let writer = Writer::create(model, &[fisher.path()], &plan, "prune", options, out)?;
+    let mut kept = vec![0; plan.ranked.len()];
+    let mut take = |span: Kept<'_>| {
+        kept[span.tensor] += span.mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
+        writer.span(&span)
+    };
     let threshold = match &options.structure {
         Structure::Elements(keep) => {
-            let cuts = cuts(OP, &mut sweep, options.scope, *keep, plan.always_elements())?;
-            let threshold =
-                cuts.first().filter(|_| options.scope == Scope::Global).and_then(|(_, cut)| cut.score());
-            for (range, cut) in cuts {
-                sweep.apply(range, cut, true, &mut |kept| writer.span(&kept))?;
-            }
-            threshold
+            let cuts = cuts(OP, &mut selector, options.scope, *keep, plan.always_elements())?;
+            selector.apply(&cuts, Some(&writer), &mut take)?;
+            cuts.first().filter(|_| options.scope == Scope::Global).and_then(|(_, cut)| cut.score())
         }
         Structure::Pattern(pattern) => {
-            let all = 0..sweep.tensors.len();
-            sweep.apply_pattern(all, (pattern.keep, pattern.size), &mut |kept| writer.span(&kept))?;
+            selector.apply_pattern((pattern.keep, pattern.size), &writer, &mut take)?;
             None
         }
-        Structure::Filters(keep) => filters(&mut sweep, &plan, options.scope, *keep, &mut writer)?,
+        Structure::Filters(keep) => {
+            let sums = filters::sums(&mut selector, &plan)?;
+            filters::keep_best(&plan, &sums, (options.scope, *keep), &writer, &mut kept, interrupt)?
+        }
     };
     writer.whole(&plan, interrupt)?;
     model.verify_unchanged()?;
     fisher.verify_unchanged()?;
-    let mut report = writer.finish(&plan)?;
-    report.threshold = threshold;
-    report.passes = sweep.passes;
-    report.bytes_read += sweep.bytes_read;
-    report.seconds = began.elapsed().as_secs_f64();
-    report.adapter = backend.name();
-    Ok(report)
+    let (passes, bytes_read, timings) = (selector.passes, selector.bytes_read, selector.timings);
+    let report = writer.finish(&plan, &kept)?;
+    Ok(SelectReport {
+        threshold,
+        passes,
+        bytes_read: report.bytes_read + bytes_read,
+        timings,
+        non_finite: zeroed.into_inner(),
+        seconds: began.elapsed().as_secs_f64(),
+        adapter: backend.name(),
+        ..report
+    })
 }
 
-/// The outputs being written, and what was kept so far.
-struct Writer<'a> {
+/// The outputs being written.
+pub(super) struct Writer<'a> {
     model: &'a Checkpoint,
-    /// Each ranked tensor's place in the model's output and in the mask's, and its bytes an element.
-    slots: Vec<(usize, Option<usize>, u64)>,
-    kept: Vec<u64>,
+    slots: Vec<Slot<'a>>,
     output: Output,
     mask: Option<Output>,
-    copied_bytes: u64,
+}
+
+/// Where a ranked tensor comes from and goes.
+struct Slot<'a> {
+    tensor: &'a TensorInfo,
+    /// Its place in the model's output, and in the mask's.
+    at: usize,
+    in_mask: Option<usize>,
+    /// Its bytes an element.
+    size: u64,
+}
+
+impl Slot<'_> {
+    /// Whether kernels see what is stored: F64 is narrowed for them, and its bytes are kept here.
+    fn is_streamed(&self) -> bool {
+        self.tensor.float().is_some()
+    }
+}
+
+/// What kernels made of a tensor goes straight to the output.
+impl Sink for Writer<'_> {
+    fn write(&self, tensor: usize, start: u64, bytes: &[u8]) -> Result<()> {
+        let slot = &self.slots[tensor];
+        if slot.is_streamed() { self.output.write(slot.at, start * slot.size, bytes) } else { Ok(()) }
+    }
 }
 
 impl<'a> Writer<'a> {
     fn create(
         model: &'a Checkpoint,
-        fisher: &Checkpoint,
-        plan: &Plan<'_>,
+        others: &[&Path],
+        plan: &Plan<'a>,
+        score: &str,
         options: &PruneOptions,
         out: &Path,
     ) -> Result<Self> {
-        let inputs = [model.path(), fisher.path()];
+        let inputs = [&[model.path()], others].concat();
         let layout = OutputLayout::like(model, |tensor| Some(tensor.dtype), BTreeMap::new());
         let output = Output::create(out, layout.with_side_files_of(model)?, options.overwrite, &inputs)?;
         let mask = options.mask_out.as_ref().map(|path| {
@@ -522,34 +596,48 @@ impl<'a> Writer<'a> {
                     "is the output of the model too; give the mask another name",
                 ));
             }
-            Output::create(path, plan.mask_layout("prune"), options.overwrite, &inputs)
+            Output::create(path, plan.mask_layout(score), options.overwrite, &inputs)
         });
         let mask = mask.transpose()?;
-        let slot = |tensor: &TensorInfo| {
-            let at = output.position(&tensor.name).expect("the output has the model's tensors");
-            let in_mask = mask.as_ref().and_then(|mask| mask.position(&tensor.name));
-            (at, in_mask, tensor.bytes.checked_div(tensor.elements()).unwrap_or(0))
+        let slot = |tensor: &&'a TensorInfo| Slot {
+            tensor,
+            at: output.position(&tensor.name).expect("the output has the model's tensors"),
+            in_mask: mask.as_ref().and_then(|mask| mask.position(&tensor.name)),
+            size: tensor.bytes.checked_div(tensor.elements()).unwrap_or(0),
         };
-        let slots = plan.ranked.iter().map(|(tensor, _)| slot(tensor)).collect();
-        Ok(Self { model, slots, kept: vec![0; plan.ranked.len()], output, mask, copied_bytes: 0 })
+        Ok(Self { slots: plan.ranked.iter().map(slot).collect(), model, output, mask })
     }
 
-    fn span(&mut self, kept: &Kept<'_>) -> Result<()> {
-        let (at, in_mask, size) = self.slots[kept.tensor];
-        self.kept[kept.tensor] += kept.mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
-        if let Some(bytes) = kept.pruned {
-            self.output.write(at, kept.start * size, bytes)?;
-        }
-        match (&self.mask, in_mask) {
+    /// Writes a span's mask, and its elements where they are not streamed.
+    fn span(&self, kept: &Kept<'_>) -> Result<()> {
+        if self.slots[kept.tensor].is_streamed() { self.mask(kept) } else { self.copy_kept(kept) }
+    }
+
+    fn mask(&self, kept: &Kept<'_>) -> Result<()> {
+        match (&self.mask, self.slots[kept.tensor].in_mask) {
             (Some(mask), Some(slot)) => mask.write(slot, kept.start, kept.mask),
             _ => Ok(()),
         }
     }
 
+    /// Copies a span from the model with zeros in the place of what is not kept, and writes its mask.
+    pub(super) fn copy_kept(&self, kept: &Kept<'_>) -> Result<()> {
+        let Slot { tensor, at, size, .. } = self.slots[kept.tensor];
+        let mut bytes = vec![0; kept.mask.len() * usize_of(size)];
+        self.model.read(tensor, kept.start * size, &mut bytes)?;
+        for (element, &keep) in bytes.chunks_exact_mut(usize_of(size)).zip(kept.mask) {
+            if keep == 0 {
+                element.fill(0);
+            }
+        }
+        self.output.write(at, kept.start * size, &bytes)?;
+        self.mask(kept)
+    }
+
     /// Copies what is not ranked; in the mask, what is always kept is true.
-    fn whole(&mut self, plan: &Plan<'_>, interrupt: &Interrupt) -> Result<()> {
+    fn whole(&self, plan: &Plan<'_>, interrupt: &Interrupt) -> Result<()> {
         for &tensor in plan.always.iter().chain(&plan.copied) {
-            self.copied_bytes += copy(self.model, tensor, &self.output, interrupt)?;
+            copy(self.model, tensor, &self.output, interrupt)?;
         }
         if let Some(mask) = &self.mask {
             plan.always.iter().try_for_each(|tensor| fill_true(mask, tensor))?;
@@ -557,9 +645,9 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn finish(self, plan: &Plan<'_>) -> Result<SelectReport> {
-        let mut report = report(plan, &self.kept, &self.output);
-        report.bytes_read = self.copied_bytes;
+    fn finish(self, plan: &Plan<'_>, kept: &[u64]) -> Result<SelectReport> {
+        let mut report = report(plan, kept, &self.output);
+        report.bytes_read = plan.always.iter().chain(&plan.copied).map(|tensor| tensor.bytes).sum();
         if let Some(mask) = self.mask {
             report.bytes_written += mask.total_bytes();
             report.mask = Some(mask.path().to_owned());
@@ -572,7 +660,7 @@ impl<'a> Writer<'a> {
 
 /// What was kept, with what is known from the plan and the output.
 pub(super) fn report(plan: &Plan<'_>, kept: &[u64], output: &Output) -> SelectReport {
-    let ranked = plan.ranked.iter().zip(kept).map(|((tensor, _), &kept)| Selected::new(tensor, kept));
+    let ranked = plan.ranked.iter().zip(kept).map(|(tensor, &kept)| Selected::new(tensor, kept));
     let always = plan.always.iter().map(|tensor| Selected::new(tensor, tensor.elements()));
     let mut tensors: Vec<Selected> = ranked.chain(always).collect();
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -589,22 +677,19 @@ pub(super) fn report(plan: &Plan<'_>, kept: &[u64], output: &Output) -> SelectRe
         threshold: None,
         copied: plan.copied.iter().map(|tensor| tensor.name.clone()).collect(),
         passes: 0,
+        non_finite: 0,
         bytes_read: 0,
         bytes_written: output.total_bytes(),
         seconds: 0.0,
+        timings: Timings::default(),
         adapter: String::new(),
         output: output.path().to_owned(),
         mask: None,
     }
 }
 
-/// Copies a tensor into an output that has it; gives its bytes.
-pub(super) fn copy(
-    from: &Checkpoint,
-    tensor: &TensorInfo,
-    to: &Output,
-    interrupt: &Interrupt,
-) -> Result<u64> {
+/// Copies a tensor into an output that has it.
+pub(super) fn copy(from: &Checkpoint, tensor: &TensorInfo, to: &Output, interrupt: &Interrupt) -> Result<()> {
     let slot = to.position(&tensor.name).expect("the output has the tensors that are copied to it");
     let mut start = 0;
     while start < tensor.bytes {
@@ -614,7 +699,7 @@ pub(super) fn copy(
         to.write(slot, start, &bytes)?;
         start += bytes.len() as u64;
     }
-    Ok(tensor.bytes)
+    Ok(())
 }
 
 /// Writes true for every element of a tensor.
@@ -628,87 +713,6 @@ pub(super) fn fill_true(mask: &Output, tensor: &TensorInfo) -> Result<()> {
     Ok(())
 }
 
-/// Ranks filters by the sum of their scores, and writes those kept; gives the last kept one's sum.
-fn filters(
-    sweep: &mut Sweep<'_>,
-    plan: &Plan<'_>,
-    scope: Scope,
-    keep: Keep,
-    writer: &mut Writer<'_>,
-) -> Result<Option<f32>> {
-    let rows: Vec<u64> = plan.ranked.iter().map(|(tensor, _)| tensor.shape[0]).collect();
-    let row_len = |tensor: usize| sweep_len(plan, tensor).checked_div(rows[tensor]).unwrap_or(0).max(1);
-    let always =
-        plan.always.iter().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.shape[0]).sum();
-    let total: u64 = rows.iter().sum();
-    let parts: Vec<(Range<usize>, u64)> = match scope {
-        Scope::Global => vec![(0..rows.len(), within_budget(OP, keep.of(OP, total + always)?, always)?)],
-        Scope::Tensor => {
-            let one = |(tensor, &rows): (usize, &u64)| Ok((tensor..tensor + 1, keep.of(OP, rows)?));
-            rows.iter().enumerate().map(one).collect::<Result<_>>()?
-        }
-    };
-    let mut sums: Vec<Vec<f64>> = rows.iter().map(|&rows| vec![0.0; usize_of(rows)]).collect();
-    sweep.scores(&mut |tensor, start, scores| {
-        let len = row_len(tensor);
-        for (element, &score) in (start..).zip(scores) {
-            sums[tensor][usize_of(element / len)] += f64::from(score);
-        }
-        Ok(())
-    })?;
-    let mut last = None;
-    let mut keep_rows: Vec<Vec<bool>> = sums.iter().map(|sums| vec![false; sums.len()]).collect();
-    for (range, k) in parts {
-        let mut order: Vec<(usize, usize)> =
-            range.flat_map(|tensor| (0..sums[tensor].len()).map(move |row| (tensor, row))).collect();
-        // Stable: equal sums stay in the order of tensors and rows.
-        order.sort_by(|a, b| sums[b.0][b.1].total_cmp(&sums[a.0][a.1]));
-        order.truncate(usize_of(k));
-        last = order.last().map(|&(tensor, row)| sums[tensor][row]);
-        order.into_iter().for_each(|(tensor, row)| keep_rows[tensor][row] = true);
-    }
-    for (tensor, (info, item)) in plan.ranked.iter().enumerate() {
-        write_rows(tensor, info, item, row_len(tensor), &keep_rows[tensor], writer)?;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "reported for a person to read")]
-    let threshold = last.filter(|_| scope == Scope::Global).map(|sum| sum as f32);
-    Ok(threshold)
-}
-
-fn sweep_len(plan: &Plan<'_>, tensor: usize) -> u64 {
-    plan.ranked[tensor].1.len
-}
-
 fn usize_of(n: u64) -> usize {
-    usize::try_from(n).expect("filters fit in memory")
-}
-
-/// Writes one tensor with zeros in the place of the filters that are not kept.
-fn write_rows(
-    tensor: usize,
-    info: &TensorInfo,
-    item: &Ranked<'_>,
-    row_len: u64,
-    keep: &[bool],
-    writer: &mut Writer<'_>,
-) -> Result<()> {
-    let size = item.theta.map_or(0, |theta| theta.dtype.size());
-    let step = (COPY_BYTES / 4).max(1);
-    let mut start = 0;
-    while start < item.len {
-        let len = step.min(item.len - start);
-        let mut bytes = vec![0; usize_of(len * size)];
-        writer.model.read(info, start * size, &mut bytes)?;
-        writer.copied_bytes += len * size;
-        let mask: Vec<u8> =
-            (start..start + len).map(|element| keep[usize_of(element / row_len)].into()).collect();
-        for (element, &keep) in bytes.chunks_exact_mut(usize_of(size)).zip(&mask) {
-            if keep == 0 {
-                element.fill(0);
-            }
-        }
-        writer.span(&Kept { tensor, start, mask: &mask, pruned: Some(&bytes) })?;
-        start += len;
-    }
-    Ok(())
+    usize::try_from(n).expect("filters and pieces fit in memory")
 }

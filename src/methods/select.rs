@@ -5,8 +5,8 @@
 //! **Which items.** As [`TopK`](crate::record::top_k): the k best by score, of equal scores those that come first. Tensors come in
 //! the order of the bytes of their names, elements row-major. Exactly k, for every k from 0 to all.
 //!
-//! **How repeatable.** The same bits whatever the size of a piece, the number of threads, and the backend (for
-//! [`Score::Prune`] on devices that keep subnormals). A piece is how much is held at once; it never shows in a result.
+//! **How repeatable.** The same bits whatever the size of a chunk, the number of threads, and the backend (for
+//! [`Score::Prune`] on devices that keep subnormals). A chunk never shows in a result.
 //!
 //! **How many passes.** At most two over the data to find the threshold, whatever the data are, and mostly one; then one to
 //! write. Memory does not grow with the data, nor with the number of ties.
@@ -34,27 +34,34 @@
 //!
 //! # What it gives up
 //!
-//! The masks come in order, because the budget for ties runs along the stream. Histograms of parts add up
+//! The masks come in order, because the budget for ties runs along the stream: on a device in a buffer that each chunk takes its own
+//! from ([`Spend`]), so that reading, computing and writing overlap. Histograms of parts add up
 //! ([`Histogram::add`]), so counting can be spread over machines; handing out ties then needs each part's number of them.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::backend::Backend;
-use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::kernels::select::{
     BLOCK_LEN, Choose, ChooseArgs, ChooseParams, Count, CountArgs, CountParams, Histogram as HistogramKernel,
     HistogramArgs, HistogramParams, LOCAL_BINS, Mask, MaskArgs, MaskParams, Nm, NmArgs, NmParams,
-    STATE_WORDS, Scan, ScanArgs, ScanParams, Score, Scores, mask_words, score_bits,
+    STATE_WORDS, Scan, ScanArgs, ScanParams, Score, Scores, Spend, SpendArgs, SpendParams, mask_words,
+    score_bits,
 };
-use crate::memory::{Element, Memory, View};
+use crate::memory::{Element, View};
 use crate::methods::histogram::{Histogram, Place, Window};
-use crate::methods::pieces::{Extent, Piece, pieces};
+use crate::methods::source::CheckpointSource;
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::DType;
-use crate::stream::Budget;
+use crate::stream::{
+    self, Budget, Buffers, Chunk, Cuts, Direction, End, Job, Layout, Plan, Sink, Source, Stream, Sweep,
+    TensorSpec, Timings,
+};
 
 /// How many are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,17 +112,19 @@ impl Keep {
     }
 }
 
-/// How many elements may be held at once within a budget; never more than the default, which is as fast as any.
+/// How many elements may be in one chunk within a budget, three of which are on their way at a time; never more than the
+/// default, which is as fast as any.
 ///
 /// # Errors
 /// [`Error::Budget`] where the counts alone do not fit.
 pub fn piece_elements(budget: &Budget) -> Result<u64> {
     /// The counts of both windows, once where kernels run and once read back, and small change.
     const COUNTS: u64 = 5 << 20;
-    // θ, F, mask and ties where kernels run; θ and F on their way in, θ and mask on their way out.
+    // In each of three slots θ, F, the pruned θ and the mask; before a device the staging of θ, F and the pruned θ too, and what
+    // wgpu stages of one upload.
     let held = [
-        ("device memory", "--device-memory", budget.device_bytes, COUNTS, 10),
-        ("host memory", "--host-memory", budget.host_bytes, 2 * COUNTS, 24),
+        ("device memory", "--device-memory", budget.device_bytes, COUNTS, 40),
+        ("host memory", "--host-memory", budget.host_bytes, 2 * COUNTS, 64),
     ];
     let mut elements = PIECE_ELEMENTS;
     for (what, flag, have, counts, each) in held {
@@ -134,7 +143,7 @@ pub fn piece_elements(budget: &Budget) -> Result<u64> {
     Ok(elements)
 }
 
-/// Elements of a piece where nothing else is asked for: 4 MiB of f32.
+/// Elements of a chunk where nothing else is asked for: 4 MiB of f32.
 pub const PIECE_ELEMENTS: u64 = 1 << 20;
 
 /// Where the kept ones end.
@@ -172,57 +181,32 @@ impl Cut {
 
 /// A tensor to be ranked.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ranked<'a> {
+pub(super) struct Ranked {
     /// Elements.
     pub(super) len: u64,
-    /// θ, for scores that need it.
-    pub(super) theta: Option<Stored<'a>>,
-    /// F.
-    pub(super) fisher: Stored<'a>,
-    /// From one element to the next along the pattern's axis, and the elements of a group; 1 without a pattern.
+    /// Its place in the model, for scores that need θ, and how kernels see it.
+    pub(super) theta: Option<(usize, DType)>,
+    /// Its place in the Fisher, and how kernels see it.
+    pub(super) fisher: (usize, DType),
+    /// From one element to the next along the pattern's axis; 1 without a pattern.
     pub(super) stride: u64,
     /// Elements that must not be cut apart.
     pub(super) unit: u64,
 }
 
-/// A tensor in a file.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Stored<'a> {
-    /// The file.
-    pub(super) checkpoint: &'a Checkpoint,
-    /// The tensor.
-    pub(super) tensor: &'a TensorInfo,
-    /// Its element type, one that kernels load.
-    pub(super) dtype: DType,
+/// What is ranked: the tensors in the order of ties, and the files they are in.
+pub(super) struct Inputs<'a> {
+    /// θ, for scores that need it.
+    pub(super) model: Option<&'a Checkpoint>,
+    /// F.
+    pub(super) fisher: &'a Checkpoint,
+    /// The tensors.
+    pub(super) tensors: Vec<Ranked>,
+    /// Fishers that are NaN, infinite or negative are read as 0 and counted here; nothing where they are refused.
+    pub(super) zeroed: Option<&'a AtomicU64>,
 }
 
-impl Stored<'_> {
-    fn read(&self, start: u64, out: &mut [u8]) -> Result<()> {
-        self.checkpoint.read(self.tensor, start * self.dtype.size(), out)
-    }
-
-    /// Elements from `start` on, as f32.
-    fn values(&self, start: u64, len: u64) -> Result<Vec<f32>> {
-        let mut bytes = vec![0; usize_of(len * self.dtype.size())];
-        self.read(start, &mut bytes)?;
-        Ok(decode(self.dtype, &bytes))
-    }
-}
-
-pub(super) fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match dtype {
-        DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        DType::F16 => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
-        DType::BF16 => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
-    }
-}
-
-fn usize_of(n: u64) -> usize {
-    usize::try_from(n).expect("a piece fits the address space")
-}
-
-/// What a finished piece gives for one span: which elements are kept, and θ with zeros in the place of the others.
+/// What a finished chunk gives for one span: which elements are kept.
 pub(super) struct Kept<'a> {
     /// Which of the ranked tensors.
     pub(super) tensor: usize,
@@ -230,21 +214,23 @@ pub(super) struct Kept<'a> {
     pub(super) start: u64,
     /// One byte an element, 1 or 0.
     pub(super) mask: &'a [u8],
-    /// θ as stored, where it was asked for.
-    pub(super) pruned: Option<&'a [u8]>,
 }
 
-/// What takes the results, in order.
-pub(super) type Sink<'s> = &'s mut dyn FnMut(Kept<'_>) -> Result<()>;
+/// What takes the masks, in order.
+pub(super) type Take<'s> = &'s mut (dyn FnMut(Kept<'_>) -> Result<()> + Send + Sync);
 
 /// What is shown scores: the tensor, its first element among them, and the scores.
 pub(super) type Scored<'s> = &'s mut dyn FnMut(usize, u64, &[f32]) -> Result<()>;
 
-/// Tensors to be ranked, and the buffers that pieces of them pass through.
-pub(super) struct Sweep<'a> {
+/// Passes over the tensors to be ranked. Each is one run of a [`Plan`](stream::Plan): reading, computing and writing overlap.
+pub(super) struct Selector<'a> {
     backend: &'a Backend,
     score: Score,
-    pub(super) tensors: Vec<Ranked<'a>>,
+    pub(super) tensors: Vec<Ranked>,
+    theta: Option<CheckpointSource<'a>>,
+    fisher: CheckpointSource<'a>,
+    zeroed: Option<&'a AtomicU64>,
+    /// Elements of a chunk.
     room: u64,
     lanes: Lanes,
     progress: &'a dyn Progress,
@@ -253,15 +239,17 @@ pub(super) struct Sweep<'a> {
     pub(super) passes: u32,
     /// Bytes read.
     pub(super) bytes_read: u64,
+    /// Where the time of all passes went.
+    pub(super) timings: Timings,
 }
 
-/// Memory for one piece, allocated once.
+/// Memory that all chunks share; what a chunk has of its own is in the ring's slots.
 struct Lanes {
-    theta: View,
-    fisher: View,
-    mask: View,
     above: View,
     ties: View,
+    /// How many ties are left, 64 bits.
+    left: View,
+    /// A fault of a step that writes other results too: no two of its buffers may share memory.
     fault: View,
     coarse: Lane,
     fine: Lane,
@@ -273,33 +261,57 @@ struct Lane {
     counts: View,
 }
 
-/// A piece in memory.
-struct Loaded {
-    scores: Scores,
-    theta: View,
-    fisher: View,
-    len: u32,
+/// Consecutive elements of one ranked tensor: what a pass makes a tensor of its plan from.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    tensor: usize,
+    start: u64,
+    len: u64,
 }
 
 /// Samples for the guess: so many runs of so many neighbours.
 const RUNS: u64 = 512;
 const RUN: u64 = 128;
 
-impl<'a> Sweep<'a> {
-    /// A sweep over `tensors` (in the order of ties) in pieces of at most `room` elements.
+/// A chunk's mask lies behind its fault word, 256 bytes on: the strictest device's alignment.
+const MASK_AT: u64 = 64;
+
+impl<'a> Selector<'a> {
+    /// A selector in chunks of at most `room` elements.
     pub(super) fn new(
         backend: &'a Backend,
         score: Score,
-        tensors: Vec<Ranked<'a>>,
+        inputs: Inputs<'a>,
         room: u64,
         progress: &'a dyn Progress,
         interrupt: &'a Interrupt,
     ) -> Result<Self> {
+        let Inputs { model, fisher, tensors, zeroed } = inputs;
         // Nothing needs more room than there are elements; a unit needs at least its own.
         let total: u64 = tensors.iter().map(|tensor| tensor.len).sum();
-        let room = room.clamp(1, u64::from(u32::MAX)).min(total.max(1));
-        let lanes = Lanes::new(backend, room)?;
-        Ok(Self { backend, score, tensors, room, lanes, progress, interrupt, passes: 0, bytes_read: 0 })
+        let unit = tensors.iter().map(|tensor| tensor.unit).max().unwrap_or(1);
+        let room = room.max(unit).clamp(1, u64::from(u32::MAX)).min(total.max(1));
+        let places = tensors.iter().map(|tensor| tensor.fisher.0).collect();
+        let fisher = CheckpointSource::new(fisher, places).zeroing(zeroed);
+        let theta = model.map(|model| {
+            let places = tensors.iter().filter_map(|tensor| Some(tensor.theta?.0)).collect();
+            CheckpointSource::new(model, places)
+        });
+        Ok(Self {
+            backend,
+            score,
+            tensors,
+            theta,
+            fisher,
+            zeroed,
+            room,
+            lanes: Lanes::new(backend, room)?,
+            progress,
+            interrupt,
+            passes: 0,
+            bytes_read: 0,
+            timings: Timings::default(),
+        })
     }
 
     /// Finds the cut after the `k` best of `range` of the tensors, which have at least k elements.
@@ -315,15 +327,15 @@ impl<'a> Sweep<'a> {
             return Ok(cut);
         }
         // The coarse window holds every score; what differs between two passes was changed between them.
-        let Place::In { bin, .. } = counted[0].place(k) else { return Err(self.changed(range.start)) };
+        let Place::In { bin, .. } = counted[0].place(k) else { return Err(self.changed()) };
         self.passes = 2;
-        let fine = self.histograms(range.clone(), &[Window::COARSE.inside(bin)])?;
-        fine.first().and_then(|fine| Cut::after(k, fine)).ok_or_else(|| self.changed(range.start))
+        let fine = self.histograms(range, &[Window::COARSE.inside(bin)])?;
+        fine.first().and_then(|fine| Cut::after(k, fine)).ok_or_else(|| self.changed())
     }
 
     /// Counts that contradict each other: the coarse window holds every score, so the data were not the same twice.
-    fn changed(&self, tensor: usize) -> Error {
-        let path = self.tensors[tensor].fisher.checkpoint.path();
+    fn changed(&self) -> Error {
+        let path = self.fisher.path();
         Error::file(path, "two passes counted different values: it was changed while it was read; run again")
     }
 
@@ -355,14 +367,19 @@ impl<'a> Sweep<'a> {
     }
 
     fn sample(&mut self, tensor: usize, start: u64, sample: &mut Vec<u32>) -> Result<()> {
-        let Ranked { len, theta, fisher, .. } = self.tensors[tensor];
-        let run = RUN.min(len - start);
-        let fishers = fisher.values(start, run)?;
-        let thetas = theta.map_or_else(|| Ok(fishers.clone()), |theta| theta.values(start, run))?;
+        let run = RUN.min(self.tensors[tensor].len - start);
+        let (thetas, fishers) = self.values(tensor, start, run)?;
         let bits = fishers.into_iter().zip(thetas).filter_map(|(f, t)| score_bits(self.score, t, f));
         sample.extend(bits);
         self.bytes_read += run * self.bytes_of(tensor);
         Ok(())
+    }
+
+    /// θ (F again where there is none) and F of consecutive elements.
+    fn values(&self, tensor: usize, start: u64, len: u64) -> Result<(Vec<f32>, Vec<f32>)> {
+        let fishers = self.fisher.floats(tensor, start, len)?;
+        let thetas = self.theta.as_ref().map(|theta| theta.floats(tensor, start, len));
+        Ok((thetas.unwrap_or_else(|| Ok(fishers.clone()))?, fishers))
     }
 
     /// Counts the scores of `range` of the tensors in one pass. At most one window of each kind, coarse and fine.
@@ -373,38 +390,15 @@ impl<'a> Sweep<'a> {
             self.backend.upload(&lane.state, bytemuck::cast_slice(&[window.low, 0]))?;
             self.clear(&lane.counts)?;
         }
-        let mut pending = 0_u64;
-        self.begin(range.clone());
-        for piece in self.pieces(range)? {
-            if pending + piece.len > u64::from(u32::MAX) {
-                self.collect(&mut sums)?;
-                pending = 0;
-            }
-            let loaded = self.load(&piece)?;
-            self.count(&loaded, windows)?;
-            self.refuse_fault(&piece)?;
-            pending += piece.len;
+        // A device counts in 32 bits: as many at a time as cannot overflow.
+        for parts in parts(&self.tensors, range, u32::MAX.into()) {
+            let plan = self.plan(&parts, None)?;
+            let mut sweep = Counting { selector: self, parts: &parts, windows };
+            let timings = self.run(&plan, &parts, None, &mut sweep)?;
+            self.note(&plan, timings);
+            self.collect(&mut sums)?;
         }
-        self.collect(&mut sums)?;
         Ok(sums)
-    }
-
-    fn count(&self, loaded: &Loaded, windows: &[Window]) -> Result<()> {
-        let mut recording = Recording::new(self.backend);
-        recording.clear(&self.lanes.fault);
-        for &Window { low, shift, bins } in windows {
-            let lane = self.lanes.lane(Window { low, shift, bins });
-            let args = HistogramArgs {
-                theta: loaded.theta.clone(),
-                fisher: loaded.fisher.clone(),
-                state: lane.state.clone(),
-                counts: lane.counts.clone(),
-                fault: self.lanes.fault.clone(),
-            };
-            let kernel = HistogramKernel { scores: loaded.scores, local: bins <= LOCAL_BINS };
-            recording.dispatch(&kernel, HistogramParams { len: loaded.len, shift, bins }, args)?;
-        }
-        self.backend.run(&recording)
     }
 
     /// Adds the device's counts to the sums, before they can overflow.
@@ -417,200 +411,134 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
-    /// Applies a cut to `range` of the tensors, in order; with `zero`, θ is given out too, pruned.
-    pub(super) fn apply(&mut self, range: Range<usize>, cut: Cut, zero: bool, sink: Sink<'_>) -> Result<()> {
-        let mut budget = cut.ties;
-        self.begin(range.clone());
-        for piece in self.pieces(range)? {
-            let loaded = self.load(&piece)?;
-            let of_piece = u32::try_from(budget).unwrap_or(u32::MAX);
-            let state = &self.lanes.coarse.state;
-            self.backend.upload(state, bytemuck::cast_slice(&[cut.threshold, of_piece]))?;
-            let blocks = u64::from(loaded.len).div_ceil(BLOCK_LEN);
-            let ties = self.lanes.ties.first(blocks + 1)?;
-            let mut recording = Recording::new(self.backend);
-            self.record_mask(&mut recording, &loaded, &ties)?;
-            if zero {
-                self.record_zeros(&mut recording, &loaded)?;
-            }
-            self.backend.run(&recording)?;
-            let found = self.backend.download::<u32>(&ties)?.last().copied().unwrap_or(0);
-            budget = budget.saturating_sub(found.into());
-            self.deliver(&piece, &loaded, zero, sink)?;
-        }
-        Ok(())
+    /// Applies cuts to ranges of the tensors, in order; `pruned` takes θ with zeros in the place of what is not kept.
+    pub(super) fn apply(
+        &mut self,
+        cuts: &[(Range<usize>, Cut)],
+        pruned: Option<&dyn Sink>,
+        take: Take<'_>,
+    ) -> Result<()> {
+        self.last_pass(cuts, Keeping::Cuts(cuts), pruned, take)
     }
 
-    fn record_mask(&self, recording: &mut Recording, loaded: &Loaded, ties: &View) -> Result<()> {
-        let Loaded { scores, len, .. } = *loaded;
-        let state = self.lanes.coarse.state.clone();
-        let args = CountArgs {
-            theta: loaded.theta.clone(),
-            fisher: loaded.fisher.clone(),
-            state: state.clone(),
-            above: self.lanes.above.first(ties.len())?,
-            ties: ties.clone(),
-        };
-        recording.dispatch(&Count { scores }, CountParams { len }, args)?;
-        let blocks = u32::try_from(ties.len() - 1).expect("fewer blocks than elements");
-        recording.dispatch(&Scan, ScanParams { len: blocks }, ScanArgs { counts: ties.clone() })?;
-        let args = MaskArgs {
-            theta: loaded.theta.clone(),
-            fisher: loaded.fisher.clone(),
-            state,
-            ties: ties.clone(),
-            mask: self.mask_of(loaded)?,
-        };
-        recording.dispatch(&Mask { scores }, MaskParams { len }, args)?;
-        Ok(())
-    }
-
-    fn record_zeros(&self, recording: &mut Recording, loaded: &Loaded) -> Result<()> {
-        let mask = self.mask_of(loaded)?;
-        let args = ChooseArgs { base: mask.clone(), mask, model: loaded.theta.clone() };
-        let kernel = Choose { model: loaded.scores.theta, zero: true };
-        recording.dispatch(&kernel, ChooseParams { len: loaded.len }, args)?;
-        Ok(())
-    }
-
-    /// Keeps the best of every few of `range` of the tensors, whose strides and units say along which axis.
+    /// Keeps the `keep` best of every `size` elements of all tensors, whose strides and units say along which axis.
     pub(super) fn apply_pattern(
         &mut self,
-        range: Range<usize>,
         (keep, size): (u32, u32),
-        sink: Sink<'_>,
+        pruned: &dyn Sink,
+        take: Take<'_>,
     ) -> Result<()> {
-        self.begin(range.clone());
-        for piece in self.pieces(range)? {
-            let loaded = self.load(&piece)?;
-            let stride = piece.spans.first().map_or(1, |span| self.tensors[span.tensor].stride);
-            let params =
-                NmParams { len: loaded.len, keep, size, stride: u32::try_from(stride).unwrap_or(u32::MAX) };
-            let mask = self.mask_of(&loaded)?;
-            let mut recording = Recording::new(self.backend);
-            recording.clear(&mask).clear(&self.lanes.fault);
-            let args = NmArgs {
-                theta: loaded.theta.clone(),
-                fisher: loaded.fisher.clone(),
-                mask,
-                fault: self.lanes.fault.clone(),
-            };
-            recording.dispatch(&Nm { scores: loaded.scores }, params, args)?;
-            self.record_zeros(&mut recording, &loaded)?;
-            self.backend.run(&recording)?;
-            self.refuse_fault(&piece)?;
-            self.deliver(&piece, &loaded, true, sink)?;
-        }
         self.passes = self.passes.max(1);
+        let all = [(0..self.tensors.len(), Cut::NOTHING)];
+        self.last_pass(&all, Keeping::Pattern(keep, size), Some(pruned), take)
+    }
+
+    fn last_pass(
+        &mut self,
+        ranges: &[(Range<usize>, Cut)],
+        keeping: Keeping<'_>,
+        pruned: Option<&dyn Sink>,
+        take: Take<'_>,
+    ) -> Result<()> {
+        // Every pass reads every value; the last one counts those that were read as 0.
+        self.zeroed.iter().for_each(|zeroed| zeroed.store(0, Ordering::Relaxed));
+        let mut all = Vec::new();
+        for (range, _) in ranges {
+            all.extend(parts(&self.tensors, range.clone(), u64::MAX).into_iter().flatten());
+        }
+        let classes = Classes::of(&self.tensors, &all, ranges);
+        let plan = self.plan(&all, Some((&classes, pruned.is_some())))?;
+        let mut sweep = Applying {
+            selector: self,
+            parts: &all,
+            classes: &classes,
+            keeping,
+            pruned: pruned.is_some(),
+            take,
+            seconds: 0.0,
+        };
+        let mut timings = self.run(&plan, &all, pruned, &mut sweep)?;
+        timings.write += sweep.seconds;
+        self.note(&plan, timings);
         Ok(())
     }
 
-    /// Hands the spans of a finished piece out.
-    fn deliver(&self, piece: &Piece, loaded: &Loaded, zero: bool, sink: Sink<'_>) -> Result<()> {
-        let mask = self.backend.download::<u8>(&self.mask_of(loaded)?)?;
-        let theta = if zero { self.backend.download::<u8>(&loaded.theta)? } else { Vec::new() };
-        let size = usize_of(loaded.scores.theta.size());
-        let mut at = 0;
-        for span in &piece.spans {
-            let end = at + usize_of(span.len);
-            let pruned = zero.then(|| &theta[at * size..end * size]);
-            sink(Kept { tensor: span.tensor, start: span.start, mask: &mask[at..end], pruned })?;
-            at = end;
+    /// How parts stream: in any order where nothing runs along them, else by classes, which keep it.
+    fn plan(&self, parts: &[Part], classes: Option<(&Classes, bool)>) -> Result<Plan> {
+        let read = |name: &str| Stream { name: name.into(), direction: Direction::Read };
+        let mut streams: Vec<Stream> = self.theta.iter().map(|_| read("model")).collect();
+        streams.push(read("fisher"));
+        let pruned = classes.is_some_and(|(_, pruned)| pruned);
+        if pruned {
+            streams.push(Stream { name: "pruned".into(), direction: Direction::Write });
         }
-        Ok(())
+        let spec = |(at, part): (usize, &Part)| {
+            let Ranked { theta, fisher, .. } = self.tensors[part.tensor];
+            let theta = theta.map(|theta| theta.1);
+            let written = theta.filter(|_| pruned);
+            TensorSpec {
+                name: String::new(),
+                elements: part.len,
+                dtypes: theta.into_iter().chain([fisher.1]).chain(written).collect(),
+                class: classes.map_or(0, |(classes, _)| classes.of_part[at]),
+            }
+        };
+        let tensors = parts.iter().enumerate().map(spec).collect();
+        let unit = |class: u32| classes.map_or(1, |(classes, _)| classes.units[class as usize]);
+        let budget = Budget::default().within(&self.backend.caps());
+        let layout = Layout { streams, tensors, scratch_bytes: 0 };
+        Plan::cut(&layout, &budget, &Cuts { most: self.room, unit: &unit })
+    }
+
+    fn run(
+        &self,
+        plan: &Plan,
+        parts: &[Part],
+        pruned: Option<&dyn Sink>,
+        sweep: &mut dyn Sweep,
+    ) -> Result<Timings> {
+        let of_parts = |source| PartSource { source, parts };
+        let theta = self.theta.as_ref().map(of_parts);
+        let fisher = of_parts(&self.fisher);
+        let mut ends: Vec<End<'_>> = theta.iter().map(|theta| End::Source(theta)).collect();
+        ends.push(End::Source(&fisher));
+        let pruned = pruned.map(|sink| PartSink { sink, parts });
+        ends.extend(pruned.iter().map(|sink| End::Sink(sink)));
+        let (progress, interrupt) = (self.progress, self.interrupt);
+        stream::run(&Job { backend: self.backend, plan, ends, progress, interrupt }, sweep)
+    }
+
+    fn note(&mut self, plan: &Plan, timings: Timings) {
+        self.timings += timings;
+        self.bytes_read += plan.traffic().read;
     }
 
     /// Calls `each` with the scores of consecutive elements, in order, computed on the host.
     pub(super) fn scores(&mut self, each: Scored<'_>) -> Result<()> {
-        let all = 0..self.tensors.len();
-        self.begin(all.clone());
-        for piece in self.pieces(all)? {
-            self.interrupt.check()?;
-            for span in &piece.spans {
-                let Ranked { theta, fisher, .. } = self.tensors[span.tensor];
-                let fishers = fisher.values(span.start, span.len)?;
-                let thetas =
-                    theta.map_or_else(|| Ok(fishers.clone()), |theta| theta.values(span.start, span.len))?;
+        let started = Instant::now();
+        self.zeroed.iter().for_each(|zeroed| zeroed.store(0, Ordering::Relaxed));
+        self.progress.begin((0..self.tensors.len()).map(|at| self.tensors[at].len * self.bytes_of(at)).sum());
+        for tensor in 0..self.tensors.len() {
+            let len = self.tensors[tensor].len;
+            for start in (0..len).step_by(usize_of(self.room)) {
+                self.interrupt.check()?;
+                let reading = Instant::now();
+                let (thetas, fishers) = self.values(tensor, start, self.room.min(len - start))?;
+                self.timings.read += reading.elapsed().as_secs_f64();
                 let mut scores = Vec::with_capacity(fishers.len());
-                for (i, (f, t)) in (span.start..).zip(fishers.into_iter().zip(thetas)) {
-                    let bits = score_bits(self.score, t, f);
-                    scores.push(f32::from_bits(
-                        bits.ok_or_else(|| self.fault(span.tensor, i, theta.map(|_| t), f))?,
-                    ));
+                for (i, (f, t)) in (start..).zip(fishers.into_iter().zip(thetas)) {
+                    let bits = score_bits(self.score, t, f).ok_or_else(|| self.fault(tensor, i, t, f));
+                    scores.push(f32::from_bits(bits?));
                 }
-                each(span.tensor, span.start, &scores)?;
-                self.advance(span.len * self.bytes_of(span.tensor));
+                each(tensor, start, &scores)?;
+                let bytes = scores.len() as u64 * self.bytes_of(tensor);
+                self.bytes_read += bytes;
+                self.progress.advance(bytes);
             }
         }
         self.passes = self.passes.max(1);
+        self.timings.seconds += started.elapsed().as_secs_f64();
         Ok(())
-    }
-
-    fn pieces(&self, range: Range<usize>) -> Result<Vec<Piece>> {
-        let extent = |tensor: &Ranked<'_>| Extent {
-            len: tensor.len,
-            kind: (tensor.theta.map(|theta| theta.dtype), tensor.fisher.dtype, tensor.stride),
-            unit: tensor.unit,
-        };
-        let extents: Vec<_> = self.tensors[range.clone()].iter().map(extent).collect();
-        let mut pieces = pieces(&extents, self.room)?;
-        for span in pieces.iter_mut().flat_map(|piece| &mut piece.spans) {
-            span.tensor += range.start;
-        }
-        Ok(pieces)
-    }
-
-    /// Reads a piece into the lanes.
-    fn load(&mut self, piece: &Piece) -> Result<Loaded> {
-        self.interrupt.check()?;
-        let first = self.tensors[piece.spans[0].tensor];
-        let fisher = first.fisher.dtype;
-        let theta = first.theta.map_or(fisher, |theta| theta.dtype);
-        let view = |lane: &View, dtype: DType| View::new(lane.memory().clone(), 0, piece.len, dtype.into());
-        let fishers = view(&self.lanes.fisher, fisher)?;
-        self.fill(&fishers, piece, |tensor| Some(tensor.fisher))?;
-        let thetas = match self.score {
-            Score::Fish => fishers.clone(),
-            Score::Prune => {
-                let thetas = view(&self.lanes.theta, theta)?;
-                self.fill(&thetas, piece, |tensor| tensor.theta)?;
-                thetas
-            }
-        };
-        self.advance(piece.spans.iter().map(|span| span.len * self.bytes_of(span.tensor)).sum());
-        let scores = Scores { score: self.score, theta, fisher };
-        let len = u32::try_from(piece.len).expect("the room of a piece is a u32");
-        Ok(Loaded { scores, theta: thetas, fisher: fishers, len })
-    }
-
-    /// Reads one input of a piece: on the host straight to where kernels read it.
-    fn fill(
-        &self,
-        view: &View,
-        piece: &Piece,
-        input: impl Fn(&Ranked<'a>) -> Option<Stored<'a>>,
-    ) -> Result<()> {
-        let read = |mut out: &mut [u8]| {
-            for span in &piece.spans {
-                let stored = input(&self.tensors[span.tensor]).expect("a score that needs θ has it");
-                let (own, rest) = out.split_at_mut(usize_of(span.len * stored.dtype.size()));
-                stored.read(span.start, own)?;
-                out = rest;
-            }
-            Ok(())
-        };
-        match view.memory() {
-            Memory::Host(memory) => memory.write(read)?,
-            Memory::Device(_) => {
-                let mut bytes = vec![0; usize_of(view.bytes())];
-                read(&mut bytes)?;
-                self.backend.upload(view, &bytes)
-            }
-        }
-    }
-
-    fn mask_of(&self, loaded: &Loaded) -> Result<View> {
-        self.lanes.mask.first(mask_words(loaded.len.into()))
     }
 
     fn clear(&self, view: &View) -> Result<()> {
@@ -619,51 +547,298 @@ impl<'a> Sweep<'a> {
         self.backend.run(&recording)
     }
 
-    fn begin(&self, range: Range<usize>) {
-        self.progress.begin(range.map(|tensor| self.tensors[tensor].len * self.bytes_of(tensor)).sum());
-    }
-
-    fn advance(&mut self, bytes: u64) {
-        self.bytes_read += bytes;
-        self.progress.advance(bytes);
-    }
-
     /// Bytes of the inputs of one element.
     fn bytes_of(&self, tensor: usize) -> u64 {
         let Ranked { theta, fisher, .. } = self.tensors[tensor];
-        fisher.dtype.size() + theta.map_or(0, |theta| theta.dtype.size())
+        fisher.1.size() + theta.map_or(0, |theta| theta.1.size())
     }
 
-    /// Refuses a piece with a score that cannot be ordered, naming its tensor and index.
-    fn refuse_fault(&self, piece: &Piece) -> Result<()> {
-        let fault = self.backend.download::<u32>(&self.lanes.fault)?[0];
-        let Some((tensor, index)) = (fault != 0).then(|| piece.locate((!fault).into())).flatten() else {
+    /// Refuses a chunk with a score that cannot be ordered, naming its tensor and index.
+    fn refuse_fault(&self, parts: &[Part], chunk: &Chunk, fault: u32) -> Result<()> {
+        if fault == 0 {
             return Ok(());
-        };
-        let Ranked { theta, fisher, .. } = self.tensors[tensor];
-        let f = fisher.values(index, 1)?[0];
-        let t = theta.map(|theta| theta.values(index, 1)).transpose()?.map(|values| values[0]);
-        Err(self.fault(tensor, index, t, f))
+        }
+        let at = u64::from(!fault);
+        let segment = chunk.segments.iter().find(|s| s.at <= at && at < s.at + s.len);
+        let segment = segment.expect("a kernel counts only elements of its chunk");
+        let part = parts[segment.tensor];
+        let index = part.start + segment.start + at - segment.at;
+        let (thetas, fishers) = self.values(part.tensor, index, 1)?;
+        Err(self.fault(part.tensor, index, thetas[0], fishers[0]))
     }
 
-    fn fault(&self, tensor: usize, index: u64, theta: Option<f32>, fisher: f32) -> Error {
-        let Ranked { theta: model, fisher: stored, .. } = self.tensors[tensor];
-        let (of, problem) = match (model, theta) {
-            _ if !fisher.is_finite() || fisher < 0.0 => (
-                stored,
-                format!(
-                    "element {index} of the Fisher is {fisher}, expected a finite number of at least 0; compute the Fisher again, or leave the tensor out with --exclude"
-                ),
-            ),
-            (Some(model), Some(theta)) => (
-                model,
-                format!(
+    fn fault(&self, tensor: usize, index: u64, theta: f32, fisher: f32) -> Error {
+        match &self.theta {
+            _ if !fisher.is_finite() || fisher < 0.0 => {
+                let problem = format!(
+                    "element {index} of the Fisher is {fisher}, expected a finite number of at least 0; compute the Fisher again, count it \
+                     as 0 with --non-finite zero, or leave the tensor out with --exclude"
+                );
+                self.fisher.refuse(tensor, problem)
+            }
+            Some(model) => {
+                let problem = format!(
                     "element {index} is {theta}, which has no score; repair the model, or leave the tensor out with --exclude"
-                ),
-            ),
-            _ => (stored, format!("element {index} has no score")),
+                );
+                model.refuse(tensor, problem)
+            }
+            None => self.fisher.refuse(tensor, format!("element {index} has no score")),
+        }
+    }
+
+    /// The views of a chunk's θ (F again where there is none) and F, and how kernels score them.
+    fn scored<'b>(&self, chunk: &Chunk, buffers: &'b Buffers) -> (Scores, &'b View, &'b View) {
+        let at = usize::from(self.theta.is_some());
+        let scores = Scores { score: self.score, theta: chunk.dtypes[0], fisher: chunk.dtypes[at] };
+        (scores, &buffers.streams[0], &buffers.streams[at])
+    }
+}
+
+/// Ranges of tensors as parts, in groups of at most `most` elements.
+fn parts(tensors: &[Ranked], range: Range<usize>, most: u64) -> Vec<Vec<Part>> {
+    let mut groups = vec![Vec::new()];
+    let mut room = most;
+    for tensor in range {
+        let mut start = 0;
+        while start < tensors[tensor].len {
+            if room == 0 {
+                groups.push(Vec::new());
+                room = most;
+            }
+            let len = (tensors[tensor].len - start).min(room);
+            groups.last_mut().expect("made with one group").push(Part { tensor, start, len });
+            (start, room) = (start + len, room - len);
+        }
+    }
+    groups
+}
+
+/// Classes of a plan that keep parts in order, and what belongs to each class.
+struct Classes {
+    of_part: Vec<u32>,
+    /// Elements that must not be cut apart.
+    units: Vec<u64>,
+    strides: Vec<u64>,
+    /// The cut of each class, and whether it is the first class of that cut.
+    cuts: Vec<(usize, bool)>,
+}
+
+impl Classes {
+    /// A class is a run of neighbours with one cut, one combination of types and one stride: a plan lays tensors out by
+    /// class and types, first come, first served, so that these stay in order.
+    fn of(tensors: &[Ranked], parts: &[Part], ranges: &[(Range<usize>, Cut)]) -> Self {
+        let mut classes =
+            Self { of_part: Vec::new(), units: Vec::new(), strides: Vec::new(), cuts: Vec::new() };
+        let mut last = None;
+        for part in parts {
+            let Ranked { theta, fisher, stride, unit, .. } = tensors[part.tensor];
+            let cut = ranges.partition_point(|(range, _)| range.end <= part.tensor);
+            let kind = (cut, theta.map(|theta| theta.1), fisher.1, stride, unit);
+            if last != Some(kind) {
+                let first = classes.cuts.last().is_none_or(|&(before, _)| before != cut);
+                classes.units.push(unit);
+                classes.strides.push(stride);
+                classes.cuts.push((cut, first));
+                last = Some(kind);
+            }
+            classes.of_part.push(u32::try_from(classes.units.len() - 1).expect("fewer classes than tensors"));
+        }
+        classes
+    }
+}
+
+/// A source of parts, from one of tensors.
+struct PartSource<'a> {
+    source: &'a CheckpointSource<'a>,
+    parts: &'a [Part],
+}
+
+impl Source for PartSource<'_> {
+    fn read(&self, part: usize, start: u64, out: &mut [u8]) -> Result<()> {
+        let Part { tensor, start: first, .. } = self.parts[part];
+        self.source.read(tensor, first + start, out)
+    }
+}
+
+/// A sink of parts, into one of tensors.
+struct PartSink<'a> {
+    sink: &'a dyn Sink,
+    parts: &'a [Part],
+}
+
+impl Sink for PartSink<'_> {
+    fn write(&self, part: usize, start: u64, bytes: &[u8]) -> Result<()> {
+        let Part { tensor, start: first, .. } = self.parts[part];
+        self.sink.write(tensor, first + start, bytes)
+    }
+}
+
+/// A pass that counts.
+struct Counting<'s, 'a> {
+    selector: &'s Selector<'a>,
+    parts: &'s [Part],
+    windows: &'s [Window],
+}
+
+impl Sweep for Counting<'_, '_> {
+    fn result_words(&self) -> u64 {
+        1
+    }
+
+    fn record(&self, recording: &mut Recording, chunk: &Chunk, buffers: &Buffers) -> Result<()> {
+        let (scores, theta, fisher) = self.selector.scored(chunk, buffers);
+        for &Window { low, shift, bins } in self.windows {
+            let lane = self.selector.lanes.lane(Window { low, shift, bins });
+            let args = HistogramArgs {
+                theta: theta.clone(),
+                fisher: fisher.clone(),
+                state: lane.state.clone(),
+                counts: lane.counts.clone(),
+                fault: results(buffers).first(1)?,
+            };
+            let kernel = HistogramKernel { scores, local: bins <= LOCAL_BINS };
+            recording.dispatch(&kernel, HistogramParams { len: len32(chunk), shift, bins }, args)?;
+        }
+        Ok(())
+    }
+
+    fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
+        self.selector.refuse_fault(self.parts, chunk, results[0])
+    }
+}
+
+/// By what the last pass keeps.
+#[derive(Clone, Copy)]
+enum Keeping<'s> {
+    /// What is above a cut, and the first of the ties.
+    Cuts(&'s [(Range<usize>, Cut)]),
+    /// So many of every so many.
+    Pattern(u32, u32),
+}
+
+/// The pass that makes masks, and zeros in the place of what is not kept.
+struct Applying<'s, 'a> {
+    selector: &'s Selector<'a>,
+    parts: &'s [Part],
+    classes: &'s Classes,
+    keeping: Keeping<'s>,
+    pruned: bool,
+    take: Take<'s>,
+    /// What `take` took.
+    seconds: f64,
+}
+
+impl Sweep for Applying<'_, '_> {
+    fn result_words(&self) -> u64 {
+        MASK_AT + mask_words(self.selector.room)
+    }
+
+    fn record(&self, recording: &mut Recording, chunk: &Chunk, buffers: &Buffers) -> Result<()> {
+        let results = results(buffers);
+        let mask = View::new(
+            results.memory().clone(),
+            results.offset() + 4 * MASK_AT,
+            mask_words(chunk.elements),
+            Element::U32,
+        )?;
+        match self.keeping {
+            Keeping::Cuts(cuts) => self.record_cut(recording, chunk, buffers, cuts, &mask)?,
+            Keeping::Pattern(keep, size) => {
+                self.record_pattern(recording, chunk, buffers, (keep, size), &mask)?;
+            }
+        }
+        if self.pruned {
+            let pruned = buffers.streams.last().expect("the last stream is the pruned model").clone();
+            recording.copy(&buffers.streams[0], &pruned)?;
+            let args = ChooseArgs { base: mask.clone(), mask, model: pruned };
+            let kernel = Choose { model: chunk.dtypes[0], zero: true };
+            recording.dispatch(&kernel, ChooseParams { len: len32(chunk) }, args)?;
+        }
+        Ok(())
+    }
+
+    fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
+        self.selector.refuse_fault(self.parts, chunk, results[0])?;
+        let started = Instant::now();
+        let mask: &[u8] = bytemuck::cast_slice(&results[usize_of(MASK_AT)..]);
+        for segment in &chunk.segments {
+            let part = self.parts[segment.tensor];
+            let mask = &mask[usize_of(segment.at)..usize_of(segment.at + segment.len)];
+            (self.take)(Kept { tensor: part.tensor, start: part.start + segment.start, mask })?;
+        }
+        self.seconds += started.elapsed().as_secs_f64();
+        Ok(())
+    }
+}
+
+impl Applying<'_, '_> {
+    /// The ties that are left run along the chunks, where the kernels are: the host never waits for them.
+    fn record_cut(
+        &self,
+        recording: &mut Recording,
+        chunk: &Chunk,
+        buffers: &Buffers,
+        cuts: &[(Range<usize>, Cut)],
+        mask: &View,
+    ) -> Result<()> {
+        let (scores, theta, fisher) = self.selector.scored(chunk, buffers);
+        let Lanes { above, ties, left, coarse, .. } = &self.selector.lanes;
+        let state = &coarse.state;
+        if let Some(cut) = self.beginning(chunk, cuts) {
+            let first = u32::try_from(cut.ties).unwrap_or(u32::MAX);
+            self.selector.backend.upload(state, bytemuck::cast_slice(&[cut.threshold, first]))?;
+            self.selector.backend.upload(left, &cut.ties.to_le_bytes())?;
+        }
+        let blocks = chunk.elements.div_ceil(BLOCK_LEN);
+        let (above, ties) = (above.first(blocks + 1)?, ties.first(blocks + 1)?);
+        let (theta, fisher) = (theta.clone(), fisher.clone());
+        let len = len32(chunk);
+        let args = CountArgs {
+            theta: theta.clone(),
+            fisher: fisher.clone(),
+            state: state.clone(),
+            above,
+            ties: ties.clone(),
         };
-        Error::tensor(of.checkpoint.file_of(of.tensor), &of.tensor.name, problem)
+        recording.dispatch(&Count { scores }, CountParams { len }, args)?;
+        let blocks = u32::try_from(blocks).expect("fewer blocks than elements");
+        recording.dispatch(&Scan, ScanParams { len: blocks }, ScanArgs { counts: ties.clone() })?;
+        let args = MaskArgs { theta, fisher, state: state.clone(), ties: ties.clone(), mask: mask.clone() };
+        recording.dispatch(&Mask { scores }, MaskParams { len }, args)?;
+        let args = SpendArgs { ties, left: left.clone(), state: state.clone() };
+        recording.dispatch(&Spend, SpendParams { len: blocks }, args)?;
+        Ok(())
+    }
+
+    /// The cut that begins with this chunk, if one does.
+    fn beginning(&self, chunk: &Chunk, cuts: &[(Range<usize>, Cut)]) -> Option<Cut> {
+        let (cut, first) = self.classes.cuts[chunk.class as usize];
+        let segment = chunk.segments.first()?;
+        let of_class = self.classes.of_part.partition_point(|&class| class < chunk.class);
+        (first && segment.tensor == of_class && segment.start == 0).then(|| cuts[cut].1)
+    }
+
+    fn record_pattern(
+        &self,
+        recording: &mut Recording,
+        chunk: &Chunk,
+        buffers: &Buffers,
+        (keep, size): (u32, u32),
+        mask: &View,
+    ) -> Result<()> {
+        let (scores, theta, fisher) = self.selector.scored(chunk, buffers);
+        let stride = u32::try_from(self.classes.strides[chunk.class as usize]).unwrap_or(u32::MAX);
+        let args = NmArgs {
+            theta: theta.clone(),
+            fisher: fisher.clone(),
+            mask: mask.clone(),
+            fault: self.selector.lanes.fault.clone(),
+        };
+        recording.clear(&args.fault);
+        let fault = args.fault.clone();
+        recording.dispatch(&Nm { scores }, NmParams { len: len32(chunk), keep, size, stride }, args)?;
+        recording.copy(&fault, &results(buffers).first(1)?)?;
+        Ok(())
     }
 }
 
@@ -675,11 +850,9 @@ impl Lanes {
         };
         let blocks = room.div_ceil(BLOCK_LEN) + 1;
         Ok(Self {
-            theta: backend.alloc(room, DType::F32)?,
-            fisher: backend.alloc(room, DType::F32)?,
-            mask: words(mask_words(room))?,
             above: words(blocks)?,
             ties: words(blocks)?,
+            left: words(2)?,
             fault: words(1)?,
             coarse: lane(Window::COARSE.bins)?,
             fine: lane(1 << Window::COARSE.shift)?,
@@ -689,6 +862,18 @@ impl Lanes {
     fn lane(&self, window: Window) -> &Lane {
         if window.bins <= LOCAL_BINS { &self.coarse } else { &self.fine }
     }
+}
+
+fn results(buffers: &Buffers) -> &View {
+    buffers.results.as_ref().expect("this sweep asks for results")
+}
+
+fn len32(chunk: &Chunk) -> u32 {
+    u32::try_from(chunk.elements).expect("the room of a chunk is a u32")
+}
+
+fn usize_of(n: u64) -> usize {
+    usize::try_from(n).expect("a chunk fits the address space")
 }
 
 /// A number that looks random, the same for the same `n` (splitmix64).

@@ -1,5 +1,6 @@
 //! Checkpoints as the two ends of a stream.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
@@ -72,15 +73,24 @@ impl<'a> CheckpointSource<'a> {
         })
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &'a Path {
+        self.checkpoint.path()
+    }
+
+    /// An error about a tensor.
+    pub(crate) fn refuse(&self, tensor: usize, problem: impl Into<String>) -> Error {
+        let info = &self.checkpoint.tensors()[self.places[tensor]];
+        Error::tensor(self.checkpoint.file_of(info), &info.name, problem)
+    }
+
     /// The error for one element: its value, its index, and what it should be.
     pub(crate) fn bad_value(&self, tensor: usize, index: u64, expected: &str) -> Error {
-        let info = &self.checkpoint.tensors()[self.places[tensor]];
         let value = match self.floats(tensor, index, 1) {
             Ok(values) => format!("{:?}", values[0]),
             Err(error) => return error,
         };
-        let problem = format!("index {index} is {value}, expected {expected}");
-        Error::tensor(self.checkpoint.file_of(info), &info.name, problem)
+        self.refuse(tensor, format!("index {index} is {value}, expected {expected}"))
     }
 
     fn narrow(&self, place: usize, start: u64, out: &mut [u8]) -> Result<()> {

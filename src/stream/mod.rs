@@ -31,5 +31,6 @@ mod plan;
 mod run;
 
 pub use budget::{Budget, parse_size};
+pub(crate) use plan::Cuts;
 pub use plan::{Chunk, Direction, Layout, Plan, Segment, Stream, TensorSpec, Traffic};
 pub use run::{Buffers, End, Job, Sink, Source, Sweep, Timings, run};

@@ -121,6 +121,14 @@ impl Plan {
     /// [`Error::Budget`] naming the smallest budget that works; [`Error::Shape`] if a tensor's types do not match
     /// the streams in number, or a size exceeds u64.
     pub fn new(layout: &Layout, budget: &Budget) -> Result<Self> {
+        Self::cut(layout, budget, &Cuts::default())
+    }
+
+    /// The same with chunks that are cut as `cuts` says, too.
+    ///
+    /// # Errors
+    /// As [`Plan::new`]; [`Error::Budget`] also where what must not be cut apart does not fit.
+    pub(crate) fn cut(layout: &Layout, budget: &Budget, cuts: &Cuts<'_>) -> Result<Self> {
         check(layout)?;
         let groups = groups(layout);
         let sizes = Sizes::of(layout, &groups);
@@ -129,7 +137,8 @@ impl Plan {
         if let Some(longest) = groups.iter().map(|group| group.elements).max() {
             let capacity = capacity(&sizes, budget, longest)?;
             for group in &groups {
-                cut(layout, group, capacity, &mut chunks);
+                let unit = (cuts.unit)(group.class).max(1);
+                cut(layout, group, (cuts.longest(capacity, unit)?, unit), &mut chunks);
             }
         }
         let largest = chunks.iter().map(|chunk: &Chunk| chunk.elements).max().unwrap_or(0);
@@ -192,6 +201,36 @@ impl Plan {
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.traffic
+    }
+}
+
+/// Where chunks may be cut, beside what memory says.
+pub(crate) struct Cuts<'a> {
+    /// A chunk has no more elements than this, unless one unit has.
+    pub(crate) most: u64,
+    /// Of a class: chunks begin and end at multiples of so many elements of its tensors, which all have whole multiples of it.
+    pub(crate) unit: &'a dyn Fn(u32) -> u64,
+}
+
+impl Default for Cuts<'_> {
+    fn default() -> Self {
+        Self { most: u64::MAX, unit: &|_| 1 }
+    }
+}
+
+impl Cuts<'_> {
+    /// The longest chunk of such units within `capacity`.
+    fn longest(&self, capacity: u64, unit: u64) -> Result<u64> {
+        if unit > capacity {
+            return Err(Error::Budget {
+                op: "plan".into(),
+                what: "elements that must lie in one chunk".into(),
+                need: unit,
+                have: capacity,
+                flag: "--device-memory or --host-memory".into(),
+            });
+        }
+        Ok((capacity.min(self.most) / unit * unit).max(unit))
     }
 }
 
@@ -350,10 +389,11 @@ fn capacity(sizes: &Sizes, budget: &Budget, longest: u64) -> Result<u64> {
     Ok(fitting * GRANULE)
 }
 
-/// Cuts a group into equal chunks of at most `capacity`.
-fn cut(layout: &Layout, group: &Group, capacity: u64, chunks: &mut Vec<Chunk>) {
+/// Cuts a group into equal chunks of at most `capacity`, a multiple of `unit`.
+fn cut(layout: &Layout, group: &Group, (capacity, unit): (u64, u64), chunks: &mut Vec<Chunk>) {
     let count = group.elements.div_ceil(capacity.max(1));
-    let length = group.elements.div_ceil(count.max(1)).next_multiple_of(GRANULE).min(capacity);
+    let step = if unit == 1 { GRANULE } else { unit };
+    let length = group.elements.div_ceil(count.max(1)).next_multiple_of(step).min(capacity);
     let fresh =
         || Chunk { class: group.class, dtypes: group.dtypes.clone(), elements: 0, segments: Vec::new() };
     let mut chunk = fresh();
@@ -438,5 +478,103 @@ impl Serialize for Plan {
             peak_host_bytes: self.peak_host_bytes,
         }
         .serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A tensor of whole units of a class: classes are consecutive, and have a unit and a type each.
+    fn layout(tensors: &[(u64, u32)], unit: impl Fn(u32) -> u64) -> Layout {
+        let spec = |(i, &(units, class)): (usize, &(u64, u32))| TensorSpec {
+            name: format!("t{i}"),
+            elements: units * unit(class),
+            dtypes: vec![DType::ALL[class as usize % 3]],
+            class,
+        };
+        Layout {
+            streams: vec![Stream { name: "scores".into(), direction: Direction::Read }],
+            tensors: tensors.iter().enumerate().map(spec).collect(),
+            scratch_bytes: 0,
+        }
+    }
+
+    /// Every element once, in the order of the tensors where the classes are; cuts at whole units; no chunk too long.
+    fn check_cuts(
+        layout: &Layout,
+        plan: &Plan,
+        most: u64,
+        unit: impl Fn(u32) -> u64,
+    ) -> Result<(), TestCaseError> {
+        let mut next = (0, 0);
+        for chunk in plan.chunks() {
+            let unit = unit(chunk.class);
+            prop_assert!(
+                chunk.elements > 0 && chunk.elements <= most.max(unit),
+                "{} of {most}",
+                chunk.elements
+            );
+            prop_assert!(chunk.elements.is_multiple_of(unit));
+            prop_assert_eq!(chunk.elements, chunk.segments.iter().map(|segment| segment.len).sum::<u64>());
+            for segment in &chunk.segments {
+                while next.1 == layout.tensors[next.0].elements {
+                    next = (next.0 + 1, 0);
+                }
+                prop_assert_eq!((segment.tensor, segment.start), next);
+                prop_assert_eq!(layout.tensors[segment.tensor].class, chunk.class);
+                prop_assert!(segment.start.is_multiple_of(unit));
+                next.1 += segment.len;
+            }
+        }
+        while next.0 < layout.tensors.len() && next.1 == layout.tensors[next.0].elements {
+            next = (next.0 + 1, 0);
+        }
+        prop_assert_eq!(next, (layout.tensors.len(), 0), "something is left over");
+        Ok(())
+    }
+
+    fn sorted(mut tensors: Vec<(u64, u32)>) -> Vec<(u64, u32)> {
+        tensors.sort_by_key(|&(_, class)| class);
+        tensors
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_hold_whole_units_in_order(
+            tensors in prop::collection::vec((0_u64..40, 0_u32..4), 0..12),
+            most in 1_u64..60,
+        ) {
+            let unit = |class: u32| [1, 2, 5, 12][class as usize];
+            let layout = layout(&sorted(tensors), unit);
+            let plan = Plan::cut(&layout, &Budget::default(), &Cuts { most, unit: &unit }).expect("no limits");
+            check_cuts(&layout, &plan, most, unit)?;
+        }
+
+        #[test]
+        fn selections_beyond_two_to_the_32_are_cut_right(
+            tensors in prop::collection::vec((0_u64..1 << 34, 0_u32..3), 1..5),
+            most in 1_u64 << 24..1 << 27,
+        ) {
+            let unit = |class: u32| [1, 4, 36][class as usize];
+            let layout = layout(&sorted(tensors), unit);
+            let budget = Budget { host_bytes: 256 << 20, ..Budget::default() };
+            let plan = Plan::cut(&layout, &budget, &Cuts { most, unit: &unit }).expect("256 MiB hold a chunk");
+            check_cuts(&layout, &plan, most, unit)?;
+            prop_assert!(plan.peak_host_bytes() <= 256 << 20);
+            prop_assert_eq!(plan.elements(), layout.tensors.iter().map(|tensor| tensor.elements).sum::<u64>());
+        }
+    }
+
+    #[test]
+    fn units_that_do_not_fit_are_refused() {
+        let unit = |_: u32| 1 << 22;
+        let layout = layout(&[(2, 0)], unit);
+        let budget = Budget { host_bytes: 8 << 20, ..Budget::default() };
+        let refused =
+            Plan::cut(&layout, &budget, &Cuts { most: 8, unit: &unit }).expect_err("4 Mi f32 and 8 MiB");
+        assert!(refused.to_string().contains("4194304"), "{refused}");
     }
 }

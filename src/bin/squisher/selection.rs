@@ -10,6 +10,7 @@ use squisher::methods::prune::{SelectPlan, SelectReport, Selected};
 use squisher::methods::select::Scope;
 use squisher::shape::shape_text;
 
+use crate::non_finite::NonFinite;
 use crate::table::{Column, Table, count, counted, size};
 
 /// Which tensors, and among what.
@@ -30,6 +31,10 @@ pub(crate) struct Selection {
     /// Keep tensors with such names whole, and count them; may be repeated
     #[arg(long, value_name = "GLOB")]
     always: Vec<String>,
+
+    /// What to do with Fishers that are NaN, infinite or negative
+    #[arg(long, value_enum, default_value = "error")]
+    non_finite: NonFinite,
 }
 
 /// Among what the best are kept.
@@ -47,6 +52,10 @@ impl Selection {
             ScopeFlag::Global => Scope::Global,
             ScopeFlag::Tensor => Scope::Tensor,
         }
+    }
+
+    pub(crate) fn non_finite(&self) -> squisher::methods::NonFinite {
+        self.non_finite.into()
     }
 
     pub(crate) fn globs(&self) -> Globs {
@@ -85,6 +94,9 @@ impl fmt::Display for Done {
         }
         if !report.copied.is_empty() {
             write!(f, "; {} not selected from", counted(report.copied.len() as u64, "tensor"))?;
+        }
+        if report.non_finite > 0 {
+            write!(f, "\n{} Fishers counted as 0", count(report.non_finite))?;
         }
         write!(f, "\nwrote {} to {}", size(report.bytes_written), report.output.display())?;
         report.mask.iter().try_for_each(|mask| write!(f, " and {}", mask.display()))

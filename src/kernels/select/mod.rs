@@ -17,6 +17,7 @@ mod narrow;
 mod nm;
 mod scan;
 mod score;
+mod spend;
 
 pub use choose::{Choose, ChooseArgs, ChooseParams, ChooseSlices};
 pub use count::{Count, CountArgs, CountParams, CountSlices};
@@ -27,6 +28,7 @@ pub use narrow::{Narrow, NarrowArgs, NarrowParams, NarrowSlices};
 pub use nm::{MAX_GROUP, Nm, NmArgs, NmParams, NmSlices};
 pub use scan::{Scan, ScanArgs, ScanParams, ScanSlices};
 pub use score::{Score, Scores, score_bits};
+pub use spend::{Spend, SpendArgs, SpendParams, SpendSlices};
 
 use super::shader;
 

@@ -43,6 +43,7 @@ impl Mask {
         let options = MaskOptions {
             scope: self.selection.scope(),
             globs: self.selection.globs(),
+            non_finite: self.selection.non_finite(),
             overwrite: global.overwrite,
             piece_elements: piece_elements(&global.memory.budget())?,
             ..MaskOptions::new(Keep::Fraction(self.keep))

@@ -71,6 +71,7 @@ impl Prune {
         let options = PruneOptions {
             scope: self.selection.scope(),
             globs: self.selection.globs(),
+            non_finite: self.selection.non_finite(),
             mask_out: self.mask_out.clone(),
             overwrite: global.overwrite,
             piece_elements: piece_elements(&global.memory.budget())?,
