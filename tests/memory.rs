@@ -1,11 +1,11 @@
-//! What a merge holds in memory, as the system counts it: the budgets bound it, whatever the models' size.
+//! What a merge and a selection hold in memory, as the system counts it: the budgets bound it, whatever the models' size.
 
 #![cfg(target_os = "linux")]
 
 mod support;
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -120,4 +120,56 @@ fn budgets_bound_the_memory_of_the_process_and_change_no_byte() {
     assert!(want == bytes("host"), "the budget changed the host's bytes");
     assert!(want == bytes("tight"), "the tight budget changed the host's bytes");
     assert!(want == bytes("device"), "the device's bytes differ");
+}
+
+/// A sparse file of one f32 tensor: a hole, but for a run of values every `every` elements.
+fn sparse(path: &Path, elements: u64, every: u64, run: &[f32]) {
+    let header =
+        format!(r#"{{"w":{{"dtype":"F32","shape":[{elements}],"data_offsets":[0,{}]}}}}"#, 4 * elements);
+    let mut file = File::create(path).expect("it can be made");
+    file.write_all(&(header.len() as u64).to_le_bytes()).expect("there is room");
+    file.write_all(header.as_bytes()).expect("there is room");
+    let start = 8 + header.len() as u64;
+    file.set_len(start + 4 * elements).expect("a hole takes no room");
+    let bytes: Vec<u8> = run.iter().flat_map(|value| value.to_le_bytes()).collect();
+    for at in (0..elements).step_by(usize::try_from(every).expect("small")) {
+        file.seek(SeekFrom::Start(start + 4 * at)).expect("inside the file");
+        file.write_all(&bytes).expect("there is room");
+    }
+}
+
+/// The statement that was also tried with 2³¹ elements and 256 MiB (see TESTING.md), at a thirty-second of both.
+#[test]
+fn a_selection_holds_its_budget_and_not_the_file() {
+    const ELEMENTS: u64 = 1 << 26;
+    const EVERY: u64 = 1 << 20;
+    let run = [3.0, 0.0, 1.0, 2.0];
+    let kept = 3 * (ELEMENTS / EVERY);
+    // Beside what is above zero, so many of the zeros: the first ones.
+    let ties = 1_000_000;
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let (fisher, mask) = (folder.path().join("fisher"), folder.path().join("mask"));
+    sparse(&fisher, ELEMENTS, EVERY, &run);
+    let share = (kept + ties) as f64 / ELEMENTS as f64;
+    let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
+    command.args(["mask", "-q", "--backend", "host", "--host-memory", "16MiB", "--keep", &share.to_string()]);
+    command.arg(&fisher).arg("-o").arg(&mask).stdout(Stdio::null()).stderr(Stdio::piped());
+    let peak = peak_of(command.spawn().expect("it can be started"));
+    println!("{} MiB for a file of {}", peak >> 20, (4 * ELEMENTS) >> 20);
+    // The budget, and as much again as the program itself takes.
+    assert!((1 << 20..64 << 20).contains(&peak), "{} MiB", peak >> 20);
+
+    let mut bytes = Vec::new();
+    File::open(&mask).expect("it was written").read_to_end(&mut bytes).expect("it can be read");
+    let bytes = &bytes[bytes.len() - usize::try_from(ELEMENTS).expect("it fits")..];
+    let (mut zeros, mut wrong) = (0, None);
+    for (at, &byte) in (0_u64..).zip(bytes) {
+        let in_run = at % EVERY;
+        let positive = matches!(in_run, 0 | 2 | 3);
+        zeros += u64::from(!positive);
+        if byte != u8::from(positive || zeros <= ties) {
+            wrong = wrong.or(Some(at));
+        }
+    }
+    assert_eq!(wrong, None, "an element is kept that should not be, or the other way round");
 }

@@ -14,7 +14,7 @@ use contract::Described;
 use squisher::gpu::{Caps, DeviceClass};
 use squisher::kernel::{Access, Args, Binding, Case, Checked, Cost, Kernel, Slot};
 use squisher::kernels::optimizer::{Ema, EmaArgs, EmaParams, EmaSlices};
-use squisher::kernels::{likelihood, merge, stats};
+use squisher::kernels::{ewc, fisher, likelihood, merge, select, stats, task2vec};
 use squisher::memory::View;
 use squisher::{Backend, Result, verify};
 
@@ -195,6 +195,58 @@ fn a_sum_that_overflows_is_seen() {
 fn a_forgotten_floor_is_seen() {
     let from = "select(good, vec4<u32>(least), raised)";
     shader_is_refused::<merge::Fisher>("floor: [0.25", from, "good", "merged[");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn errors_in_selection_are_seen() {
+    let (from, to) = ("score.hi[j] == threshold", "score.hi[j] >= threshold");
+    shader_is_refused::<select::Count>("", from, to, "ties[");
+    shader_is_refused::<select::Mask>("", "rank < state[1]", "rank <= state[1]", "mask[");
+    shader_is_refused::<select::Histogram>("", "atomicMax(&fault[0]", "atomicMin(&fault[0]", "fault[0]: got");
+    shader_is_refused::<select::Scan>("2049", "carried += sum_of_all();", "", "counts[2048]: got");
+    // A tie that goes to the later element.
+    let (from, to) = ("group_scores[i] && j < i", "group_scores[i] && j > i");
+    shader_is_refused::<select::Nm>("", from, to, "mask[");
+    shader_is_refused::<select::Choose>("", "lo.yw, hi.yw", "lo.xz, hi.xz", "model[");
+    // The borrow from the upper half.
+    shader_is_refused::<select::Spend>("", "high -= 1u;", "", "left[1]: got");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn errors_in_distances_between_tasks_are_seen() {
+    shader_is_refused::<task2vec::RowMean>("bf16", "b.sum * scale.y", "b.sum", "records[");
+    // The exponent of a square counted once.
+    let (from, to) = ("2 * (p.y - y), 2 * (q.y - y)", "p.y - y, q.y - y");
+    shader_is_refused::<task2vec::Similarity>("metric: Normalized, a: F32, b: F32", from, to, "records[");
+    let (from, to) = ("one.m / select(", "other.m / select(");
+    shader_is_refused::<task2vec::Similarity>("metric: Normalized, a: F32, b: F32", from, to, "records[");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn errors_in_weight_consolidation_are_seen() {
+    // The halves of the difference were not undone.
+    shader_is_refused::<ewc::Penalty>(
+        "theta: F32, anchor: F32, fisher: F32",
+        "2 * distance.e + 2",
+        "2 * distance.e",
+        "records[",
+    );
+    shader_is_refused::<ewc::Gradient>("add: true", "floats(g) + pull", "floats(g) - pull", "gradient[");
+    shader_is_refused::<ewc::Gradient>("", "pow2(exponent - half)", "pow2(half)", "gradient[");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn errors_in_squared_gradients_are_seen() {
+    // An id that occurs twice in a sample.
+    let (from, to) = ("sum += gradient(positions[i]", "sum = gradient(positions[i]");
+    shader_is_refused::<fisher::EmbeddingSq>("Touched", from, to, "out[");
+    shader_is_refused::<fisher::NormSq>("Last", "(x - stats[2u * stat])", "x", "out[");
+    let (from, to) = ("i32(w * params.stride_w) - i32(params.padding_w)", "i32(w * params.stride_w)");
+    shader_is_refused::<fisher::ConvSq>("input: BF16, grad_output: F16", from, to, "out[");
 }
 
 /// What the oracle says of the EMA's host execution in its place.

@@ -10,15 +10,15 @@ use assert_cmd::cargo::CommandCargoExt;
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use squisher::checkpoint::Checkpoint;
+use squisher::checkpoint::{Capture, CaptureLayer, Checkpoint, LayerKind};
 use squisher::kernels::select::mask_words;
 use squisher::memory::Element;
-use squisher::methods::Globs;
 use squisher::methods::mask::{MaskOptions, ResetOptions, Unmasked, mask, reset};
-use squisher::methods::prune::{Pattern, PruneOptions, SelectReport, Structure, prune};
+use squisher::methods::prune::{Pattern, PruneOptions, SelectReport, Structure, gates, prune, prune_gates};
 use squisher::methods::select::{Keep, Scope};
+use squisher::methods::{Globs, NonFinite};
 use squisher::record::top_k::TopK;
-use squisher::{Backend, DType, Error, Interrupt, Recording};
+use squisher::{Backend, DType, Error, Interrupt, Recording, reference};
 
 /// Type, shape and bytes.
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
@@ -446,6 +446,329 @@ fn filters_go_as_a_whole_by_the_sum_of_their_scores() {
     }
 }
 
+/// A network of captured layers: its captures, and a model with weights for all of them.
+fn captured(case: &str, files: usize, folder: &Path) -> (Vec<Capture>, PathBuf) {
+    let path = |i: usize| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fisher").join(case);
+        root.join(format!("capture-00{i}.safetensors"))
+    };
+    let captures: Vec<Capture> =
+        (0..files).map(|i| Capture::open(path(i)).expect("a sound capture")).collect();
+    let mut model = Tensors::new();
+    for (seed, layer) in captures[0].layers().iter().enumerate() {
+        let shape: Vec<usize> = layer.weight.iter().map(|&n| usize::try_from(n).expect("small")).collect();
+        let len: usize = shape.iter().product();
+        let values: Vec<f32> = (0..len).map(|i| ((i + 31 * seed) as f32 * 0.7).sin()).collect();
+        model.insert(format!("{}.weight", layer.name), f32s(&shape, &values));
+        if layer.bias {
+            model.insert(format!("{}.bias", layer.name), f32s(&shape[..1], &vec![1.0; shape[0]]));
+        }
+    }
+    let path = folder.join("model.safetensors");
+    write(&path, &model);
+    (captures, path)
+}
+
+/// One sample's gradient of a layer's weight, summed over its uses, by definition; with `abs` of the magnitudes.
+fn gradient(layer: &CaptureLayer, capture: &Capture, sample: usize, abs: bool) -> Vec<f64> {
+    let of_sample = |values: Vec<f32>| -> Vec<f64> {
+        let len = values.len() / usize::try_from(capture.samples()).expect("small");
+        let own = values[sample * len..(sample + 1) * len].iter().map(|&v| f64::from(v));
+        own.map(|v| if abs { v.abs() } else { v }).collect()
+    };
+    let size = |n: u64| usize::try_from(n).expect("small");
+    let three = |sizes: &[u64], fill: usize| -> [usize; 3] {
+        let mut out = [fill; 3];
+        out[3 - sizes.len()..].iter_mut().zip(sizes).for_each(|(out, &n)| *out = size(n));
+        out
+    };
+    let mut sum: Vec<f64> = Vec::new();
+    for one in &layer.uses {
+        let a = of_sample(capture.floats(&one.input).expect("sound"));
+        let b = of_sample(capture.floats(&one.grad_output).expect("sound"));
+        let (input, output) = (&one.input.shape, &one.grad_output.shape);
+        let g = match &layer.kind {
+            LayerKind::Linear => {
+                let (outputs, inputs) = (size(layer.weight[0]), size(layer.weight[1]));
+                reference::fisher::linear(&a, &b, a.len() / inputs, inputs, outputs)
+            }
+            LayerKind::Conv(window) | LayerKind::ConvTranspose(window) => {
+                let conv = |input: &[u64], output: &[u64]| reference::fisher::Conv {
+                    channels: size(input[1]),
+                    outputs: size(output[1]),
+                    groups: size(window.groups),
+                    input: three(&input[2..], 1),
+                    grad: three(&output[2..], 1),
+                    kernel: three(&window.kernel, 1),
+                    stride: three(&window.stride, 1),
+                    padding: three(&window.padding, 0),
+                    dilation: three(&window.dilation, 1),
+                };
+                // A transposed convolution is one with the roles of its input and its output swapped.
+                match &layer.kind {
+                    LayerKind::Conv(_) => reference::fisher::conv(&conv(input, output), &a, &b),
+                    _ => reference::fisher::conv(&conv(output, input), &b, &a),
+                }
+            }
+            other => panic!("{other:?} has no filters"),
+        };
+        sum.resize(g.len(), 0.0);
+        sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+    }
+    sum
+}
+
+/// ½ Σ_n (Σ θ g_n)² of every filter of a layer, and how far f32 gradients may take it off.
+fn gates_of(place: usize, captures: &[Capture], theta: &[f32]) -> Vec<(f64, f64)> {
+    let layer = &captures[0].layers()[place];
+    let rows = usize::try_from(layer.weight[0]).expect("small");
+    let width = theta.len() / rows;
+    let mut sums = vec![(0.0, 0.0); rows];
+    for capture in captures {
+        let layer = &capture.layers()[place];
+        for sample in 0..usize::try_from(capture.samples()).expect("small") {
+            let (g, m) = (gradient(layer, capture, sample, false), gradient(layer, capture, sample, true));
+            for (row, (sum, off)) in sums.iter_mut().enumerate() {
+                let terms = |g: &[f64], abs: bool| -> f64 {
+                    let terms = (row * width..(row + 1) * width).map(|i| f64::from(theta[i]) * g[i]);
+                    terms.map(|term| if abs { term.abs() } else { term }).sum()
+                };
+                // At most 500 terms a gradient: as many roundings, at 2⁻²⁴ each.
+                let (gate, error) =
+                    (terms(&g, false), 502.0 * f64::from(f32::EPSILON) / 2.0 * terms(&m, true));
+                *sum += 0.5 * gate * gate;
+                *off += gate.abs() * error + 0.5 * error * error;
+            }
+        }
+    }
+    sums
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn gates_are_half_the_squares_of_weights_times_gradients() {
+    for (case, files) in [("conv2d", 2), ("conv1d", 2), ("conv_transpose2d", 2), ("sequence", 2), ("mlp", 3)]
+    {
+        let out = folder();
+        let (captures, path) = captured(case, files, out.path());
+        let (model, tensors) = (Checkpoint::open(&path).expect("a sound model"), read(&path));
+        for backend in support::backends() {
+            let got = gates(&backend, &model, &captures, &(), &Interrupt::default()).expect("sound inputs");
+            assert!(!got.contains_key("embed.weight"), "an embedding has no filters");
+            for (name, scores) in &got {
+                let layer = |l: &CaptureLayer| format!("{}.weight", l.name) == *name;
+                let place = captures[0].layers().iter().position(layer).expect("a captured layer");
+                let want = gates_of(place, &captures, &values(&tensors[name]));
+                assert_eq!(scores.len(), want.len(), "{case} {name}");
+                for (filter, (got, (want, off))) in scores.iter().zip(want).enumerate() {
+                    let on = backend.name();
+                    assert!(
+                        (got - want).abs() <= off,
+                        "{case} {name}[{filter}] on {on}: {got:e} for {want:e}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn filters_go_by_their_gates() {
+    let out = folder();
+    let (captures, path) = captured("conv2d", 2, out.path());
+    let model = Checkpoint::open(&path).expect("a sound model");
+    let (pruned, mask) = (out.path().join("pruned.safetensors"), out.path().join("mask.safetensors"));
+    let options = PruneOptions {
+        mask_out: Some(mask.clone()),
+        ..PruneOptions::new(Structure::Filters(Keep::Fraction(0.5)))
+    };
+    let stop = Interrupt::default();
+    let report =
+        prune_gates(&Backend::Host, &model, &captures, &options, &pruned, &(), &stop).expect("sound inputs");
+    let scores = gates(&Backend::Host, &model, &captures, &(), &stop).expect("sound inputs");
+    let mut order: Vec<(&String, usize, f64)> = (scores.iter())
+        .flat_map(|(name, scores)| scores.iter().enumerate().map(move |(i, &score)| (name, i, score)))
+        .collect();
+    order.sort_by(|a, b| b.2.total_cmp(&a.2));
+    order.truncate(order.len() / 2);
+    let (tensors, got) = (read(&path), read(&mask));
+    assert_eq!(got.keys().collect::<Vec<_>>(), scores.keys().collect::<Vec<_>>());
+    for (name, (_, shape, mask)) in &got {
+        for (filter, own) in mask.chunks(mask.len() / shape[0]).enumerate() {
+            let kept = order.iter().any(|&(n, i, _)| n == name && i == filter);
+            assert!(own.iter().all(|&byte| byte == u8::from(kept)), "{name}[{filter}]");
+        }
+    }
+    applied(&tensors, &got, &read(&pruned));
+    assert_eq!(report.kept, got.values().flat_map(|(_, _, m)| m).map(|&b| u64::from(b)).sum::<u64>());
+
+    // Through the tool, the same bytes.
+    let again = out.path().join("again.safetensors");
+    let text = |path: &Path| path.display().to_string();
+    let mut args = vec!["prune".to_owned(), text(&path), "--captures".into()];
+    args.extend(captures.iter().map(|capture| text(capture.path())));
+    args.extend(["--score", "filter-gate", "--keep", "0.5", "--backend", "host", "-o"].map(str::to_owned));
+    args.push(text(&again));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = squisher(&args);
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(read(&again), read(&pruned));
+    // A Fisher has no gates, and captures have no other score.
+    for (args, says) in [
+        (vec!["--fisher", "f", "--score", "filter-gate"], "give captures (--captures)"),
+        (vec!["--captures", "c", "--score", "filter-sum"], "captures are for --score filter-gate"),
+        (vec!["--captures", "c"], "captures are for --score filter-gate"),
+    ] {
+        let path = text(&path);
+        let all = [&["prune", &path, "--keep", "0.5", "-o", "none"], &args[..]].concat();
+        let refused = squisher(&all);
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(says), "{refused:?}");
+    }
+}
+
+#[test]
+fn captures_that_do_not_fit_are_refused() {
+    let out = folder();
+    let (captures, path) = captured("sequence", 1, out.path());
+    let pruned = out.path().join("pruned.safetensors");
+    let run = |path: &Path, captures: &[Capture], options: &PruneOptions| {
+        let model = Checkpoint::open(path).expect("a sound model");
+        let (host, stop) = (Backend::Host, Interrupt::default());
+        let refused = prune_gates(&host, &model, captures, options, &pruned, &(), &stop);
+        assert!(!pruned.exists(), "something was written");
+        refused.expect_err("it must be refused").to_string()
+    };
+    let filters = PruneOptions::new(Structure::Filters(Keep::Fraction(0.5)));
+    let text = run(&path, &captures, &filters);
+    assert!(text.contains("no layer with filters for 1 of the model's tensors: \"embed.weight\""), "{text}");
+    let text = run(&path, &captures, &PruneOptions::new(Structure::Elements(Keep::Fraction(0.5))));
+    assert!(text.contains("filter-gate is a score of filters"), "{text}");
+    let text = run(&path, &[], &filters);
+    assert!(text.contains("filter-gate needs captures"), "{text}");
+    let other = out.path().join("other.safetensors");
+    write(&other, &[("up.weight".to_owned(), f32s(&[2, 2], &[1.0; 4]))].into());
+    let text = run(&other, &captures, &filters);
+    assert!(text.contains("\"up.weight\" has shape [20, 12] by the captures, [2, 2] in the model"), "{text}");
+    assert!(text.contains("\"head.weight\" is not in the model"), "{text}");
+}
+
+fn f64s(shape: &[usize], values: &[f64]) -> Tensor {
+    (Dtype::F64, shape.to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+/// F64 is narrowed for the score with a check, and what is kept stays bit for bit.
+#[test]
+fn doubles_are_scored_as_f32_and_kept_as_they_are() {
+    for options in [
+        PruneOptions::new(Structure::Elements(Keep::Fraction(0.5))),
+        PruneOptions::new(Structure::Pattern(Pattern { keep: 3, size: 8 })),
+        PruneOptions::new(Structure::Filters(Keep::Fraction(0.5))),
+    ] {
+        let out = folder();
+        let (model, fisher) = network(out.path());
+        let narrow = out.path().join("narrow.safetensors");
+        let mask = |name: &str| out.path().join(format!("{name}-mask.safetensors"));
+        let with = |name: &str| PruneOptions { mask_out: Some(mask(name)), ..options.clone() };
+        run_prune(&Backend::Host, (&model, &fisher), &with("narrow"), &narrow).expect("sound inputs");
+        let (mut m, mut f) = (read(&model), read(&fisher));
+        for (name, tensor) in m.iter_mut().filter(|(_, tensor)| tensor.0 == Dtype::F32) {
+            // Bits below f32's, which must come back, and no score sees.
+            let wide: Vec<f64> = values(tensor).iter().map(|&v| f64::from(v) + 1e-13).collect();
+            *tensor = f64s(&tensor.1.clone(), &wide);
+            let fisher = f.get_mut(name).expect("every float has a Fisher");
+            let wide: Vec<f64> = values(fisher).iter().map(|&v| f64::from(v)).collect();
+            *fisher = f64s(&fisher.1.clone(), &wide);
+        }
+        write(&model, &m);
+        write(&fisher, &f);
+        let wide = out.path().join("wide.safetensors");
+        run_prune(&Backend::Host, (&model, &fisher), &with("wide"), &wide).expect("sound inputs");
+        assert_eq!(read(&mask("wide")), read(&mask("narrow")), "{options:?}");
+        applied(&m, &read(&mask("wide")), &read(&wide));
+
+        f.insert("bias".into(), f64s(&[6], &[1.0, 1.0, 1e39, 1.0, 1.0, 1.0]));
+        write(&fisher, &f);
+        let elements = matches!(options.structure, Structure::Elements(_));
+        let out = out.path().join("refused.safetensors");
+        let got = run_prune(&Backend::Host, (&model, &fisher), &options, &out);
+        // Only elements are selected from biases.
+        assert_eq!(got.is_err(), elements, "{options:?}");
+        if let Err(refused) = got {
+            assert!(refused.to_string().contains("index 2 is 1e39, beyond the range of f32"), "{refused}");
+            assert!(!out.exists());
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn impossible_fishers_count_as_zero_where_that_is_asked_for() {
+    for backend in support::backends() {
+        for structure in [
+            Structure::Elements(Keep::Fraction(0.5)),
+            Structure::Pattern(Pattern { keep: 3, size: 8 }),
+            Structure::Filters(Keep::Fraction(0.5)),
+        ] {
+            let out = folder();
+            let at = |name: &str| out.path().join(format!("{name}.safetensors"));
+            let (model, fisher) = network(out.path());
+            let (mut zeroed, mut bad) = (read(&fisher), read(&fisher));
+            for (index, value) in [(3, f32::NAN), (40, -1.0), (95, f32::INFINITY)] {
+                set(&mut zeroed, "conv.weight", index, 0.0);
+                set(&mut bad, "conv.weight", index, value);
+            }
+            write(&at("zeroed"), &zeroed);
+            write(&at("bad"), &bad);
+            let options = PruneOptions { non_finite: NonFinite::Zero, ..PruneOptions::new(structure) };
+            let run = |name: &str| {
+                let path = at(&format!("pruned-{name}"));
+                let report = run_prune(&backend, (&model, &at(name)), &options, &path).expect("sound");
+                (read(&path), report.non_finite)
+            };
+            let (got, want) = (run("bad"), run("zeroed"));
+            assert_eq!((got.0 == want.0, got.1, want.1), (true, 3, 0), "{options:?}");
+        }
+        let out = folder();
+        let path = out.path().join("fisher.safetensors");
+        write(&path, &[("w".to_owned(), f32s(&[4], &[f32::NAN, 2.0, -1.0, 1.0]))].into());
+        let options = MaskOptions { non_finite: NonFinite::Zero, ..MaskOptions::new(Keep::Count(3)) };
+        let mask = out.path().join("mask.safetensors");
+        let report = run_mask(&backend, &path, &options, &mask).expect("nothing is refused");
+        assert_eq!((read(&mask)["w"].2.as_slice(), report.non_finite), (&[1, 1, 0, 1][..], 2));
+    }
+}
+
+/// The ties that are left run along chunks, types and tensors, in the device's own memory.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn ties_are_handed_out_along_tensors_of_any_type() {
+    let half = |len: usize| (Dtype::BF16, vec![len], [0x80, 0x3f].repeat(len));
+    let tensors: Tensors = [
+        ("a", f32s(&[900], &[1.0; 900])),
+        ("b", half(700)),
+        ("c", f32s(&[1], &[1.0])),
+        ("d", f32s(&[0], &[])),
+        ("e", half(3)),
+        ("f", f32s(&[5000], &[1.0; 5000])),
+    ]
+    .map(|(name, tensor)| (name.to_owned(), tensor))
+    .into();
+    for backend in support::backends() {
+        for (k, piece) in [(1603, 128), (1604, 600), (1600, 1 << 20), (0, 100), (6604, 4096)] {
+            let out = folder();
+            let (fisher, path) = (out.path().join("fisher.safetensors"), out.path().join("mask.safetensors"));
+            write(&fisher, &tensors);
+            let options = MaskOptions { piece_elements: piece, ..MaskOptions::new(Keep::Count(k)) };
+            let report = run_mask(&backend, &fisher, &options, &path).expect("a sound Fisher");
+            let got: Vec<u8> = read(&path).into_values().flat_map(|(_, _, bytes)| bytes).collect();
+            let k = usize::try_from(k).expect("small");
+            assert!(got.iter().enumerate().all(|(i, &byte)| byte == u8::from(i < k)), "k = {k} of {piece}");
+            assert!(report.timings.seconds > 0.0);
+        }
+    }
+}
+
 #[test]
 fn a_tensor_that_goes_entirely_is_told() {
     let out = folder();
@@ -581,6 +904,43 @@ fn a_reset_takes_masked_elements_from_the_model_and_the_rest_from_the_base() {
 fn squisher(args: &[&str]) -> Output {
     let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::null()).output().expect("the tool can be started")
+}
+
+/// The oracle's masks through the tool, wherever these flags put it.
+fn the_tool_gives_the_oracle_s(flags: [&str; 2]) {
+    let out = folder();
+    let text = |path: &Path| path.display().to_string();
+    let (mask, pruned) = (out.path().join("mask.safetensors"), out.path().join("pruned.safetensors"));
+    for case in CASES {
+        let (model, fisher) = (text(&data(case, "model")), text(&data(case, "fisher")));
+        let all = read(&data(case, "expected"));
+        for (keep, scope) in [("0.005", "global"), ("0.5", "global"), ("0.25", "tensor")] {
+            let shared = ["--keep", keep, "--scope", scope, "--overwrite", "-q"];
+            let (mask_text, pruned_text) = (text(&mask), text(&pruned));
+            let args = [&["mask", &fisher, "-o", &mask_text], &shared[..], &flags].concat();
+            let done = squisher(&args);
+            assert!(done.status.success(), "{args:?}: {done:?}");
+            assert_eq!(read(&mask), expected(&all, &format!("fish/{scope}/{keep}/")), "{case} {args:?}");
+            let own = ["prune", &model, "--fisher", &fisher, "--mask-out", &mask_text, "-o", &pruned_text];
+            let args = [&own[..], &shared, &flags].concat();
+            let done = squisher(&args);
+            assert!(done.status.success(), "{args:?}: {done:?}");
+            let want = expected(&all, &format!("prune/{scope}/{keep}/"));
+            assert_eq!(read(&mask), want, "{case} {args:?}");
+            applied(&read(&data(case, "model")), &want, &read(&pruned));
+        }
+    }
+}
+
+#[test]
+fn the_tool_on_the_host_gives_the_oracle_s() {
+    the_tool_gives_the_oracle_s(["--backend", "host"]);
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn the_tool_on_an_adapter_gives_the_oracle_s() {
+    the_tool_gives_the_oracle_s(["--adapter", &support::gpu().caps().name]);
 }
 
 #[test]

@@ -8,17 +8,19 @@
 //! |---|---|---|
 //! | elements, k of all | all tensors (`Scope::Global`) or each (`Scope::Tensor`) | ½ θ² F |
 //! | elements, N of every M | M consecutive along the input axis ([`Pattern`]) | ½ θ² F |
-//! | filters, k of all | all tensors or each | `filter-sum`: Σ ½ θ² F over the filter |
+//! | filters, k of all | all tensors or each | `filter-sum`: Σ ½ θ² F over the filter ([`prune`]) |
+//! | filters, k of all | all tensors or each | `filter-gate`: ½ Σ_n (Σ_{w ∈ filter} θ_w g_nw)² ([`prune_gates`]) |
 //!
 //! The output has the model's tensors, types and files. What is kept is kept bit for bit, the rest is zero. Integer and
 //! boolean tensors, and tensors that globs leave out, are copied. See [`select`](crate::methods::select) for which items of equal
 //! score are kept, and what repeats.
 //!
-//! `filter-sum` is not the score Theis et al. give for feature maps, ½ Σ_n (Σ_{w ∈ filter} θ_w g_nw)², which has the cross terms and
-//! needs per-sample gradients. It is summed on the host in f64, element after element, so that a sum is the same on every
+//! `filter-sum` is not the score Theis et al. give for feature maps, `filter-gate`, which has the cross terms and
+//! needs per-sample gradients: those of captures. Both are summed on the host in f64, element after element, so that a sum is the same on every
 //! backend and however a filter is cut. A filter is a slice of the leading axis of a tensor with two axes or more.
 
 mod filters;
+mod gate;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,8 +32,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+pub use gate::gates;
+
 use crate::backend::Backend;
-use crate::checkpoint::{Checkpoint, Dtype, Output, OutputLayout, OutputTensor, TensorInfo};
+use crate::checkpoint::{Capture, Checkpoint, Dtype, Output, OutputLayout, OutputTensor, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::select::{MAX_GROUP, Score};
@@ -91,7 +95,7 @@ pub enum Structure {
     Elements(Keep),
     /// Single elements, by a pattern.
     Pattern(Pattern),
-    /// Whole filters, by `filter-sum`; the share or number is of filters.
+    /// Whole filters, by `filter-sum` in [`prune`], by `filter-gate` in [`prune_gates`]; the share or number is of filters.
     Filters(Keep),
 }
 
@@ -538,6 +542,84 @@ pub fn prune(
         bytes_read: report.bytes_read + bytes_read,
         timings,
         non_finite: zeroed.into_inner(),
+        seconds: began.elapsed().as_secs_f64(),
+        adapter: backend.name(),
+        ..report
+    })
+}
+
+/// A model with captures of it: what is ranked are the weights of captured layers that have filters.
+fn plan_captured<'a>(
+    model: &'a Checkpoint,
+    captures: &[Capture],
+    options: &PruneOptions,
+) -> Result<(Plan<'a>, Keep)> {
+    let Structure::Filters(keep) = options.structure else {
+        return Err(Error::argument(
+            OP,
+            "filter-gate is a score of filters; elements and patterns have none",
+        ));
+    };
+    let layers = gate::layers(model, captures)?;
+    let mut missing = Vec::new();
+    let plan = Plan::new(OP, model, &options.globs, |tensor| {
+        let found = gate::has_filters(&layers, tensor);
+        if !found && tensor.shape.len() > 1 {
+            missing.push(printable(&tensor.name));
+        }
+        found
+    })?;
+    if missing.is_empty() {
+        filters::parts(&plan, options.scope, keep)?;
+        return Ok((plan, keep));
+    }
+    let problem = format!(
+        "the captures have no layer with filters for {} of the model's tensors: {}; capture those layers, or leave them out with --exclude          (a row of an embedding is no filter)",
+        missing.len(),
+        listed(&missing)
+    );
+    Err(Error::mismatch(OP, problem))
+}
+
+/// What [`prune_gates`] would do.
+///
+/// # Errors
+/// What headers alone show to be wrong, as [`prune_gates`].
+pub fn plan_gates(model: &Checkpoint, captures: &[Capture], options: &PruneOptions) -> Result<SelectPlan> {
+    plan_captured(model, captures, options).map(|(plan, _)| plan.shown(None))
+}
+
+/// Prunes whole filters of `model` by `filter-gate` from `captures` of it, and writes the result, and the mask where asked for.
+///
+/// # Errors
+/// [`Error::Argument`] for a budget that cannot be met or a structure other than filters; [`Error::Mismatch`] where the captures
+/// are not the model's, lack a layer, or a glob matches nothing; [`Error::Tensor`] for values that are no numbers; [`Error::Output`]
+/// for outputs that cannot be written; what reading and the backend refuse.
+pub fn prune_gates(
+    backend: &Backend,
+    model: &Checkpoint,
+    captures: &[Capture],
+    options: &PruneOptions,
+    out: &Path,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<SelectReport> {
+    let began = Instant::now();
+    let (plan, keep) = plan_captured(model, captures, options)?;
+    let paths: Vec<&Path> = captures.iter().map(Capture::path).collect();
+    let writer = Writer::create(model, &paths, &plan, "filter-gate", options, out)?;
+    let scores = gate::scores(backend, model, captures, &plan.ranked, progress, interrupt)?;
+    let mut kept = vec![0; plan.ranked.len()];
+    let threshold = filters::keep_best(&plan, &scores, (options.scope, keep), &writer, &mut kept, interrupt)?;
+    writer.whole(&plan, interrupt)?;
+    model.verify_unchanged()?;
+    captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
+    let report = writer.finish(&plan, &kept)?;
+    let of_captures: u64 = captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum();
+    Ok(SelectReport {
+        threshold,
+        passes: 1,
+        bytes_read: report.bytes_read + of_captures + plan.ranked.iter().map(|t| 2 * t.bytes).sum::<u64>(),
         seconds: began.elapsed().as_secs_f64(),
         adapter: backend.name(),
         ..report

@@ -1,11 +1,11 @@
-//! `squisher prune MODEL --fisher F (--keep X | --sparsity X | --pattern N:M) -o OUT`.
+//! `squisher prune MODEL (--fisher F | --captures C…) (--keep X | --sparsity X | --pattern N:M) -o OUT`.
 
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 use squisher::Error;
-use squisher::checkpoint::Checkpoint;
-use squisher::methods::prune::{Pattern, PruneOptions, Structure, plan, prune};
+use squisher::checkpoint::{Capture, Checkpoint};
+use squisher::methods::prune::{Pattern, PruneOptions, Structure, plan, plan_gates, prune, prune_gates};
 use squisher::methods::select::{Keep, piece_elements};
 
 use crate::args::Global;
@@ -16,7 +16,8 @@ const EXAMPLES: &str = "\
 Examples:
   squisher prune model --fisher fisher.safetensors --sparsity 0.75 -o pruned
   squisher prune model --fisher fisher.safetensors --pattern 2:4 --exclude '*embed*' -o pruned
-  squisher prune model.safetensors --fisher f.safetensors --keep 0.5 --structure filter --scope tensor -o p.safetensors";
+  squisher prune model.safetensors --fisher f.safetensors --keep 0.5 --structure filter --scope tensor -o p.safetensors
+  squisher prune model --captures captures/*.safetensors --score filter-gate --sparsity 0.3 --exclude '*embed*' -o pruned";
 
 /// Set to zero what the loss misses least: the smallest ½ θ² F
 ///
@@ -28,8 +29,12 @@ pub(crate) struct Prune {
     model: PathBuf,
 
     /// Its Fisher: the same names and shapes
-    #[arg(long, value_name = "F")]
-    fisher: PathBuf,
+    #[arg(long, value_name = "F", required_unless_present = "captures")]
+    fisher: Option<PathBuf>,
+
+    /// Captures of the model, which filter-gate is computed from in place of a Fisher
+    #[arg(long, value_name = "C", num_args = 1.., conflicts_with_all = ["fisher", "pattern", "non_finite"])]
+    captures: Vec<PathBuf>,
 
     /// The model to write
     #[arg(short, long, value_name = "OUT")]
@@ -47,9 +52,13 @@ pub(crate) struct Prune {
     #[arg(long, value_name = "N:M")]
     pattern: Option<Pattern>,
 
-    /// Remove whole filters, by the sum of their scores
+    /// Remove whole filters, by filter-sum or the --score that is given
     #[arg(long, value_enum, conflicts_with = "pattern")]
     structure: Option<StructureFlag>,
+
+    /// By what filters are ranked; implies --structure filter
+    #[arg(long, value_enum, conflicts_with = "pattern")]
+    score: Option<ScoreFlag>,
 
     #[command(flatten)]
     selection: Selection,
@@ -59,11 +68,26 @@ pub(crate) struct Prune {
     mask_out: Option<PathBuf>,
 }
 
+/// The score of a filter.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ScoreFlag {
+    /// Σ ½ θ² F over its weights
+    FilterSum,
+    /// ½ Σ_n (Σ θ g_n over its weights)², from captures (Theis et al. 2018)
+    FilterGate,
+}
+
 /// What is removed as a whole.
 #[derive(Clone, Copy, ValueEnum)]
 enum StructureFlag {
     /// Slices of the leading axis
     Filter,
+}
+
+/// What scores are computed from.
+enum Scores {
+    Fisher(Box<Checkpoint>),
+    Captures(Vec<Capture>),
 }
 
 impl Prune {
@@ -77,18 +101,48 @@ impl Prune {
             piece_elements: piece_elements(&global.memory.budget())?,
             ..PruneOptions::new(self.structure()?)
         };
-        let (model, fisher) = (Checkpoint::open(&self.model)?, Checkpoint::open(&self.fisher)?);
+        let model = Checkpoint::open(&self.model)?;
+        let scores = self.scores()?;
         if global.dry_run {
-            return output::report(global, "prune", &Planned::from(plan(&model, &fisher, &options)?));
+            let plan = match &scores {
+                Scores::Fisher(fisher) => plan(&model, fisher, &options)?,
+                Scores::Captures(captures) => plan_gates(&model, captures, &options)?,
+            };
+            return output::report(global, "prune", &Planned::from(plan));
         }
         let backend = global.device.open()?;
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "prune");
-        let report = prune(&backend, &model, &fisher, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        let (out, progress) = (&self.output, reporter.as_ref());
+        let report = match &scores {
+            Scores::Fisher(fisher) => prune(&backend, &model, fisher, &options, out, progress, &interrupt)?,
+            Scores::Captures(captures) => {
+                prune_gates(&backend, &model, captures, &options, out, progress, &interrupt)?
+            }
+        };
         drop(reporter);
         let done = Done(report);
         done.warn();
         output::report(global, "prune", &done)
+    }
+
+    /// What the score that was asked for is computed from.
+    fn scores(&self) -> Result<Scores, Error> {
+        let refuse = |problem: &str| Err(Error::argument("prune", problem));
+        match (&self.fisher, self.score) {
+            (Some(fisher), None | Some(ScoreFlag::FilterSum)) => {
+                Checkpoint::open(fisher).map(Box::new).map(Scores::Fisher)
+            }
+            (Some(_), Some(ScoreFlag::FilterGate)) => refuse(
+                "filter-gate needs per-sample gradients; give captures (--captures) in place of a Fisher",
+            ),
+            (None, Some(ScoreFlag::FilterGate)) => {
+                self.captures.iter().map(Capture::open).collect::<Result<_, _>>().map(Scores::Captures)
+            }
+            (None, _) => {
+                refuse("captures are for --score filter-gate; give a Fisher (--fisher) for the other scores")
+            }
+        }
     }
 
     fn structure(&self) -> Result<Structure, Error> {
@@ -102,10 +156,8 @@ impl Prune {
             (Some(pattern), _) => Ok(Structure::Pattern(pattern)),
             (None, share) => {
                 let keep = Keep::Fraction(share.unwrap_or(1.0));
-                Ok(match self.structure {
-                    Some(StructureFlag::Filter) => Structure::Filters(keep),
-                    None => Structure::Elements(keep),
-                })
+                let filters = self.structure.is_some() || self.score.is_some();
+                Ok(if filters { Structure::Filters(keep) } else { Structure::Elements(keep) })
             }
         }
     }

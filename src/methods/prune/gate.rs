@@ -1,0 +1,188 @@
+//! `filter-gate`: what a gate on a filter is worth.
+//!
+//! With a gate of 1 in front of each filter, sample n's loss changes with gate o by Σ_{w ∈ o} θ_w g_nw: the filter's weights times
+//! their gradient. Half the gates' Fisher is Theis et al.'s score of a feature map (2018, eq. 12 with the filter's own weights):
+//!
+//! ```text
+//! score[o] = ½ Σ_n weight[n] (Σ_{w ∈ o} θ_w g_nw)²
+//! ```
+//!
+//! The gradients of some filters at a time come from the kernels that square them for a Fisher, in
+//! [`Mode::Each`]; the inner products are taken in f64 on the host, so that scores of either backend differ by the
+//! kernels' rounding alone. Memory holds one layer's data of one file, and a few MiB of gradients.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use super::{OP, listed};
+use crate::backend::Backend;
+use crate::checkpoint::{
+    Capture, CaptureLayer, Checkpoint, Labels, LayerKind, LossReduction, TensorInfo, same_network,
+};
+use crate::error::{Error, Result, printable};
+use crate::interrupt::Interrupt;
+use crate::kernels::fisher::{Epilogue, Mode};
+use crate::methods::captured::{Batch, InFile, Sides};
+use crate::methods::source::CheckpointSource;
+use crate::progress::Progress;
+use crate::record::Recording;
+use crate::record::fisher::Squares;
+use crate::shape::{DType, shape_text};
+
+/// Gradients held at a time, where one group's are not more: 16 MiB.
+const TILE: u64 = 4 << 20;
+
+/// The `filter-gate` score of every filter of every layer with filters that `captures` describe, by the name of its weight.
+///
+/// # Errors
+/// [`Error::Mismatch`] where the captures are not of `model`; [`Error::Tensor`] for values that are no numbers; what reading and
+/// the backend refuse.
+pub fn gates(
+    backend: &Backend,
+    model: &Checkpoint,
+    captures: &[Capture],
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<BTreeMap<String, Vec<f64>>> {
+    let layers = layers(model, captures)?;
+    let with_filters = model.tensors().iter().filter(|tensor| has_filters(&layers, tensor));
+    let tensors: Vec<&TensorInfo> = with_filters.collect();
+    let scores = scores(backend, model, captures, &tensors, progress, interrupt)?;
+    Ok(tensors.iter().map(|tensor| tensor.name.clone()).zip(scores).collect())
+}
+
+/// The layers by the names of their weights, each with its place in every capture.
+pub(super) type Layers<'a> = BTreeMap<String, (usize, &'a CaptureLayer)>;
+
+/// What the captures describe, held against the model.
+pub(super) fn layers<'a>(model: &Checkpoint, captures: &'a [Capture]) -> Result<Layers<'a>> {
+    let first = captures.first().ok_or_else(|| Error::argument(OP, "filter-gate needs captures"))?;
+    same_network(captures)?;
+    let mut strangers = Vec::new();
+    let mut layers = BTreeMap::new();
+    for (place, layer) in first.layers().iter().enumerate() {
+        let name = format!("{}.weight", layer.name);
+        match model.get(&name) {
+            None => strangers.push(format!("{} is not in the model", printable(&name))),
+            Some(own) if own.shape != layer.weight => strangers.push(format!(
+                "{} has shape {} by the captures, {} in the model",
+                printable(&name),
+                shape_text(&layer.weight),
+                shape_text(&own.shape)
+            )),
+            Some(_) => drop(layers.insert(name, (place, layer))),
+        }
+    }
+    if strangers.is_empty() {
+        return Ok(layers);
+    }
+    let problem = format!(
+        "{} is not a capture of {}: {}; capture this model",
+        first.path().display(),
+        model.path().display(),
+        listed(&strangers)
+    );
+    Err(Error::mismatch(OP, problem))
+}
+
+/// Whether a tensor is the weight of a captured layer with filters: a row of an embedding is none.
+pub(super) fn has_filters(layers: &Layers<'_>, tensor: &TensorInfo) -> bool {
+    let layer = layers.get(&tensor.name).filter(|_| tensor.shape.len() > 1);
+    layer.is_some_and(|(_, layer)| !matches!(layer.kind, LayerKind::Embedding { .. }))
+}
+
+/// The scores of the filters of some tensors, all of which have filters.
+pub(super) fn scores(
+    backend: &Backend,
+    model: &Checkpoint,
+    captures: &[Capture],
+    tensors: &[&TensorInfo],
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Result<Vec<Vec<f64>>> {
+    let layers = layers(model, captures)?;
+    let bytes = |tensor: &&TensorInfo| {
+        captures.iter().map(|c| c.layers()[layers[&tensor.name].0].bytes()).sum::<u64>()
+    };
+    progress.begin(tensors.iter().map(bytes).sum());
+    let mut scores = Vec::new();
+    for tensor in tensors {
+        let (place, _) = layers[&tensor.name];
+        let theta = theta(model, tensor)?;
+        let mut sums = vec![0.0; usize_of(tensor.shape[0])];
+        for capture in captures {
+            interrupt.check()?;
+            let layer = &capture.layers()[place];
+            add(backend, InFile { capture, layer }, &theta, &mut sums)?;
+            progress.advance(layer.bytes());
+        }
+        scores.push(sums.into_iter().map(|sum| 0.5 * sum).collect());
+    }
+    Ok(scores)
+}
+
+fn theta(model: &Checkpoint, tensor: &TensorInfo) -> Result<Vec<f32>> {
+    let place = model.position(&tensor.name).expect("it is one of the model's");
+    let source = CheckpointSource::new(model, vec![place]);
+    let values = source.floats(0, 0, tensor.elements())?;
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(index) => Err(source.bad_value(0, index as u64, "a finite number")),
+    }
+}
+
+/// Adds one file's Σ_n weight[n] (Σ_w θ_w g_nw)² of every filter.
+fn add(backend: &Backend, file: InFile<'_>, theta: &[f32], sums: &mut [f64]) -> Result<()> {
+    let batch = Batch::load(backend, &[file], &[])?;
+    let rows = batch.rows()?;
+    let samples = batch.samples();
+    let weights = weights(file.capture)?;
+    let unit = u64::from(rows.unit);
+    let fitting = (TILE / (samples * rows.len).max(1) / unit * unit).max(unit);
+    let step = usize::try_from(fitting).unwrap_or(usize::MAX);
+    let ones = backend.buffer(&vec![1.0_f32; usize_of(samples)], DType::F32)?;
+    let squares = Squares { mode: Mode::Each, epilogue: Epilogue::Overwrite, ..Squares::default() };
+    let width = usize_of(rows.len);
+    for first in (0..rows.count).step_by(step) {
+        let end = rows.count.min(first.saturating_add(u32::try_from(step).unwrap_or(u32::MAX)));
+        let count = usize_of(u64::from(end - first));
+        let out = backend.alloc(samples * count as u64 * rows.len, DType::F32)?;
+        let mut recording = Recording::new(backend);
+        batch.record_rows(
+            backend,
+            &mut recording,
+            first..end,
+            squares,
+            Sides { weight: &ones, out: &out },
+        )?;
+        backend.run(&recording)?;
+        let gradients: Vec<f32> = backend.download(&out)?;
+        let first = usize_of(first.into());
+        let theta = &theta[first * width..(first + count) * width];
+        sums[first..first + count].par_iter_mut().enumerate().for_each(|(row, sum)| {
+            let theta = &theta[row * width..(row + 1) * width];
+            for (n, weight) in weights.iter().enumerate() {
+                let gradient = &gradients[(n * count + row) * width..][..width];
+                let terms = theta.iter().zip(gradient).map(|(&t, &g)| f64::from(t) * f64::from(g));
+                *sum += weight * terms.sum::<f64>().powi(2);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// What each sample's square counts: 1 of the data's labels, its weight of the model's; of a mean loss, times the batch's size squared.
+fn weights(capture: &Capture) -> Result<Vec<f64>> {
+    let samples = capture.samples() as f64;
+    let factor = if capture.loss_reduction() == LossReduction::Mean { samples * samples } else { 1.0 };
+    let weights = match capture.labels() {
+        Labels::Data => vec![1.0; usize_of(capture.samples())],
+        Labels::Sampled | Labels::All => capture.sample_weight()?,
+    };
+    Ok(weights.into_iter().map(|weight| factor * weight).collect())
+}
+
+fn usize_of(n: u64) -> usize {
+    usize::try_from(n).expect("one layer's data lie in memory")
+}
