@@ -158,24 +158,32 @@ fn catalogue_agrees_with_autograd(backend: &Backend) {
     for network in fs::read_dir(data("catalogue")).expect("the catalogue is there") {
         let folder = network.expect("readable").path();
         let expected = load(&folder.join("expected.safetensors"));
-        for (labels, kind) in [("data", "empirical"), ("sampled", "mc"), ("all", "exact")] {
+        let kinds = [
+            ("data", "data", Kind::Empirical, "empirical"),
+            ("sampled", "sampled", Kind::Empirical, "mc"),
+            ("all", "all", Kind::Empirical, "exact"),
+            ("joint", "data", Kind::Joint, "joint"),
+            // One file is one batch.
+            ("joint", "data", Kind::MinibatchJoint, "minibatch-joint"),
+        ];
+        for (expectation, labels, option, kind) in kinds {
             let capture = folder.join(format!("{labels}.safetensors"));
-            if !capture.exists() {
+            let prefix = format!("{expectation}/");
+            if !expected.keys().any(|name| name.starts_with(&prefix)) {
                 continue;
             }
-            let prefix = format!("{labels}/");
             let of_labels = expected
                 .iter()
                 .filter_map(|(name, values)| Some((name.strip_prefix(&prefix)?.to_owned(), values.clone())));
             let want: Tensors = of_labels.collect();
-            let (got, report) = run(backend, &[capture], of(Kind::Empirical)).expect("a sound capture");
+            let (got, report) = run(backend, &[capture], of(option)).expect("a sound capture");
             assert_eq!(report.kind, kind);
             let error = worst(&got, &want);
             assert!(error <= 2e-5, "{} {kind} on {}: {error:e}", folder.display(), backend.name());
             captures += 1;
         }
     }
-    assert!(captures >= 88, "only {captures} captures");
+    assert!(captures >= 97, "only {captures} captures");
 }
 
 #[test]
@@ -305,6 +313,35 @@ fn positions_that_cancel_leave_nothing() {
             .with("e.grad_output", &[1, 2, 1], &[1.0, -1.0]);
         let (got, _) = run(&backend, &[same_row.write(&folder, "e")], of(Kind::Empirical)).expect("sound");
         assert_eq!(got["e.weight"], [0.0]);
+    }
+}
+
+/// Sample 0 has 1·1 + 2·1 at one size and 3·(−1) at another: 0, not 9 + 9. Sample 1 has 2 and 1.
+#[test]
+fn uses_at_several_sizes_add_before_squaring() {
+    let window =
+        r#""kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": true"#;
+    for backend in support::backends() {
+        let folder = folder();
+        let path = Draft::new(&format!(r#"{{"c": {{"kind": "conv", {window}}}}}"#))
+            .with("c.input.0", &[2, 1, 2], &[1.0, 2.0, 1.0, 1.0])
+            .with("c.grad_output.0", &[2, 1, 2], &[1.0, 1.0, 2.0, 0.0])
+            .with("c.input.1", &[2, 1, 1], &[3.0, 1.0])
+            .with("c.grad_output.1", &[2, 1, 1], &[-1.0, 1.0])
+            .with("sample_weight", &[2], &[5.0, 0.5])
+            .write(&folder, "a");
+        let is = |options: FisherOptions, files: usize, weight: f64, bias: f64| {
+            let (got, _) = run(&backend, &vec![path.clone(); files], options).expect("sound");
+            for (got, want) in [(got["c.weight"][0], weight), (got["c.bias"][0], bias)] {
+                assert!((got - want).abs() < 1e-5, "{:?}: {got} {want}", options.kind);
+            }
+        };
+        is(of(Kind::Empirical), 1, 9.0, 10.0);
+        is(FisherOptions { weighted: true, ..of(Kind::Empirical) }, 1, 4.5, 9.5);
+        is(FisherOptions { reduction: Reduction::Mean, ..of(Kind::Empirical) }, 3, 4.5, 5.0);
+        is(of(Kind::MinibatchJoint), 2, 18.0, 32.0);
+        is(of(Kind::Joint), 2, 36.0, 64.0);
+        is(of(Kind::Ema), 2, 0.9 * 0.9 + 0.9, 0.9 + 1.0);
     }
 }
 

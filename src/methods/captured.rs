@@ -67,18 +67,28 @@ pub(crate) struct Sides<'a> {
     pub(crate) out: &'a View,
 }
 
+/// Whether channels come before positions, so that the uses of a sample count as samples of their own.
+fn by_channels(layer: &CaptureLayer) -> bool {
+    matches!(
+        layer.kind,
+        LayerKind::Conv(_)
+            | LayerKind::ConvTranspose(_)
+            | LayerKind::GroupNorm { .. }
+            | LayerKind::BatchNorm { .. }
+    )
+}
+
+/// Whether one [`Batch`] cannot hold all its uses.
+pub(crate) fn has_several_sizes(layer: &CaptureLayer) -> bool {
+    by_channels(layer) && layer.uses.iter().any(|one| one.input.shape != layer.uses[0].input.shape)
+}
+
 impl<'a> Batch<'a> {
     /// Reads one layer of files that are [`joinable`]. With `scale`, one factor a sample, gradients are multiplied by it and f32.
     pub(crate) fn load(backend: &Backend, files: &[InFile<'a>], scale: &[f64]) -> Result<Self> {
         let InFile { capture, layer } = files[0];
-        let by_channels = matches!(
-            layer.kind,
-            LayerKind::Conv(_)
-                | LayerKind::ConvTranspose(_)
-                | LayerKind::GroupNorm { .. }
-                | LayerKind::BatchNorm { .. }
-        );
-        if by_channels && layer.uses.iter().any(|one| one.input.shape != layer.uses[0].input.shape) {
+        let by_channels = by_channels(layer);
+        if has_several_sizes(layer) {
             let problem = "is used at several sizes, which is not supported for this kind of layer; capture each size in a file of its \
                            own network, or leave the layer out";
             return Err(Error::tensor(capture.path(), &layer.uses[0].input.name, problem));

@@ -15,6 +15,8 @@
 //!
 //! A layer used several times has one parameter: the gradients of its uses are added before they are squared.
 
+mod several_sizes;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::memory::View;
-use crate::methods::captured::{Batch, InFile, Sides, small};
+use crate::methods::captured::{Batch, InFile, Sides, has_several_sizes, small};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
@@ -330,10 +332,16 @@ impl<'a> Job<'a> {
         for (step, capture) in self.captures.iter().enumerate() {
             interrupt.check()?;
             let layer = &capture.layers()[at];
-            let file = InFile { capture, layer };
-            let batch = Batch::load(self.backend, &[file], &self.batches[step].scale)?;
+            let load =
+                |layer| Batch::load(self.backend, &[InFile { capture, layer }], &self.batches[step].scale);
+            if has_several_sizes(layer) {
+                let parts = several_sizes::by_size(layer);
+                let sizes = parts.iter().map(load).collect::<Result<Vec<_>>>()?;
+                self.add_sizes(&sizes, step, &weight, bias.as_ref())?;
+            } else {
+                self.add(&load(layer)?, step, &weight, bias.as_ref())?;
+            }
             progress.advance(layer.bytes());
-            self.add(&batch, step, &weight, bias.as_ref())?;
         }
         let mut results = vec![(format!("{}.weight", first.name), self.finish(&weight)?)];
         if let Some(bias) = &bias {
@@ -367,7 +375,7 @@ impl<'a> Job<'a> {
 
     /// Records and runs one batch's step for weight and bias.
     fn add(&self, batch: &Batch<'_>, step: usize, weight_out: &View, bias_out: Option<&View>) -> Result<()> {
-        let squares = self.squares(batch, step)?;
+        let squares = self.squares(batch.samples(), batch.gradient_scale(), step)?;
         let weight = self.backend.buffer(&self.weights(step), DType::F32)?;
         let mut recording = Recording::new(self.backend);
         let sides = |out| Sides { weight: &weight, out };
@@ -387,9 +395,10 @@ impl<'a> Job<'a> {
         self.batches[step].weight.iter().map(|&weight| weight as f32).collect()
     }
 
-    fn squares(&self, batch: &Batch<'_>, step: usize) -> Result<Squares> {
+    /// How a batch of so many samples is squared, its gradients multiplied by `scale`.
+    fn squares(&self, batch_size: u64, scale: f64, step: usize) -> Result<Squares> {
         let kind = self.options.kind;
-        let samples = batch.samples() as f64;
+        let samples = batch_size as f64;
         let mean_loss = self.captures[0].loss_reduction() == LossReduction::Mean;
         let mut factor = match (kind, mean_loss) {
             // s_n has the same factor as g_n².
@@ -403,7 +412,6 @@ impl<'a> Job<'a> {
         if kind == Kind::Ema && self.options.reduction == Reduction::Mean {
             factor /= samples;
         }
-        let scale = batch.gradient_scale();
         let mode = if kind == Kind::Joint { Mode::Gradients } else { Mode::Squares };
         factor /= if kind == Kind::Joint { scale } else { scale * scale };
         #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
@@ -414,7 +422,7 @@ impl<'a> Job<'a> {
             _ if step == 0 => Epilogue::Overwrite,
             _ => Epilogue::Add,
         };
-        let fold = if kind.folds_samples() { small(batch.samples().max(1))? } else { 1 };
+        let fold = if kind.folds_samples() { small(batch_size.max(1))? } else { 1 };
         Ok(Squares { mode, epilogue, fold, factor, gradient_scale })
     }
 }

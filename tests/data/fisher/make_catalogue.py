@@ -148,14 +148,17 @@ for dim in (1, 2, 3):
         cases[f"conv_transpose{dim}d_{i}"] = (lambda d=dim, a=args: nn.Sequential(TRANSPOSED[d](*a), *head(d)), x)
     cases[f"batch_norm{dim}d"] = (lambda d=dim: nn.Sequential(CONV[d](2, 3, 2), NORM[d](3), *head(d)), real(3, 2, *SIDES[dim](5)))
 
-MODEL_LABELS = {"linear_relu", "linear_sigmoid_gaussian", "linear_axes_2", "linear_axes_1_gaussian", "conv2d_2", "embedding_repeats", "rnn"}
+MODEL_LABELS = {"linear_relu", "linear_sigmoid_gaussian", "linear_axes_2", "linear_axes_1_gaussian", "conv2d_2", "embedding_repeats", "rnn",
+                "several_sizes"}
+JOINT = {"several_sizes", "residual", "rnn"}
 
 
 def squares(net, x, target, weight, gaussian):
-    """Sum over samples of weight times squared gradient: one backward pass each, in float64."""
+    """(sum over samples of weight times squared gradient, squared sum of gradients): one backward pass each, in float64."""
     net = copy.deepcopy(net).double()
     x = x.double() if x.is_floating_point() else x
     total = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    joint = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     for n in range(x.shape[0]):
         net.zero_grad()
         z = net(x[n:n + 1])
@@ -163,7 +166,8 @@ def squares(net, x, target, weight, gaussian):
         loss.backward()
         for name, p in net.named_parameters():
             total[name] += (1.0 if weight is None else weight[n].double()) * p.grad**2
-    return total
+            joint[name] += p.grad
+    return total, {name: g**2 for name, g in joint.items()}
 
 
 for index, (name, (build, inputs)) in enumerate(sorted(cases.items())):
@@ -187,6 +191,8 @@ for index, (name, (build, inputs)) in enumerate(sorted(cases.items())):
         capture(net, x, folder / f"{labels}.safetensors", labels, data, draws=2, generator=seeded(),
                 loss="gaussian" if gaussian else "cross_entropy")
         labelled = (residual if gaussian else label)(net, x, labels, data, 2, seeded())
-        for parameter, total in squares(net, *labelled, gaussian).items():
-            expected[f"{labels}/{parameter}"] = total.float()
+        total, joint = squares(net, *labelled, gaussian)
+        expected |= {f"{labels}/{parameter}": value.float() for parameter, value in total.items()}
+        if labels == "data" and name in JOINT:
+            expected |= {f"joint/{parameter}": value.float() for parameter, value in joint.items()}
     save_file(expected, str(folder / "expected.safetensors"))
