@@ -167,13 +167,13 @@ impl Kernel for Softmax {
                 return;
             }
             let logits = rows.get(sample, scratch);
-            let found = Row::new(logits, label as usize).map_err(|word| faults.note(word, sample));
+            let found = Row::new(logits, label as usize, gradient).map_err(|word| faults.note(word, sample));
             let Ok(found) = found else {
                 gradient.fill(f32::NAN);
                 (*weight, *norm_sq) = (f32::NAN, f32::NAN);
                 return;
             };
-            found.write(logits, self.unit, gradient);
+            found.finish(self.unit, gradient);
             let counted = if self.labels == Labels::Given { 1.0 } else { found.own };
             *weight = if self.unit && found.alone() { 0.0 } else { counted * params.weight };
             let length = found.share * found.norm();
@@ -207,8 +207,8 @@ struct Row {
 }
 
 impl Row {
-    /// Sums up; the word of the fault where logits or label are none.
-    fn new(logits: &[f32], label: usize) -> Result<Self, usize> {
+    /// Leaves e in `gradient`, 0 at the label, and sums up; the word of the fault where logits or label are none.
+    fn new(logits: &[f32], label: usize, gradient: &mut [f32]) -> Result<Self, usize> {
         let largest = |values: &[f32]| values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let top = largest(logits);
         if logits.iter().any(|z| z.is_nan()) || top.is_infinite() {
@@ -217,14 +217,13 @@ impl Row {
         let Some((before, rest)) = logits.split_at_checked(label) else { return Err(1) };
         let Some((&at_label, behind)) = rest.split_first() else { return Err(1) };
         let others_top = largest(before).max(largest(behind));
-        let (mut others, mut squares) = (0.0, 0.0);
-        for &z in before.iter().chain(behind) {
-            let e = f64::from(exp_from(z, others_top));
-            others += e;
-            squares += e * e;
+        for (e, &z) in gradient.iter_mut().zip(logits) {
+            *e = exp_from(z, others_top);
         }
+        gradient[label] = 0.0;
+        let sum = |term: fn(f64) -> f64| gradient.iter().map(|&e| term(e.into())).sum::<f64>();
         #[expect(clippy::cast_possible_truncation, reason = "summed in f64, used in f32")]
-        let (others, squares) = (others as f32, squares as f32);
+        let (others, squares) = (sum(|e| e) as f32, sum(|e| e * e) as f32);
         let (at_label, at_others) = (exp_from(at_label, top), exp_from(others_top, top));
         let all = at_others * others + at_label;
         Ok(Self { label, top: others_top, others, squares, share: at_others / all, own: at_label / all })
@@ -239,14 +238,13 @@ impl Row {
         (self.squares + self.others * self.others).sqrt()
     }
 
-    fn write(&self, logits: &[f32], unit: bool, gradient: &mut [f32]) {
+    /// From e to the gradient.
+    fn finish(&self, unit: bool, gradient: &mut [f32]) {
         if self.alone() {
-            return gradient.fill(0.0);
+            return;
         }
         let scale = if unit { 1.0 / self.norm() } else { self.share };
-        for (gradient, &z) in gradient.iter_mut().zip(logits) {
-            *gradient = exp_from(z, self.top) * scale;
-        }
+        gradient.iter_mut().for_each(|e| *e *= scale);
         gradient[self.label] = -(self.others * scale);
     }
 }
