@@ -45,16 +45,40 @@ fn a_page_stands_alone_and_shows_every_input() {
     let correlation = result["rank_correlation"].as_f64().expect("two Fishers of one network were given");
     // Ranks 2 3 4 0 1 against 2 3 4 1 0.
     assert!((correlation - 0.9).abs() < 1e-12, "{correlation}");
+    // (1 + 8 + 27) / (√14 · √98.25), as the last value of each is far below f32 beside the rest.
+    let cosine = 36.0 / (14.0_f64 * 98.25).sqrt();
+    let similar = |a: usize, b: usize| result["similarity"][a][b].as_f64().expect("a number");
+    assert!((similar(0, 1) - cosine).abs() < 1e-6 && similar(0, 1) == similar(1, 0), "{}", similar(0, 1));
+    assert_eq!((similar(0, 0), similar(1, 1)), (1.0, 1.0));
     let page = std::fs::read_to_string(folder.path().join("report.html")).expect("the page was written");
-    for expected in
-        ["a.safetensors", "b.safetensors", "m.safetensors", "layers.2", "2 of 4 elements kept", "<svg"]
-    {
+    for expected in [
+        "a.safetensors",
+        "b.safetensors",
+        "m.safetensors",
+        "layers.2",
+        "2 of 4 elements kept",
+        "<svg",
+        ">0.971</text>",
+    ] {
         assert!(page.contains(expected), "{expected} is missing");
     }
     let links = page.replace("http://www.w3.org/2000/svg", "");
     for foreign in ["http", "src=", "href=", "@import", "<script"] {
         assert!(!links.contains(foreign), "the page refers to something outside: {foreign}");
     }
+}
+
+#[test]
+fn fishers_of_different_networks_are_shown_without_a_comparison() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0, 2.0]))]);
+    save(&folder.path().join("b.safetensors"), &[("w", Dtype::F32, floats(&[1.0]))]);
+    report(folder.path(), &["a.safetensors", "b.safetensors"]).success();
+    let page = std::fs::read_to_string(folder.path().join("report.html")).expect("the page was written");
+    assert!(
+        page.contains("The Fishers are not compared:") && page.contains("different networks"),
+        "no reason"
+    );
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod data;
 mod names;
 mod page;
 mod roofline;
+mod similarity;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use serde::Serialize;
 use squisher::{Error, Interrupt, Progress};
 
 use self::data::Input;
+use self::similarity::Similarity;
 use crate::args::Global;
 use crate::{output, progress, signals};
 
@@ -68,7 +70,8 @@ pub(crate) fn write(
     }
     let inputs = others;
     let pair = data::agreement(&inputs)?;
-    let page = page::page(&inputs, pair.as_ref(), &records);
+    let similarity = Similarity::of(&inputs, progress, interrupt)?;
+    let page = page::page(&inputs, similarity.as_ref(), pair.as_ref(), &records);
     if !dry_run {
         output::write_whole(path, page.as_bytes())?;
     }
@@ -78,6 +81,7 @@ pub(crate) fn write(
         output: path.display().to_string(),
         bytes: page.len() as u64,
         inputs: titles,
+        similarity: similarity.and_then(Similarity::matrix),
         rank_correlation: pair.map(|pair| pair.spearman),
     })
 }
@@ -90,6 +94,8 @@ pub(crate) struct Written {
     inputs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rank_correlation: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    similarity: Option<Vec<Vec<f64>>>,
 }
 
 impl fmt::Display for Written {

@@ -7,6 +7,7 @@ use squisher::bench::Record;
 use squisher::checkpoint::Statistics;
 
 use super::data::{Agreement, Input, Kind, TOP};
+use super::similarity::Similarity;
 use super::{names, roofline};
 use crate::charts::{Axes, COLOURS, Heatmap, escape, shares};
 use crate::table::count;
@@ -18,7 +19,12 @@ table{border-collapse:collapse}th,td{padding:.15rem .8rem .15rem 0;text-align:le
 figure{margin:.5rem 0 1rem;overflow-x:auto}figcaption{color:var(--soft);max-width:46rem}";
 
 /// The whole page.
-pub(super) fn page(inputs: &[Input], agreement: Option<&Agreement>, records: &[Record]) -> String {
+pub(super) fn page(
+    inputs: &[Input],
+    similarity: Option<&Similarity>,
+    agreement: Option<&Agreement>,
+    records: &[Record],
+) -> String {
     let mut body = String::new();
     for input in inputs {
         let _ = write!(body, "<section><h2>{}</h2>", escape(&input.title));
@@ -29,6 +35,7 @@ pub(super) fn page(inputs: &[Input], agreement: Option<&Agreement>, records: &[R
         }
         body.push_str("</section>");
     }
+    body.extend(similarity.map(Similarity::section));
     if let Some(agreement) = agreement {
         body.push_str(&scatter(agreement));
     }
