@@ -240,6 +240,51 @@ fn anchors_add_up_and_only_older_fishers_decay() {
     near(run(&online, &Backend::Host).expect("sound").penalty, 1.75 * one);
 }
 
+/// Two anchors with Fishers of different tensors: each pulls to its own place, and none decays the other.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn each_anchor_pulls_with_its_own_fisher() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, tensors: &[(&str, [f32; 2])]| {
+        let bytes: Vec<Vec<u8>> =
+            tensors.iter().map(|(_, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+        let views = tensors.iter().zip(&bytes).map(|((tensor, _), bytes)| {
+            (*tensor, TensorView::new(Dtype::F32, vec![2], bytes).expect("shape and values fit"))
+        });
+        let path = folder.path().join(format!("{name}.safetensors"));
+        serialize_to_file(views, None, &path).expect("the file can be written");
+        path
+    };
+    let model = write("model", &[("both", [2.0, 3.0]), ("first", [1.0, -1.0]), ("free", [9.0, 9.0])]);
+    let zeros = write("zeros", &[("both", [0.0, 0.0]), ("first", [0.0, 0.0])]);
+    let ones = write("ones", &[("both", [1.0, 1.0])]);
+    let fisher_a = write("fa", &[("both", [1.0, 0.5]), ("first", [4.0, 2.0])]);
+    let fisher_b = write("fb", &[("both", [3.0, 0.25])]);
+    for backend in support::backends() {
+        let out = folder.path().join("gradient.safetensors");
+        let options = EwcOptions {
+            model: model.clone(),
+            anchors: vec![
+                Anchor { path: zeros.clone(), fishers: vec![fisher_a.clone()] },
+                Anchor { path: ones.clone(), fishers: vec![fisher_b.clone()] },
+            ],
+            gradient: Some(out.clone()),
+            overwrite: true,
+            ..options("f32", 2.0)
+        };
+        let report = run(&options, &backend).expect("sound");
+        // ½ · 2 · (1·4 + 0.5·9 + 4·1 + 2·1) and ½ · 2 · (3·1 + 0.25·4): all exact in f32.
+        let parts: Vec<f64> = report.terms.iter().map(|term| term.penalty).collect();
+        assert_eq!((parts, report.penalty), (vec![14.5, 4.0], 18.5));
+        assert_eq!((report.elements, report.free), (4, vec!["free".to_owned()]));
+        let want = [("both", vec![2.0 * (2.0 + 3.0), 2.0 * (1.5 + 0.5)]), ("first", vec![8.0, -4.0])];
+        assert_eq!(tensors(&out), want.map(|(name, values)| (name.to_owned(), values)));
+        // Which of the two would it decay?
+        let refused = run(&EwcOptions { gamma: Some(0.9), ..options }, &backend).expect_err("unclear");
+        assert!(refused.to_string().contains("no anchor has two"), "{refused}");
+    }
+}
+
 #[test]
 fn what_cannot_be_is_refused_and_nothing_is_written() {
     let folder = tempfile::tempdir().expect("a temporary folder");

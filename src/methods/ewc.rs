@@ -2,9 +2,10 @@
 //!
 //!   penalty = ½ λ Σ F (θ − θ*)²,   gradient = λ F (θ − θ*)
 //!
-//! Several anchors add up. *Online*: several Fishers at one anchor, the oldest first, count as F ← F_new + γ F_old, with γ
-//! applied once to each older one and not to the newest. As the penalty is linear in F, each Fisher is a term of its own with
-//! λ γ^(newer ones); nothing is combined in f32 first.
+//! Several anchors add up, and none of them decays another: each keeps its own Fisher whole. *Online*: several Fishers at one anchor, the
+//! oldest first, count as F ← F_new + γ F_old, with γ applied once at each step to all that came before and never to the newest. As the
+//! penalty is linear in F, each Fisher is a term of its own with λ γ^(newer ones at its anchor); nothing is combined in f32 first.
+//! γ where no anchor has two Fishers would change nothing, and is refused.
 //!
 //! A tensor without Fisher is free: it adds nothing and has no gradient, which is how new heads stay trainable. Tensors that
 //! the model has not are refused.
@@ -50,7 +51,7 @@ pub struct EwcOptions {
     pub anchors: Vec<Anchor>,
     /// λ, at least 0.
     pub lambda: f64,
-    /// γ, at least 0; needed where an anchor has several Fishers.
+    /// γ, at least 0: needed where an anchor has several Fishers, refused where none has.
     pub gamma: Option<f64>,
     /// What to do with Fishers that are NaN, infinite or negative.
     pub non_finite: NonFinite,
@@ -183,7 +184,7 @@ pub fn plan(options: &EwcOptions, backend: &Backend) -> Result<EwcPlan> {
 /// Evaluates the penalty and, if asked, writes its gradient.
 ///
 /// # Errors
-/// [`Error::Argument`] for λ or γ below 0, or decayed Fishers without γ; [`Error::Mismatch`] for files that do not fit the
+/// [`Error::Argument`] for λ or γ below 0, decayed Fishers without γ, or γ without any to decay; [`Error::Mismatch`] for files that do not fit the
 /// model; [`Error::Tensor`] for values that are no numbers, Fishers below 0, or a gradient beyond f32; and all that files and devices do.
 pub fn ewc(
     options: &EwcOptions,
@@ -334,6 +335,12 @@ fn check_options(options: &EwcOptions) -> Result<()> {
     }
     if let Some(gamma) = options.gamma.filter(|gamma| !(gamma.is_finite() && *gamma >= 0.0)) {
         return refuse(format!("gamma is {gamma}, expected a finite number of at least 0"));
+    }
+    if options.gamma.is_some() && options.anchors.iter().all(|anchor| anchor.fishers.len() < 2) {
+        return refuse(
+            "gamma decays older Fishers at one anchor, and no anchor has two; leave it out (several anchors add up as they are)"
+                .into(),
+        );
     }
     if options.anchors.is_empty() {
         return refuse(

@@ -185,6 +185,10 @@ const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 64.0;
 const TOP: f64 = 14.0;
 
+/// Letters that fit along an axis.
+const X_LETTERS: usize = 76;
+const Y_LETTERS: usize = 40;
+
 impl Axes {
     fn at(&self, x: f64, y: f64) -> (f64, f64) {
         let part = |v: f64, (low, high): (f64, f64)| if high > low { (v - low) / (high - low) } else { 0.5 };
@@ -228,9 +232,9 @@ impl Axes {
             svg,
             "<text class='label' text-anchor='middle' x='{middle}' y='{foot}'>{}</text>\
              <text class='label' text-anchor='middle' transform='translate(14,{}) rotate(-90)'>{}</text></svg>",
-            escape(&self.x_label),
+            escape(&shortened(&self.x_label, X_LETTERS)),
             TOP + HEIGHT / 2.0,
-            escape(&self.y_label)
+            escape(&shortened(&self.y_label, Y_LETTERS))
         );
         svg
     }

@@ -38,9 +38,8 @@ impl Similarity {
         };
         match distance(&options, &Backend::Host, progress, interrupt) {
             Ok(report) => {
-                let titles = fishers.iter().map(|fisher| fisher.title.clone()).collect();
                 let cosines = |row: Vec<f64>| row.into_iter().map(|distance| 1.0 - distance).collect();
-                Ok(Some(Self::Matrix(titles, report.matrix.into_iter().map(cosines).collect())))
+                Ok(Some(Self::Matrix(report.names, report.matrix.into_iter().map(cosines).collect())))
             }
             Err(error @ Error::Mismatch { .. }) => Ok(Some(Self::None(error.to_string()))),
             Err(error) => Err(error),
@@ -58,14 +57,14 @@ impl Similarity {
     pub(super) fn section(&self) -> String {
         let content = match self {
             Self::None(reason) => format!("<p>The Fishers are not compared: {}</p>", escape(reason)),
-            Self::Matrix(titles, cells) => {
+            Self::Matrix(names, cells) => {
                 let map = Heatmap {
-                    rows: titles.clone(),
-                    columns: titles.clone(),
+                    rows: names.clone(),
+                    columns: names.clone(),
                     cells: cells.iter().map(|row| row.iter().copied().map(Some).collect()).collect(),
                     log: false,
                     digits: 3,
-                    title: format!("similarity of {} Fishers", titles.len()),
+                    title: format!("similarity of {} Fishers", names.len()),
                 };
                 let caption = "The cosine between every two Fishers over all parameters: 1 where they differ by a factor at most, 0 where no \
                                parameter matters to both.";
