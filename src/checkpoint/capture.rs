@@ -279,6 +279,12 @@ impl Capture {
         }
     }
 
+    /// Whether there is a `logit_grad`.
+    #[must_use]
+    pub fn has_logit_grad(&self) -> bool {
+        self.checkpoint.get(LOGIT_GRAD).is_some()
+    }
+
     /// ‖∂ℓ_n/∂z_n‖² for every sample, in f64, of the loss as it was captured.
     ///
     /// # Errors
@@ -449,6 +455,16 @@ pub fn same_network(captures: &[Capture]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether two files hold one layer's uses in the same types and, samples apart, shapes.
+pub(crate) fn same_shapes(a: &CaptureLayer, b: &CaptureLayer) -> bool {
+    let alike = |a: &TensorInfo, b: &TensorInfo| a.dtype == b.dtype && a.shape[1..] == b.shape[1..];
+    a.uses.len() == b.uses.len()
+        && a.uses
+            .iter()
+            .zip(&b.uses)
+            .all(|(a, b)| alike(&a.input, &b.input) && alike(&a.grad_output, &b.grad_output))
 }
 
 impl CaptureLayer {

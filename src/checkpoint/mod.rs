@@ -61,11 +61,11 @@ mod target;
 #[cfg(feature = "pytorch")]
 pub use accumulator::{Accumulator, Scale, momentum_bound};
 
-pub(crate) use capture::widen_bytes;
 pub use capture::{
     CAPTURE_FORMAT, Capture, CaptureLayer, Labels, LayerKind, LayerUse, LossReduction, Window, is_capture,
     positions, same_network,
 };
+pub(crate) use capture::{same_shapes, widen_bytes};
 pub use header::{MAX_AXES, MAX_HEADER_BYTES, MAX_TENSORS};
 pub use layout::{OutputFile, OutputLayout, OutputTensor};
 #[cfg(feature = "pytorch")]

@@ -43,6 +43,7 @@ kernels! {
     likelihood::Draw,
     likelihood::Softmax,
     likelihood::Gaussian,
+    fisher::Gram,
     select::Histogram,
     select::Narrow,
     select::Count,

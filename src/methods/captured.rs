@@ -7,7 +7,9 @@
 use std::ops::Range;
 
 use crate::backend::Backend;
-use crate::checkpoint::{Capture, CaptureLayer, LayerKind, TensorInfo, Window, positions, widen_bytes};
+use crate::checkpoint::{
+    Capture, CaptureLayer, LayerKind, TensorInfo, Window, positions, same_shapes, widen_bytes,
+};
 use crate::error::{Error, Result};
 use crate::kernels::fisher::{
     EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, Epilogue, Listed, NormLayout, NormSq,
@@ -83,6 +85,12 @@ pub(crate) fn has_several_sizes(layer: &CaptureLayer) -> bool {
     by_channels(layer) && layer.uses.iter().any(|one| one.input.shape != layer.uses[0].input.shape)
 }
 
+/// Whether two files' data of one layer may lie in one buffer.
+pub(crate) fn joinable(a: InFile<'_>, b: InFile<'_>) -> bool {
+    // Batch norm's statistics are each file's own.
+    a.layer.running.is_none() && same_shapes(a.layer, b.layer)
+}
+
 impl<'a> Batch<'a> {
     /// Reads one layer of files that are [`joinable`]. With `scale`, one factor a sample, gradients are multiplied by it and f32.
     pub(crate) fn load(backend: &Backend, files: &[InFile<'a>], scale: &[f64]) -> Result<Self> {
@@ -127,6 +135,32 @@ impl<'a> Batch<'a> {
 
     pub(crate) fn samples(&self) -> u64 {
         self.samples
+    }
+
+    /// Positions of a sample, over all its uses.
+    pub(crate) fn positions(&self) -> u64 {
+        self.positions * self.parts
+    }
+
+    /// The gradients at the layer's output.
+    pub(crate) fn gradient(&self) -> &View {
+        &self.gradient
+    }
+
+    /// The layer's input, where it is numbers.
+    pub(crate) fn input(&self) -> Option<&View> {
+        match &self.input {
+            Input::Floats(view) => Some(view),
+            Input::Ids(_) => None,
+        }
+    }
+
+    /// An embedding's ids.
+    pub(crate) fn ids(&self) -> Option<&[u32]> {
+        match &self.input {
+            Input::Floats(_) => None,
+            Input::Ids(ids) => Some(ids),
+        }
     }
 
     /// The power of two that brings the largest gradient near 1, so that squares neither vanish nor overflow; at most 2^±60, whose

@@ -7,11 +7,13 @@ mod globs;
 mod histogram;
 pub mod mask;
 pub mod merge;
+pub mod per_sample;
 pub mod prune;
 pub mod select;
 mod source;
 #[cfg(feature = "pytorch")]
 pub mod squisher;
+pub mod step;
 pub mod task2vec;
 
 pub use globs::Globs;

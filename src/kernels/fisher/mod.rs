@@ -27,6 +27,7 @@
 mod cases;
 mod conv_sq;
 mod embedding_sq;
+mod gram;
 mod linear_sq;
 mod linear_sq_shared;
 mod norm_sq;
@@ -39,6 +40,7 @@ pub use conv_sq::{ConvSq, ConvSqArgs, ConvSqParams, ConvSqSlices};
 pub use embedding_sq::{
     EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, EmbeddingSqSlices, Listed,
 };
+pub use gram::{Gram, GramArgs, GramParams, GramSlices};
 pub use linear_sq::{LinearSq, LinearSqArgs, LinearSqParams, LinearSqSlices};
 pub use linear_sq_shared::{LinearSqShared, LinearSqSharedArgs, LinearSqSharedParams, LinearSqSharedSlices};
 pub use norm_sq::{NormLayout, NormSq, NormSqArgs, NormSqParams, NormSqSlices};

@@ -16,4 +16,5 @@ pub(crate) mod merge;
 pub(crate) mod prune;
 pub(crate) mod report;
 pub(crate) mod reset;
+pub(crate) mod step;
 pub(crate) mod verify;

@@ -1,0 +1,156 @@
+//! `squisher step CAPTURE… --kind ef|ief --damping L -o OUT`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+use squisher::checkpoint::{Capture, CaptureLayer};
+use squisher::error::printable;
+use squisher::methods::step::{self as methods, StepKind, StepOptions, StepReport};
+use squisher::shape::shape_text;
+
+use crate::args::Global;
+use crate::table::{Column, Table, count, counted, size};
+use crate::{output, progress, signals};
+
+const EXAMPLES: &str = "\
+Examples:
+  squisher step capture-*.safetensors --kind ief --damping 1e-3 -o step.safetensors
+  squisher step capture-*.safetensors --kind ef --damping 1e-3 -o step.safetensors --gram gram.safetensors
+The step is to be subtracted from the parameters, times a learning rate. The improved empirical Fisher needs logit_grad
+in the captures: see examples/pytorch/README.md.";
+
+/// Compute a natural-gradient step Δ = Jᵀ (K + λI)⁻¹ s from captured activations and gradients
+///
+/// J are the per-sample gradients, K = J Jᵀ their Gram matrix. The empirical Fisher (ef) has s = 1, the improved one (ief) s_n = ‖∂ℓ_n/∂z_n‖²,
+/// z being the logits. Nothing of the size of J is ever in memory; K has 8·N² bytes for N samples.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Step {
+    /// Capture files, one a batch
+    #[arg(required = true, value_name = "CAPTURE")]
+    captures: Vec<PathBuf>,
+
+    /// The step to write, under the parameters' names
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+
+    /// ef (empirical Fisher) or ief (improved)
+    #[arg(long)]
+    kind: StepKind,
+
+    /// λ, in units of a squared gradient norm
+    #[arg(long, value_name = "L", allow_negative_numbers = true)]
+    damping: f64,
+
+    /// Also write the Gram matrix: one tensor "gram" [N, N], samples in the order of the files
+    #[arg(long, value_name = "FILE")]
+    gram: Option<PathBuf>,
+}
+
+impl Step {
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let options = StepOptions {
+            kind: self.kind,
+            damping: self.damping,
+            gram: self.gram.clone(),
+            budget: global.memory.budget(),
+            overwrite: global.overwrite,
+        };
+        if global.dry_run {
+            let captures = self.captures.iter().map(Capture::open).collect::<Result<Vec<_>, _>>()?;
+            let samples = methods::check(&captures, &options)?;
+            return output::report(global, "step", &Planned::new(&captures, samples));
+        }
+        let backend = global.device.open()?;
+        let interrupt = signals::listen()?;
+        let reporter = progress::reporter(global, "step");
+        let report =
+            methods::step(&backend, &self.captures, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        drop(reporter);
+        output::report(global, "step", &Done(report))
+    }
+}
+
+/// What was done.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Done(StepReport);
+
+/// What would be done.
+#[derive(Serialize)]
+struct Planned {
+    dry_run: bool,
+    samples: u64,
+    batches: usize,
+    tensors: Vec<(String, Vec<u64>)>,
+    bytes_to_read: u64,
+    gram_bytes: u64,
+}
+
+impl Planned {
+    fn new(captures: &[Capture], samples: u64) -> Self {
+        let layers = captures.iter().take(1).flat_map(Capture::layers);
+        Self {
+            dry_run: true,
+            samples,
+            batches: captures.len(),
+            tensors: layers.flat_map(CaptureLayer::parameters).collect(),
+            bytes_to_read: captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum(),
+            gram_bytes: samples.saturating_mul(samples).saturating_mul(8),
+        }
+    }
+}
+
+fn table(tensors: &[(String, Vec<u64>)]) -> Table {
+    let mut table = Table::new(&[Column::Left("TENSOR"), Column::Left("SHAPE")]);
+    tensors.iter().for_each(|(name, shape)| table.row([printable(name), shape_text(shape)]));
+    table
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = &self.0;
+        let (samples, batches) = (counted(report.samples, "sample"), counted(report.batches as u64, "file"));
+        writeln!(f, "{}", table(&report.tensors))?;
+        writeln!(
+            f,
+            "{} step of {samples} in {batches}, damping {:e}, on {}",
+            report.kind, report.damping, report.adapter
+        )?;
+        let mut norms = report.gradient_norms.clone();
+        norms.sort_by(f64::total_cmp);
+        if let (Some(least), Some(most)) = (norms.first(), norms.last()) {
+            let median = norms[norms.len() / 2];
+            writeln!(
+                f,
+                "gradient norms of samples: {least:.3e} least, {median:.3e} median, {most:.3e} most"
+            )?;
+        }
+        writeln!(
+            f,
+            "norm of the step {:.3e}, slope of the loss along it {:.3e}",
+            report.step_norm, report.slope
+        )?;
+        let (elements, bytes) = (count(report.elements), size(report.bytes_written));
+        write!(f, "wrote {elements} elements, {bytes} to {}", report.output.display())?;
+        match &report.gram {
+            Some(gram) => write!(f, " and {}", gram.display()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (samples, bytes) = (counted(self.samples, "sample"), size(self.bytes_to_read));
+        write!(
+            f,
+            "{}\nwould read {samples}, {bytes} from {} files; their Gram matrix has {}",
+            table(&self.tensors),
+            self.batches,
+            size(self.gram_bytes)
+        )
+    }
+}
