@@ -1,4 +1,5 @@
-//! What a merge and a selection hold in memory, as the system counts it: the budgets bound it, whatever the models' size.
+//! What jobs hold in memory, as the system counts it: a merge and a selection their budgets, whatever the models' size; a Fisher a
+//! layer's captures and result.
 
 #![cfg(target_os = "linux")]
 
@@ -31,17 +32,22 @@ fn checkpoint(folder: &Path, name: &str, dtype: &str, pattern: &[u8]) -> PathBuf
         r#"{{"a":{{"dtype":"{dtype}","shape":[{LARGE}],"data_offsets":[0,{large}]}},"b":{{"dtype":"{dtype}","shape":[{SMALL}],"data_offsets":[{large},{}]}}}}"#,
         large + small
     );
-    let mut file = BufWriter::new(File::create(&path).expect("it can be made"));
+    write(&path, &header, large + small, pattern);
+    path
+}
+
+/// Writes a header and `bytes` of data that repeat a pattern.
+fn write(path: &Path, header: &str, bytes: u64, pattern: &[u8]) {
+    let mut file = BufWriter::new(File::create(path).expect("it can be made"));
     file.write_all(&(header.len() as u64).to_le_bytes()).expect("there is room");
     file.write_all(header.as_bytes()).expect("there is room");
-    let mut rest = usize::try_from(large + small).expect("below a gigabyte");
+    let mut rest = usize::try_from(bytes).expect("below a gigabyte");
     while rest > 0 {
         let piece = rest.min(pattern.len());
         file.write_all(&pattern[..piece]).expect("there is room");
         rest -= piece;
     }
     file.flush().expect("there is room");
-    path
 }
 
 /// A pattern of a prime number of values between 1/2 and 1, in f32 or its upper half.
@@ -172,4 +178,34 @@ fn a_selection_holds_its_budget_and_not_the_file() {
         }
     }
     assert_eq!(wrong, None, "an element is kept that should not be, or the other way round");
+}
+
+/// Samples, positions, and inputs as well as outputs of a linear layer whose per-sample gradients would have 256 MiB.
+const LAYER: [u64; 3] = [64, 128, 1024];
+
+/// A layer's tiles, the program, a piece of a file on its way: what a Fisher may hold beside captures and result.
+const BESIDE: u64 = 64 << 20;
+
+#[test]
+fn a_fisher_holds_a_layer_s_captures_and_result_and_little_more() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let [samples, positions, width] = LAYER;
+    let bytes = 2 * samples * positions * width;
+    let shape = format!("[{samples},{positions},{width}]");
+    let layers = r#"{\"fc\": {\"kind\": \"linear\", \"bias\": false}}"#;
+    let metadata = format!(r#"{{"format":"squisher-capture-1","layers":"{layers}"}}"#);
+    let tensor = |name: &str, at: u64| {
+        format!(r#""fc.{name}":{{"dtype":"BF16","shape":{shape},"data_offsets":[{at},{}]}}"#, at + bytes)
+    };
+    let tensors = [tensor("grad_output", 0), tensor("input", bytes)].join(",");
+    let capture = folder.path().join("capture.safetensors");
+    write(&capture, &format!(r#"{{"__metadata__":{metadata},{tensors}}}"#), 2 * bytes, &pattern(1, 2));
+    let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
+    command.args(["fisher", "--backend", "host", "-q", "-o"]).arg(folder.path().join("fisher")).arg(&capture);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it can be started");
+    let peak = peak_of(child);
+    let needed = 2 * bytes + 4 * width * width;
+    println!("peak {} MiB, captures and result {} MiB", peak >> 20, needed >> 20);
+    assert!(peak > 2 * bytes, "no peak was seen");
+    assert!(peak <= needed + BESIDE, "{} MiB, {} and {} allowed", peak >> 20, needed >> 20, BESIDE >> 20);
 }

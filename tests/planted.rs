@@ -215,6 +215,23 @@ fn errors_in_selection_are_seen() {
 
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn gradients_squared_or_stored_in_another_s_place_are_seen() {
+    let (from, to) = ("select(p, p * p, SQUARED)", "p * p");
+    shader_is_refused::<fisher::LinearSqShared>("Register, mode: Gradients, input: BF16", from, to, "out[");
+    shader_is_refused::<fisher::ConvSq>("Direct, mode: Each, input: BF16", from, to, "out[");
+    let (from, to) = ("select(whole, whole * whole, SQUARED)", "whole * whole");
+    shader_is_refused::<fisher::SumSq>("mode: Gradients, lanes: 1, ", from, to, "out[");
+    let (from, to) = ("select(g, g * g, SQUARED)", "g * g");
+    shader_is_refused::<fisher::NormSq>("mode: Each, input: F16", from, to, "out[");
+    let (from, to) = ("begin * params.channels + channel", "channel");
+    shader_is_refused::<fisher::NormSq>("mode: Each, input: F16", from, to, "out[");
+    let about = "Direct, mode: Each, input: F32, grad_output: F32, overwrite: false";
+    let (from, to) = ("(params.first + result) * params.output_count", "result * params.output_count");
+    shader_is_refused::<fisher::LinearSqShared>(about, from, to, "out[");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn errors_in_distances_between_tasks_are_seen() {
     shader_is_refused::<task2vec::RowMean>("bf16", "b.sum * scale.y", "b.sum", "records[");
     // The exponent of a square counted once.
@@ -247,6 +264,15 @@ fn errors_in_squared_gradients_are_seen() {
     shader_is_refused::<fisher::NormSq>("Last", "(x - stats[2u * stat])", "x", "out[");
     let (from, to) = ("i32(w * params.stride_w) - i32(params.padding_w)", "i32(w * params.stride_w)");
     shader_is_refused::<fisher::ConvSq>("input: BF16, grad_output: F16", from, to, "out[");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn inner_products_of_other_elements_or_rows_are_seen() {
+    let about = "Direct, x: F32, y: F32, overwrite: false } m,n,p=(19";
+    shader_is_refused::<fisher::Gram>(about, "params.first + t", "t", "out[");
+    shader_is_refused::<fisher::Gram>(about, "params.first_column + column", "column", "out[");
+    shader_is_refused::<fisher::Gram>(about, "out[index] += sum", "out[index] = sum", "out[");
 }
 
 /// What the oracle says of the EMA's host execution in its place.

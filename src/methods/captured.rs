@@ -421,6 +421,22 @@ pub(crate) fn small(size: u64) -> Result<u32> {
     })
 }
 
+/// Downloads an f32 view piece by piece: `each` gets the index of a piece's first element, and its elements.
+pub(crate) fn in_pieces(
+    backend: &Backend,
+    view: &View,
+    mut each: impl FnMut(u64, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let step = (PIECE / 4) as u64;
+    for first in (0..view.len().div_ceil(step)).map(|piece| piece * step) {
+        let len = step.min(view.len() - first);
+        let piece = View::new(view.memory().clone(), view.offset() + 4 * first, len, Element::F32)?;
+        let mut values: Vec<f32> = backend.download(&piece)?;
+        each(first, &mut values)?;
+    }
+    Ok(())
+}
+
 /// What becomes one view: inputs or gradients of files, samples and uses, in this order.
 struct Stream<'a> {
     files: &'a [InFile<'a>],

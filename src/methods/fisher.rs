@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::memory::View;
-use crate::methods::captured::{Batch, InFile, Sides, has_several_sizes, small};
+use crate::methods::captured::{Batch, InFile, Sides, has_several_sizes, in_pieces, small};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
@@ -192,10 +192,7 @@ pub fn fisher(
     let bytes_read = captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum();
     progress.begin(bytes_read);
     for at in 0..captures[0].layers().len() {
-        for (name, values) in job.layer(at, progress, interrupt)? {
-            let slot = output.position(&name).expect("the layout has every tensor of every layer");
-            output.write(slot, 0, bytemuck::cast_slice(&values))?;
-        }
+        job.layer(at, &output, progress, interrupt)?;
     }
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
     let report = FisherReport {
@@ -317,18 +314,19 @@ impl<'a> Job<'a> {
         entries.into_iter().filter_map(|(key, value)| Some((format!("squisher.{key}"), value?))).collect()
     }
 
-    /// The results of one layer, read, computed batch by batch, and checked.
+    /// One layer: read and computed batch by batch, then checked and written.
     fn layer(
         &self,
         at: usize,
+        output: &Output,
         progress: &dyn Progress,
         interrupt: &Interrupt,
-    ) -> Result<Vec<(String, Vec<f32>)>> {
-        let first = &self.captures[0].layers()[at];
-        let len = |shape: &[u64]| elements(shape).unwrap_or(u64::MAX);
-        let weight = self.backend.alloc(len(&first.weight), DType::F32)?;
-        let bias =
-            if first.bias { Some(self.backend.alloc(len(&first.bias_shape), DType::F32)?) } else { None };
+    ) -> Result<()> {
+        let parameters = self.captures[0].layers()[at].parameters();
+        let views = parameters
+            .iter()
+            .map(|(_, shape)| self.backend.alloc(elements(shape).unwrap_or(u64::MAX), DType::F32));
+        let views = views.collect::<Result<Vec<_>>>()?;
         for (step, capture) in self.captures.iter().enumerate() {
             interrupt.check()?;
             let layer = &capture.layers()[at];
@@ -337,21 +335,24 @@ impl<'a> Job<'a> {
             if has_several_sizes(layer) {
                 let parts = several_sizes::by_size(layer);
                 let sizes = parts.iter().map(load).collect::<Result<Vec<_>>>()?;
-                self.add_sizes(&sizes, step, &weight, bias.as_ref())?;
+                self.add_sizes(&sizes, step, &views[0], views.get(1))?;
             } else {
-                self.add(&load(layer)?, step, &weight, bias.as_ref())?;
+                self.add(&load(layer)?, step, &views[0], views.get(1))?;
             }
             progress.advance(layer.bytes());
         }
-        let mut results = vec![(format!("{}.weight", first.name), self.finish(&weight)?)];
-        if let Some(bias) = &bias {
-            results.push((format!("{}.bias", first.name), self.finish(bias)?));
+        for ((name, _), view) in parameters.iter().zip(&views) {
+            let slot = output.position(name).expect("the layout has every tensor of every layer");
+            in_pieces(self.backend, view, |first, values| {
+                self.finish(first, values)?;
+                output.write(slot, 4 * first, bytemuck::cast_slice(values))
+            })?;
         }
-        Ok(results)
+        Ok(())
     }
 
-    fn finish(&self, view: &View) -> Result<Vec<f32>> {
-        let mut values: Vec<f32> = self.backend.download(view)?;
+    /// What is left to do with results, of which `values` are those from `first` on.
+    fn finish(&self, first: u64, values: &mut [f32]) -> Result<()> {
         if self.options.kind == Kind::Joint {
             #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
             values.iter_mut().for_each(|value| *value = (f64::from(*value) * f64::from(*value)) as f32);
@@ -363,8 +364,9 @@ impl<'a> Job<'a> {
             values.iter_mut().for_each(|value| *value = (f64::from(*value) / samples) as f32);
         }
         match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(values),
+            None => Ok(()),
             Some(index) => {
+                let index = first + index as u64;
                 let problem = format!(
                     "the sum of squares leaves f32 at flat index {index}; scale the loss down when capturing"
                 );

@@ -40,7 +40,7 @@ use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{EmbeddingIndex, Epilogue, Form, Gram, GramArgs, GramParams, Listed, Mode};
 use crate::memory::{Element, View};
-use crate::methods::captured::{Batch, InFile, Sides, WeightRows, joinable, small};
+use crate::methods::captured::{Batch, InFile, Sides, WeightRows, in_pieces, joinable, small};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
@@ -139,7 +139,8 @@ impl<'a> PerSample<'a> {
                 gram[n * samples + m] = gram[m * samples + n];
             }
         }
-        finite(gram, "inner products leave f32's range")
+        finite(&gram, "inner products leave f32's range")?;
+        Ok(gram)
     }
 
     /// ‖g_n‖ of every sample: the roots of K's diagonal, without the rest of it.
@@ -149,8 +150,10 @@ impl<'a> PerSample<'a> {
     pub fn norms(&self, progress: &dyn Progress, interrupt: &Interrupt) -> Result<Vec<f64>> {
         let mut sum = NormSum { squares: vec![0.0; self.samples()] };
         self.walk(&mut sum, progress, interrupt)?;
-        let norms = sum.squares.iter().zip(&self.unit).map(|(square, unit)| unit * square.sqrt()).collect();
-        finite(norms, "squared norms leave f32's range")
+        let norms: Vec<f64> =
+            sum.squares.iter().zip(&self.unit).map(|(square, unit)| unit * square.sqrt()).collect();
+        finite(&norms, "squared norms leave f32's range")?;
+        Ok(norms)
     }
 
     /// J Δ: ⟨g_n, Δ⟩ of every sample. `direction` holds Δ under the parameters' names (other tensors are not looked at).
@@ -167,11 +170,14 @@ impl<'a> PerSample<'a> {
         self.check_direction(direction)?;
         let mut sum = DirectionSum { direction, products: vec![0.0; self.samples()] };
         self.walk(&mut sum, progress, interrupt)?;
-        let products = sum.products.iter().zip(&self.unit).map(|(product, unit)| unit * product).collect();
-        finite(products, "products with the direction leave f32's range")
+        let products: Vec<f64> =
+            sum.products.iter().zip(&self.unit).map(|(product, unit)| unit * product).collect();
+        finite(&products, "products with the direction leave f32's range")?;
+        Ok(products)
     }
 
-    /// Jᵀ x = Σ_n x_n g_n, x of either sign: calls `write` with the name and the values of each parameter, layer by layer.
+    /// Jᵀ x = Σ_n x_n g_n, x of either sign: calls `write` with a parameter's name, a flat index and the values from there on, piece by
+    /// piece, layer by layer.
     ///
     /// # Errors
     /// As [`PerSample::norms`], what `write` refuses, and [`Error::Shape`] where x has not one number a sample.
@@ -180,7 +186,7 @@ impl<'a> PerSample<'a> {
         x: &[f64],
         progress: &dyn Progress,
         interrupt: &Interrupt,
-        mut write: impl FnMut(&str, &[f32]) -> Result<()>,
+        mut write: impl FnMut(&str, u64, &[f32]) -> Result<()>,
     ) -> Result<()> {
         if x.len() != self.samples() {
             return Err(Error::shape(OP, "x", format!("{} numbers", self.samples()), x.len().to_string()));
@@ -191,9 +197,7 @@ impl<'a> PerSample<'a> {
         let x: Vec<f64> = x.iter().map(|x| x * scale).collect();
         progress.begin(self.bytes());
         for at in 0..self.captures[0].layers().len() {
-            for (name, values) in self.sum_of_layer(at, &x, scale, progress, interrupt)? {
-                write(&name, &values)?;
-            }
+            self.sum_of_layer(at, (&x, scale), &mut write, progress, interrupt)?;
         }
         Ok(())
     }
@@ -201,11 +205,11 @@ impl<'a> PerSample<'a> {
     fn sum_of_layer(
         &self,
         at: usize,
-        x: &[f64],
-        scale: f64,
+        (x, scale): (&[f64], f64),
+        write: &mut impl FnMut(&str, u64, &[f32]) -> Result<()>,
         progress: &dyn Progress,
         interrupt: &Interrupt,
-    ) -> Result<Vec<(String, Vec<f32>)>> {
+    ) -> Result<()> {
         let parameters = self.captures[0].layers()[at].parameters();
         let outs = parameters
             .iter()
@@ -237,15 +241,17 @@ impl<'a> PerSample<'a> {
             self.backend.run(&recording)?;
             progress.advance(layer.bytes());
         }
-        let finish = |((name, _), out): ((String, Vec<u64>), &View)| {
-            let mut values: Vec<f32> = self.backend.download(out)?;
-            let undo = 1.0 / (common * scale);
-            #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
-            values.iter_mut().for_each(|value| *value = (f64::from(*value) * undo) as f32);
-            let problem = format!("the sum for {} leaves f32's range", printable(&name));
-            Ok((name, finite(values, &problem)?))
-        };
-        parameters.into_iter().zip(&outs).map(finish).collect()
+        let undo = 1.0 / (common * scale);
+        for ((name, _), out) in parameters.iter().zip(&outs) {
+            let problem = format!("the sum for {} leaves f32's range", printable(name));
+            in_pieces(self.backend, out, |first, values| {
+                #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+                values.iter_mut().for_each(|value| *value = (f64::from(*value) * undo) as f32);
+                finite(values, &problem)?;
+                write(name, first, values)
+            })?;
+        }
+        Ok(())
     }
 
     fn bytes(&self) -> u64 {
@@ -604,9 +610,9 @@ fn narrow(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&value| value as f32).collect()
 }
 
-fn finite<T: Copy + Into<f64>>(values: Vec<T>, problem: &str) -> Result<Vec<T>> {
+fn finite<T: Copy + Into<f64>>(values: &[T], problem: &str) -> Result<()> {
     match values.iter().position(|&value| !value.into().is_finite()) {
-        None => Ok(values),
+        None => Ok(()),
         Some(at) => {
             let problem =
                 format!("{problem} at flat index {at}; scale the loss by a power of two when capturing");

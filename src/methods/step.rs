@@ -164,7 +164,7 @@ pub fn step(
     let mut x = target.clone();
     solve(&mut gram, options.damping, &mut x)?;
     drop(gram);
-    job.weighted_sum(&x, progress, interrupt, |name, values| step.write(name, values))?;
+    job.weighted_sum(&x, progress, interrupt, |name, first, values| step.write(name, first, values))?;
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
 
     let inner = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -234,9 +234,9 @@ impl Written {
         Output::create(path, layout, options.overwrite, inputs).map(Self)
     }
 
-    fn write(&self, name: &str, values: &[f32]) -> Result<()> {
+    fn write(&self, name: &str, first: u64, values: &[f32]) -> Result<()> {
         let slot = self.0.position(name).expect("the layout has every parameter");
-        self.0.write(slot, 0, bytemuck::cast_slice(values))
+        self.0.write(slot, 4 * first, bytemuck::cast_slice(values))
     }
 }
 

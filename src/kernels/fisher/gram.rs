@@ -2,14 +2,12 @@
 
 use std::ops::Range;
 
-use faer::MatRef;
-
-use super::linear_sq_shared::Rows;
 use super::product::{Factors, Form, Scratch, Store, products};
+use super::registers::Left;
 use super::{Mode, cases};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, noise};
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
 use crate::kernels::shader;
 use crate::reference;
 use crate::shape::DType;
@@ -123,10 +121,10 @@ impl Kernel for Gram {
     }
 
     fn host(&self, p: &GramParams, args: GramSlices<'_>) {
-        let width = p.len as usize;
         let factors = Blocks {
-            x: Rows { values: args.x, width, scale: 1.0 },
-            y: Rows { values: args.y, width, scale: 1.0 },
+            x: args.x,
+            y: args.y,
+            len: p.len as usize,
             first_row: p.first_row as usize,
             first_column: p.first_column as usize,
             elements: p.first as usize..p.first as usize + p.count as usize,
@@ -144,27 +142,28 @@ impl Kernel for Gram {
     }
 }
 
-/// Elements of one of the host's products: they are what threads share where the result is small.
-const BLOCK: usize = 512;
+/// Elements of a block of the host's: where a result is small, its blocks are shared out to the cores.
+const BLOCK: usize = 128;
 
 struct Blocks<'a> {
-    x: Rows<'a>,
-    y: Rows<'a>,
+    x: Slice<'a>,
+    y: Slice<'a>,
+    len: usize,
     first_row: usize,
     first_column: usize,
     elements: Range<usize>,
 }
 
 impl Blocks<'_> {
-    fn elements(&self, block: usize, part: Range<usize>) -> Range<usize> {
-        let start = self.elements.start + block * BLOCK;
-        start + part.start..start + part.end
+    /// Where some elements of a block start in a row.
+    fn first(&self, block: usize, positions: &Range<usize>) -> usize {
+        self.elements.start + block * BLOCK + positions.start
     }
 }
 
 /// A block's elements are its positions.
 impl Factors for Blocks<'_> {
-    const TILE: (usize, usize) = (256, 512);
+    const TILE: (usize, usize) = (258, 512);
 
     fn squared(&self) -> bool {
         false
@@ -178,33 +177,52 @@ impl Factors for Blocks<'_> {
         1.0
     }
 
+    fn start(&self, rows: &Range<usize>, row: usize) -> usize {
+        (row - rows.start) * BLOCK
+    }
+
     fn left<'a>(
         &'a self,
         block: usize,
-        positions: Range<usize>,
-        rows: Range<usize>,
+        positions: &Range<usize>,
+        rows: &Range<usize>,
         scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
-        let rows = self.first_row + rows.start..self.first_row + rows.end;
-        self.x.get(rows, self.elements(block, positions), scratch)
+    ) -> Left<'a> {
+        let (first, run) = (self.first(block, positions), positions.len());
+        let out = scratch.take(rows.len() * BLOCK);
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(BLOCK)) {
+            let start = (self.first_row + row) * self.len + first;
+            widen_into(self.x.range(start, run), &mut out[..run]);
+        }
+        Left { values: out, run, pitch: 0, step: 1 }
     }
 
-    fn right<'a>(
-        &'a self,
+    fn right(
+        &self,
         block: usize,
-        positions: Range<usize>,
-        columns: Range<usize>,
-        scratch: &'a mut Scratch,
-    ) -> MatRef<'a, f32> {
-        let rows = self.first_column + columns.start..self.first_column + columns.end;
-        self.y.get(rows, self.elements(block, positions), scratch).transpose()
+        positions: &Range<usize>,
+        columns: &Range<usize>,
+        scratch: &mut Scratch,
+        (out, width): (&mut [f32], usize),
+    ) {
+        let first = self.first(block, positions);
+        if columns.len() < width {
+            out.fill(0.0);
+        }
+        let line = scratch.take(positions.len());
+        for (column, row) in columns.clone().enumerate() {
+            let start = (self.first_column + row) * self.len + first;
+            widen_into(self.y.range(start, line.len()), line);
+            out.iter_mut().skip(column).step_by(width).zip(&*line).for_each(|(out, &y)| *out = y);
+        }
     }
 }
 
 /// Rows of x, rows of y, their elements.
 type Shape = (usize, usize, usize);
 
-/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of host tiles (256 × 512) and blocks (512), of one and none.
+/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of the host's tiles (258 × 512) and blocks (128
+/// elements), of one and none.
 const SHAPES: [Shape; 13] = [
     (0, 3, 5),
     (3, 0, 5),
@@ -216,8 +234,8 @@ const SHAPES: [Shape; 13] = [
     (9, 65, 33),
     (65, 63, 5),
     (129, 257, 3),
-    (257, 513, 2),
-    (5, 3, 513),
+    (259, 513, 2),
+    (5, 3, 129),
     (3, 5, 5000),
 ];
 
