@@ -98,6 +98,8 @@ pub(super) fn want(
     };
     let (gradients, magnitudes) = (scaled(gradients), scaled(magnitudes));
     let sums = sums(mode, weight, &gradients, old.len());
+    // A weighted sum may take positions and squares in any order.
+    let terms = if mode == Mode::Squares { terms } else { terms * weight.len() };
     let depth = terms as f64 + 2.0;
     let element = |p: usize| {
         let mut error = 0.0;

@@ -141,6 +141,11 @@ impl Kernel for LinearSqShared {
         let squares = p.first as usize..p.first as usize + p.count as usize;
         let written = super::written(self.mode, &squares, (p.first_output, p.output_count), columns);
         let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
+        if self.mode == Mode::Gradients {
+            let joined = Joined::new(factors, &squares);
+            let blocks = joined.rows.len().div_ceil(BLOCK);
+            return products(&joined, (rows, columns), 0..blocks, &mut args.out.cast()[written], store);
+        }
         super::for_results(self.mode, squares, &mut args.out.cast()[written], |squares, out| {
             products(&factors, (rows, columns), squares, out, store);
         });
@@ -262,6 +267,94 @@ impl Factors for Shared<'_> {
     }
 }
 
+/// Positions of a block of a weighted sum: where a result is small, its blocks are shared out to the cores.
+const BLOCK: usize = 128;
+
+/// All squares of a weighted sum of gradients as one product, each position of b times its square's weight. In blocks of positions, whichever square they
+/// are of, so that squares of one position cost no more than their multiplications.
+struct Joined<'a> {
+    factors: Shared<'a>,
+    /// Positions of the step, counted over all samples.
+    rows: Range<usize>,
+}
+
+impl<'a> Joined<'a> {
+    fn new(factors: Shared<'a>, squares: &Range<usize>) -> Self {
+        let first = |square: usize| factors.samples.min(square * factors.fold) * factors.positions;
+        let rows = first(squares.start)..first(squares.end);
+        Self { factors, rows }
+    }
+
+    /// Some positions of a block, counted over all samples.
+    fn rows(&self, block: usize, positions: &Range<usize>) -> Range<usize> {
+        let first = self.rows.start + block * BLOCK;
+        first + positions.start..first + positions.end
+    }
+
+    fn weight(&self, row: usize) -> f32 {
+        self.factors.weight[row / (self.factors.fold * self.factors.positions)]
+    }
+}
+
+impl Factors for Joined<'_> {
+    const TILE: (usize, usize) = (258, 512);
+
+    fn squared(&self) -> bool {
+        false
+    }
+
+    fn positions(&self, block: usize) -> usize {
+        BLOCK.min(self.rows.len() - block * BLOCK)
+    }
+
+    fn weight(&self, _: usize) -> f32 {
+        1.0
+    }
+
+    fn start(&self, rows: &Range<usize>, row: usize) -> usize {
+        row - rows.start
+    }
+
+    fn left<'a>(
+        &'a self,
+        block: usize,
+        positions: &Range<usize>,
+        rows: &Range<usize>,
+        scratch: &'a mut Scratch,
+    ) -> Left<'a> {
+        let step = rows.len();
+        let out = scratch.take(positions.len() * step);
+        let outputs = self.factors.first_output + rows.start..self.factors.first_output + rows.end;
+        let all = self.rows(block, positions);
+        self.factors.grad_output.copy(all.clone(), outputs, (out, step));
+        for (row, out) in all.zip(out.chunks_exact_mut(step)) {
+            match self.weight(row) {
+                // Whatever the square holds.
+                0.0 => out.fill(0.0),
+                weight => out.iter_mut().for_each(|b| *b *= weight),
+            }
+        }
+        Left { values: out, run: positions.len(), pitch: 0, step }
+    }
+
+    fn right(
+        &self,
+        block: usize,
+        positions: &Range<usize>,
+        columns: &Range<usize>,
+        _: &mut Scratch,
+        (out, width): (&mut [f32], usize),
+    ) {
+        let all = self.rows(block, positions);
+        self.factors.input.copy(all.clone(), columns.clone(), (out, width));
+        for (row, out) in all.zip(out.chunks_exact_mut(width)) {
+            if self.weight(row) == 0.0 {
+                out.fill(0.0);
+            }
+        }
+    }
+}
+
 /// Samples, fold, positions, inputs, outputs.
 type Shape = (usize, usize, usize, usize, usize);
 
@@ -306,7 +399,16 @@ impl Checked for LinearSqShared {
             }
             for mode in [Mode::Gradients, Mode::Each] {
                 let kernel = Self { mode, ..kernel };
-                for shape in [SHAPES[0], SHAPES[1], SHAPES[5], SHAPES[10], SHAPES[14], (2, 1, 9, 129, 257)] {
+                for shape in [
+                    (150, 1, 1, 7, 9),
+                    SHAPES[16],
+                    SHAPES[0],
+                    SHAPES[1],
+                    SHAPES[5],
+                    SHAPES[10],
+                    SHAPES[14],
+                    (2, 1, 9, 129, 257),
+                ] {
                     out.push(case(kernel, shape, Numbers::OVERWRITE, None));
                 }
                 out.push(case(kernel, (3, 1, 5, 13, 11), Numbers::SCALED, None));
