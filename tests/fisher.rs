@@ -7,6 +7,7 @@
 mod capture_files;
 mod support;
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
