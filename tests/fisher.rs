@@ -64,6 +64,7 @@ fn every_kind_agrees_with_autograd_on_the_host() {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn every_kind_agrees_with_autograd_on_the_device() {
     agrees_with_autograd(&Backend::Gpu(support::gpu()));
 }
@@ -163,6 +164,7 @@ fn uses_of_one_layer_add_before_squaring() {
 
 /// Two positions of one sample with the input 1 and the gradients 1 and −1: the sample's gradient is 0. Squaring positions one by one gives 2.
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn positions_that_cancel_leave_nothing() {
     let window =
         r#""kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": true"#;
@@ -196,6 +198,7 @@ fn positions_that_cancel_leave_nothing() {
 
 /// Sample 0 has 1·1 + 2·1 at one size and 3·(−1) at another: 0, not 9 + 9. Sample 1 has 2 and 1.
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn uses_at_several_sizes_add_before_squaring() {
     let window =
         r#""kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": true"#;
@@ -225,6 +228,7 @@ fn uses_at_several_sizes_add_before_squaring() {
 
 /// y = W relu(W x) with W = 2, x = 3: dy/dW = 2 W x = 12, of which each use gives 6. 144, not 72.
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_tied_weight_is_squared_once() {
     let folder = folder();
     let path = Draft::new(r#"{"w": {"kind": "linear", "bias": false}}"#)

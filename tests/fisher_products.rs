@@ -56,6 +56,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 /// Streaming parts of the samples from separate buffers, as a sweep over batches does.
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn batches_that_add_equal_the_whole() {
     for backend in support::backends() {
         let (t, i, o) = (3, 20, 12);
@@ -93,6 +94,7 @@ fn batches_that_add_equal_the_whole() {
 
 /// One position a sample takes another kernel, which must agree: fold = 1 factorises, and a fold of one-position samples doesn't.
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn one_position_factorises_and_a_fold_of_them_does_not() {
     for backend in support::backends() {
         let (n, i, o) = (6, 9, 10);
@@ -157,6 +159,7 @@ fn transposed_gradient(layer: &Conv, x: &[f32], grad: &[f32]) -> Vec<f64> {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_transposed_convolution_is_a_convolution_with_its_roles_swapped() {
     let base = Conv {
         samples: 1,
@@ -203,6 +206,7 @@ fn a_transposed_convolution_is_a_convolution_with_its_roles_swapped() {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_bias_counts_every_position_in_either_layout() {
     for backend in support::backends() {
         let weight = upload(&backend, &[1.0, 0.5]);

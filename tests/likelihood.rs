@@ -119,6 +119,7 @@ fn near(got: &[f32], want: &[f64], relative: f64) {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn the_exact_fisher_of_a_softmax_regression_is_its_closed_form() {
     let (x, logits) = regression();
     for backend in support::backends() {
@@ -149,6 +150,7 @@ fn deviations(estimate: &[f32], x: &[f32], logits: &[f32], draws: u32) -> f64 {
 
 /// Fifteen estimates: beyond five deviations once in 100 000 seeds, if the probabilities are right.
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn monte_carlo_approaches_exact_and_a_wrong_probability_shows() {
     let (x, logits) = regression();
     const DRAWS: u32 = 1000;
@@ -185,6 +187,7 @@ fn labels(backend: &Backend, logits: &View, samples: u32, classes: u32, draws: D
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn every_device_draws_the_same_labels_and_noise() {
     let (samples, classes) = (300, 37);
     let logits = floats(7, (samples * classes) as usize, 9.0);
@@ -284,6 +287,7 @@ fn noise_is_64_coins_and_uncorrelated() {
 
 /// For a linear regression: exact Σ_n x², for every output; Monte Carlo approaches it, Var = (3 − 1/32 − 1)/k Σ_n x⁴.
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_regression_s_fisher_is_known() {
     let (x, _) = regression();
     let (outputs, draws) = (2, 300);
@@ -323,6 +327,7 @@ fn a_regression_s_fisher_is_known() {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn ignored_samples_count_for_nothing() {
     let (x, mut logits) = regression();
     let half = (SAMPLES / 2) as usize;
@@ -351,6 +356,7 @@ fn ignored_samples_count_for_nothing() {
 
 /// Σ g²/s of samples of which one is certain beyond f32: its gradient is below every f32, its share of the improved Fisher is not.
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn the_improved_fisher_keeps_a_certain_sample() {
     let x = [1.0, 2.0, 3.0, -1.0, 0.5, 0.25];
     let logits = [300.0, 1.0, 0.0, -1.0, 0.0, 0.3, 0.2, 0.1, 0.0, -0.1];
@@ -378,6 +384,7 @@ fn the_improved_fisher_keeps_a_certain_sample() {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn half_precision_logits_and_masked_classes_are_taken() {
     // 0, −1.5, −∞ and 2 as binary16.
     let stored = [0_u16, 0xbe00, 0xfc00, 0x4000];
@@ -399,6 +406,7 @@ fn half_precision_logits_and_masked_classes_are_taken() {
 }
 
 #[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn faults_are_told_by_sample() {
     let sound = vec![0.5_f32; 12];
     let with = |index: usize, value: f32| {
