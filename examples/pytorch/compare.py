@@ -3,8 +3,8 @@
     python examples/pytorch/compare.py --squisher target/release/squisher --seeds 100 [--backend vulkan]
 
 Each seed is another network (linear, embedding, convolutions of one to three dimensions with any stride, padding, dilation and groups,
-transposed ones, every norm, layers used twice), batch size, kind of label and split into files. Prints the seeds that differ by more than
-2e-5 of a tensor's largest magnitude, and exits with 1 if there are any.
+transposed ones, every norm, layers used twice, at one size or two), batch size, loss, kind of label and split into files. Prints the seeds
+that differ by more than 2e-5 of a tensor's largest magnitude, and exits with 1 if there are any.
 """
 
 import argparse
@@ -40,6 +40,20 @@ class Language(nn.Module):
         return self.head(self.rms(h + torch.tanh(self.twice(h))))
 
 
+class Pyramid(nn.Module):
+    """One convolution, and the norms behind it, on an image and on its half."""
+
+    def __init__(self, choose):
+        super().__init__()
+        stride, groups = choose([1, 2]), choose([1, 3])
+        self.conv, self.group = nn.Conv2d(3, 6, 3, stride, 1, groups=groups), nn.GroupNorm(2, 6)
+        self.batch, self.head = nn.BatchNorm2d(6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        sizes = (x, F.avg_pool2d(x, 2))
+        return self.head(sum(torch.tanh(self.batch(self.group(self.conv(x)))).mean((-2, -1)) for x in sizes))
+
+
 def convolutional(choose, dim):
     conv, transposed, norm = ((nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d), (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d),
                               (nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d))[dim - 1]
@@ -55,12 +69,14 @@ def network(seed):
     """(network, inputs, label shape) of a seed."""
     choose = random.Random(seed).choice
     torch.manual_seed(seed)
-    n, kind = choose([1, 2, 5, 9]), choose(["language", "convolution", "perceptron"])
+    n, kind = choose([1, 2, 5, 9]), choose(["language", "convolution", "perceptron", "pyramid"])
     if kind == "language":
         return Language(), torch.randint(0, 11, (n, 7)), (n, 7)
     if kind == "perceptron":
         layers = nn.Linear(13, 17), nn.LayerNorm(17), nn.ReLU(inplace=True), nn.Linear(17, CLASSES)
         return nn.Sequential(*layers), torch.randn(n, 13), (n,)
+    if kind == "pyramid":
+        return Pyramid(choose), torch.randn(n, 3, 8, 6), (n,)
     dim = choose([1, 2, 3])
     return convolutional(choose, dim), torch.randn(n, 3, *(choose([7, 8, 10]) for _ in range(dim))), (n,)
 
@@ -75,7 +91,7 @@ def settle(net, x):
     return net.eval()
 
 
-def definition(net, x, target, labels):
+def definition(net, x, target, labels, loss_name):
     """Σ_n Σ_c w_nc g_nc², sample by sample in float64."""
     parameters = {name: p.detach().double() for name, p in net.named_parameters()}
     buffers = {name: b.double() if b.is_floating_point() else b for name, b in net.named_buffers()}
@@ -85,12 +101,19 @@ def definition(net, x, target, labels):
         return functional_call(net, (parameters, buffers), (one[None],)).movedim(-1, 1)
 
     def loss(parameters, one, label):
+        if loss_name == "gaussian":
+            # The gradient at the outputs is the residual, which is what stands for the label.
+            return (logits(parameters, one) * label).sum()
         return F.cross_entropy(logits(parameters, one), label[None], reduction="sum")
 
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for one, label in zip(x, target):
-        weighted = [(1.0, label)]
-        if labels == "all":
+        if loss_name == "gaussian":
+            residual = (logits(parameters, one) - label).detach()
+            weighted = [(1.0, e) for e in torch.eye(CLASSES).double()] if labels == "all" else [(1.0, residual)]
+        elif labels == "data":
+            weighted = [(1.0, label)]
+        else:
             weighted = [(w, torch.tensor(c)) for c, w in enumerate(logits(parameters, one).softmax(1)[0])]
         for weight, label in weighted:
             for name, g in grad(loss)(parameters, one, label).items():
@@ -98,13 +121,13 @@ def definition(net, x, target, labels):
     return total
 
 
-def squisher(arguments, net, x, target, labels, folder):
+def squisher(arguments, net, x, target, labels, loss, folder):
     """What the tool makes of the same batch, in two files."""
     files, cut = [], max(1, len(x) // 2)
     for part in (slice(0, cut), slice(cut, None)):
         if len(x[part]):
             files.append(folder / f"{len(files)}.safetensors")
-            capture(net, x[part], files[-1], labels=labels, target=target[part])
+            capture(net, x[part], files[-1], labels=labels, target=target[part], loss=loss)
     out = folder / "fisher.safetensors"
     command = [arguments.squisher, "fisher", *files, "-o", out, "--backend", arguments.backend, "--overwrite", "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -128,11 +151,13 @@ def main():
         for seed in range(arguments.seeds):
             net, x, shape = network(seed)
             net = settle(net, x.repeat_interleave(2, 0))
-            target = torch.randint(0, CLASSES, shape)
+            loss = "gaussian" if len(shape) == 1 and seed % 3 == 2 else "cross_entropy"
+            target = torch.randn(*shape, CLASSES) if loss == "gaussian" else torch.randint(0, CLASSES, shape)
             labels = "all" if len(shape) == 1 and seed % 2 else "data"
             if len(shape) == 2 and seed % 2:
                 target[:, 0] = -100
-            off = error(squisher(arguments, net, x, target, labels, Path(folder)), definition(net, x, target, labels))
+            got = squisher(arguments, net, x, target, labels, loss, Path(folder))
+            off = error(got, definition(net, x, target, labels, loss))
             worst = max(worst, off)
             if off > TOLERANCE:
                 wrong.append(seed)

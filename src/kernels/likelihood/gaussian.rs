@@ -33,7 +33,7 @@ use crate::shape::DType;
 /// Fisher by σ² (one factor at the end; the gradients of data need 1/σ⁴).
 ///
 /// **Noise** is exact and the same everywhere: (heads of 64 coins − 32) / 4, a binomial number on a lattice of ¼. Its mean is 0, its
-/// variance 1 and its skewness 0 without any error, so that a Monte Carlo Fisher, which is E[(Jᵀε)²] and depends on nothing else, has no
+/// variance 1 and its skewness 0 without any error, so that a Monte Carlo Fisher, which is `E[(Jᵀε)²]` and depends on nothing else, has no
 /// bias; its kurtosis is 3 − 1/32, and |ε| ≤ 8. Coins are two words of Philox4x32-10 of (first_sample + n, first_round + r, ⌊c / 2⌋).
 ///
 /// With `unit` the gradient is divided by its norm, as the improved empirical Fisher wants; a sample whose gradient is 0 (below 2⁻¹²⁶) then

@@ -1,6 +1,6 @@
 //! From a network's outputs to the gradients that its Fisher is made of.
 //!
-//! The Fisher of a model is E[g gᵀ] over labels that the *model* finds likely; the empirical one takes the data's label in their
+//! The Fisher of a model is `E[g gᵀ]` over labels that the *model* finds likely; the empirical one takes the data's label in their
 //! place. Backpropagation is linear, so what has to be made per label is only ∂ℓ/∂z, the loss's gradient at the network's output.
 //! A step writes it for one or more **rounds**, `[r, n, c]`, with a weight and a squared norm for each row `[r, n]`. The application
 //! sends each round back through the network, and the Fisher kernels take the rounds as further samples with these weights:
