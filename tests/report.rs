@@ -102,6 +102,19 @@ fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
     assert!(!folder.path().join("report.html").exists());
 
     save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0]))]);
+    let before = std::fs::read(folder.path().join("a.safetensors")).expect("just written");
+    for (out, says) in [
+        ("a.safetensors", "the output is part of the input a.safetensors"),
+        ("none/report.html", "the folder none does not exist"),
+        (".", "is a folder"),
+    ] {
+        let mut command = Command::cargo_bin("squisher").expect("the tool is built with the tests");
+        command.current_dir(folder.path()).args(["report", "a.safetensors", "--overwrite", "-o", out]);
+        let refused = command.assert().code(7);
+        let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+        assert!(message.contains(says), "{message}");
+    }
+    assert_eq!(std::fs::read(folder.path().join("a.safetensors")).expect("still there"), before);
     std::fs::write(folder.path().join("report.html"), "old").expect("a temporary folder is writable");
     let refused = report(folder.path(), &["a.safetensors"]).code(7);
     assert!(String::from_utf8_lossy(&refused.get_output().stderr).contains("--overwrite"));

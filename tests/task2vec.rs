@@ -335,6 +335,14 @@ fn distances_are_held_against_known_scores() {
     assert!(ndcg > 0.0 && ndcg <= 1.0, "{ndcg}");
     let printed = squisher(&args);
     assert!(String::from_utf8_lossy(&printed.stdout).contains("over 2 targets: average rank"), "{printed:?}");
+    std::fs::write(&table, "source,task0,task1\ntask2,1,\n").expect("a temporary folder is writable");
+    let refused = squisher(&args);
+    assert_eq!(refused.status.code(), Some(4));
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        text.contains("the scores have no task \"task3\"; they are of \"task0\", \"task1\", \"task2\""),
+        "{text}"
+    );
     std::fs::write(&table, "source,task0\ntask1,high\n").expect("a temporary folder is writable");
     let refused = squisher(&args);
     assert_eq!(refused.status.code(), Some(3));

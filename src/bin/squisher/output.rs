@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use squisher::Error;
@@ -37,12 +37,27 @@ pub(crate) fn json(command: &str, result: &impl Serialize) -> anyhow::Result<Str
     Ok(serde_json::to_string_pretty(&envelope)? + "\n")
 }
 
-/// Refuse an output of one file that exists and may not be replaced.
-pub(crate) fn refuse_existing(path: &Path, overwrite: bool) -> Result<(), Error> {
-    if overwrite || !path.exists() {
+/// Refuse an output of one file that cannot be written in the end: before anything is computed.
+///
+/// One that exists is replaced only with `overwrite`, and never if it is one of `inputs` or lies in one.
+pub(crate) fn refuse_output(path: &Path, overwrite: bool, inputs: &[PathBuf]) -> Result<(), Error> {
+    let refuse = |problem: String| Err(Error::output(path, problem));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return refuse(format!("the folder {} does not exist; create it first", folder.display()));
+    }
+    if path.is_dir() {
+        return refuse("is a folder, the output is one file; give it a name".into());
+    }
+    let Ok(existing) = path.canonicalize() else { return Ok(()) };
+    let holds = |input: &&PathBuf| input.canonicalize().is_ok_and(|input| existing.starts_with(input));
+    if let Some(input) = inputs.iter().find(holds) {
+        return refuse(format!("the output is part of the input {}; choose another name", input.display()));
+    }
+    if overwrite {
         return Ok(());
     }
-    Err(Error::output(path, "exists; pass --overwrite to replace it, or choose another name"))
+    refuse("exists; pass --overwrite to replace it, or choose another name".into())
 }
 
 /// Write a file beside its place and then move it there, so that it is whole or not at all.

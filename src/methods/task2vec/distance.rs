@@ -120,7 +120,7 @@ pub struct DistancePlan {
     pub metric: DistanceMetric,
     /// What the vectors consist of; nothing for embeddings.
     pub group: Option<Group>,
-    /// What the tasks are called; the trivial one comes last.
+    /// What the tasks are called.
     pub names: Vec<String>,
     /// Entries of a vector.
     pub entries: u64,
@@ -138,8 +138,9 @@ pub fn plan_distance(options: &DistanceOptions, backend: &Backend) -> Result<Dis
     let Inputs { paths, files, embeddings, .. } = Inputs::open(options)?;
     let metric = options.metric.clone();
     if embeddings {
-        let Embeddings { names, groups, .. } = Embeddings::read(&files)?;
+        let Embeddings { mut names, groups, .. } = Embeddings::read(&files)?;
         check_count(options, names.len())?;
+        names.truncate(tasks(options, names.len()));
         let (entries, group) = (groups.len() as u64, None);
         return Ok(DistancePlan { metric, group, names, entries, passes: vec![], warnings: vec![] });
     }
@@ -153,7 +154,8 @@ pub fn plan_distance(options: &DistanceOptions, backend: &Backend) -> Result<Dis
         let passes = (0..fishers.names.len()).map(one).collect::<Result<_>>()?;
         (Rows::of(&fishers, options.group).len() as u64, passes)
     };
-    let (names, warnings) = (fishers.names, fishers.warnings);
+    let (mut names, warnings) = (fishers.names, fishers.warnings);
+    names.truncate(tasks(options, names.len()));
     Ok(DistancePlan { metric, group: Some(options.group), names, entries, passes, warnings })
 }
 
@@ -243,9 +245,14 @@ struct Compared {
     warnings: Vec<String>,
 }
 
+/// How many of the vectors are tasks: the last is the trivial one where the metric has one.
+fn tasks(options: &DistanceOptions, vectors: usize) -> usize {
+    vectors - usize::from(matches!(options.metric, DistanceMetric::Asymmetric(_)))
+}
+
 /// Two tasks at least, the trivial one not counted.
-fn check_count(options: &DistanceOptions, tasks: usize) -> Result<()> {
-    let tasks = tasks - usize::from(matches!(options.metric, DistanceMetric::Asymmetric(_)));
+fn check_count(options: &DistanceOptions, vectors: usize) -> Result<()> {
+    let tasks = tasks(options, vectors);
     if tasks >= 2 {
         return Ok(());
     }

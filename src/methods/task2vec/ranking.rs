@@ -37,6 +37,25 @@ impl Scores {
         Self::parse(&text).map_err(|problem| Error::file(path, problem))
     }
 
+    /// Requires that every one of `names` is a task of the table.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] naming the first that is not, and those that are.
+    pub fn cover(&self, names: &[String]) -> Result<()> {
+        names.iter().try_for_each(|name| self.place(name).map(|_| ()))
+    }
+
+    fn place(&self, name: &str) -> Result<usize> {
+        let found = self.names.iter().position(|known| known == name);
+        let refuse = || {
+            let known: Vec<String> = self.names.iter().map(|name| printable(name)).collect();
+            let problem =
+                format!("the scores have no task {}; they are of {}", printable(name), known.join(", "));
+            Error::mismatch(OP, problem)
+        };
+        found.ok_or_else(refuse)
+    }
+
     fn parse(text: &str) -> std::result::Result<Self, String> {
         // Spreadsheets put a byte order mark before the text.
         let lines = text.trim_start_matches('\u{feff}').lines().enumerate().map(|(i, line)| (i + 1, line));
@@ -121,14 +140,7 @@ pub struct Ranking {
 /// # Errors
 /// [`Error::Mismatch`] if a task has no scores or no target has two; [`Error::Argument`] for scores outside [0, 1000].
 pub fn rank(names: &[String], matrix: &[Vec<f64>], scores: &Scores) -> Result<Ranking> {
-    let place = |name: &String| {
-        let found = scores.names.iter().position(|known| known == name);
-        let known = scores.names.join(", ");
-        found.ok_or_else(|| {
-            Error::mismatch(OP, format!("the scores have no task {name}; they are of {known}"))
-        })
-    };
-    let places = names.iter().map(place).collect::<Result<Vec<_>>>()?;
+    let places = names.iter().map(|name| scores.place(name)).collect::<Result<Vec<_>>>()?;
     let mut sum = Ranking { targets: 0, average_rank: 0.0, ndcg: 0.0, mean_reciprocal_rank: 0.0 };
     for target in 0..names.len() {
         let score = |source: usize| scores.values[places[source]][places[target]];
@@ -252,7 +264,7 @@ mod tests {
         let matrix = vec![vec![0.0; 3]; 3];
         assert_eq!(rank(&names(&["a", "b", "c"]), &matrix, &known).expect("two targets").targets, 2);
         let refused = rank(&names(&["a", "x", "c"]), &matrix, &known).expect_err("x has no scores");
-        assert!(refused.to_string().contains("no task x; they are of a, b, c"), "{refused}");
+        assert!(refused.to_string().contains("no task \"x\"; they are of \"a\", \"b\", \"c\""), "{refused}");
         assert!(rank(&names(&["a", "b"]), &matrix, &known).is_err());
         known.values[0][2] = Some(-1.0);
         assert!(rank(&names(&["a", "b", "c"]), &matrix, &known).is_err());

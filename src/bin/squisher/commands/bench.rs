@@ -90,7 +90,7 @@ fn keep(folder: PathBuf, record: &Record, overwrite: bool) -> Result<PathBuf, Er
     let folder = folder.join(record.folder());
     std::fs::create_dir_all(&folder).map_err(|error| Error::output(&folder, error.to_string()))?;
     let file = folder.join(format!("{}.csv", record.date));
-    output::refuse_existing(&file, overwrite)?;
+    output::refuse_output(&file, overwrite, &[])?;
     output::write_whole(&file, record.to_csv().as_bytes())?;
     Ok(file)
 }

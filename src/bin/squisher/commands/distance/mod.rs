@@ -88,6 +88,12 @@ enum Name {
 
 impl Distance {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let format = self.output.as_deref().map(Format::of).transpose()?;
+        if let Some(path) = &self.output {
+            let inputs: Vec<PathBuf> =
+                self.inputs.iter().chain(&self.trivial).chain(&self.scores).cloned().collect();
+            output::refuse_output(path, global.overwrite, &inputs)?;
+        }
         let options = DistanceOptions {
             metric: self.metric()?,
             inputs: self.inputs,
@@ -95,10 +101,12 @@ impl Distance {
             non_finite: self.non_finite.into(),
             budget: global.memory.budget(),
         };
-        let format = self.output.as_deref().map(Format::of).transpose()?;
-        self.output.iter().try_for_each(|path| output::refuse_existing(path, global.overwrite))?;
         let scores = self.scores.map(Scores::read).transpose()?;
         let backend = global.device.open()?;
+        // Names that do not fit show in the headers, before anything is computed.
+        if let Some(scores) = &scores {
+            scores.cover(&methods::plan_distance(&options, &backend)?.names)?;
+        }
         if global.dry_run {
             let plan = methods::plan_distance(&options, &backend)?;
             plan.warnings.iter().for_each(|warning| log::warn!("{warning}"));

@@ -44,7 +44,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        output::refuse_existing(&self.output, global.overwrite)?;
+        output::refuse_output(&self.output, global.overwrite, &self.inputs)?;
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "report");
         let written = write(&self.inputs, &self.output, global.dry_run, reporter.as_ref(), &interrupt)?;
