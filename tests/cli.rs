@@ -346,9 +346,19 @@ fn extract_writes_the_accumulator_under_the_models_names() {
             "scale",
             "scale_factor",
             "bytes_written",
-            "output"
+            "output",
+            "timings"
         ]
     );
+    let times = done["timings"].as_object().expect("an object");
+    assert_eq!(
+        times.keys().collect::<Vec<_>>(),
+        ["seconds", "read", "upload", "compute", "readback", "write", "idle"]
+    );
+    let time = |stage: &str| times[stage].as_f64().expect("a number");
+    // Its stages do not overlap, so that they and the rest make the whole.
+    let parts = ["read", "compute", "write", "idle"].map(time).iter().sum::<f64>();
+    assert!((parts / time("seconds") - 1.0).abs() < 1e-6, "{times:?}");
     for key in ["tensors", "evidence", "renamed", "absent", "elements"] {
         assert_eq!(planned[key], done[key], "the plan and what was done differ in {key}");
     }

@@ -14,10 +14,11 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gpu::DeviceClass;
 use crate::interrupt::Interrupt;
-use crate::kernel::{Args, Bench, Checked, Cost, Kernel};
+use crate::kernel::{Args, Bench, Checked, Cost, Fill, Kernel};
 use crate::kernels::optimizer::Ema;
 use crate::memory::{Element, View};
 use crate::record::Recording;
+use crate::record::top_k::TopK;
 
 /// Which clock measured a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +105,27 @@ impl Job {
             name: K::NAME.into(),
             shape: name,
             cost,
+            backend: backend.clone(),
+            work: Work::Steps(recording),
+        })
+    }
+
+    /// The largest 0.5 % of `elements`, as pairs of index and value. The fewest bytes: each element once, and the pairs.
+    ///
+    /// # Errors
+    /// What the selection or the backend refuses.
+    pub fn top_k(backend: &Backend, elements: u64) -> Result<Self> {
+        let kept = elements / 200;
+        let scores = filled(backend, Element::F32, elements, Fill::Positive)?;
+        let (indices, values) = (backend.alloc(kept, Element::U32)?, backend.alloc(kept, Element::F32)?);
+        let selection = TopK::of_fisher(backend, &scores, kept)?;
+        let mut recording = Recording::new(backend);
+        selection.threshold(&mut recording)?;
+        selection.pairs(&mut recording, &indices, &values)?;
+        Ok(Self {
+            name: "record.top_k".into(),
+            shape: format!("{elements} f32, the largest 0.5 %"),
+            cost: Cost { bytes: 4 * elements + 8 * kept, flops: 0 },
             backend: backend.clone(),
             work: Work::Steps(recording),
         })

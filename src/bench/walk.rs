@@ -11,6 +11,7 @@ use crate::gpu::Caps;
 use crate::interrupt::Interrupt;
 use crate::kernel::{Bench, Checked, Kernel, Visitor};
 use crate::kernels;
+use crate::kernels::ceiling::Fma;
 use crate::verify;
 
 /// What is measured, and within what.
@@ -46,11 +47,14 @@ impl Default for Options {
 pub fn run(backend: &Backend, options: &Options, interrupt: &Interrupt) -> Result<Record> {
     let mut wanted = Wanted { only: options.only.as_deref(), kernels: 0 };
     kernels::visit_all(&mut wanted);
+    let with_top_k = options.only.as_ref().is_none_or(|only| TOP_K.contains(only.as_str()));
+    wanted.kernels += u32::from(with_top_k);
     if wanted.kernels == 0 {
         let only = options.only.as_deref().unwrap_or_default();
         let problem = format!("no kernel has \"{only}\" in its name; `squisher verify` lists them");
         return Err(Error::argument("bench", problem));
     }
+    check::<Fma>(backend)?;
     let ceilings = || Ceilings::measure(backend, options.budget / 10, options.memory_bytes, interrupt);
     let mut walk = Walk {
         backend,
@@ -64,6 +68,9 @@ pub fn run(backend: &Backend, options: &Options, interrupt: &Interrupt) -> Resul
     kernels::visit_all(&mut walk);
     if let Some(problem) = walk.problem {
         return Err(problem);
+    }
+    if with_top_k {
+        walk.top_k_steps()?;
     }
     // Before and after: a machine is seldom quiet all the time.
     let mut record = walk.record;
@@ -82,6 +89,9 @@ pub fn steps<K: Checked>(caps: &Caps, sizes: &[u64]) -> Vec<Bench<K>> {
     }
     steps
 }
+
+/// The name of the selection, by the module that records it.
+const TOP_K: &str = "record.top_k";
 
 fn is_wanted<K: Kernel>(only: Option<&str>) -> bool {
     // The ceilings come first, by themselves.
@@ -115,45 +125,73 @@ struct Walk<'a> {
 impl Visitor for Walk<'_> {
     fn kernel<K: Checked>(&mut self) {
         if self.problem.is_none() && is_wanted::<K>(self.options.only.as_deref()) {
-            self.problem = self.measure::<K>().err();
+            self.problem = self.kernel_steps::<K>().err();
         }
     }
 }
 
+/// One measurement to come.
+struct Step<'a> {
+    shape: String,
+    /// Of its buffers.
+    bytes: u64,
+    make: Box<dyn FnOnce() -> Result<Job> + 'a>,
+}
+
 impl Walk<'_> {
-    /// All sizes of one kernel, in its share of the time that is left.
-    fn measure<K: Checked>(&mut self) -> Result<()> {
+    /// A kernel of the registry, checked first.
+    fn kernel_steps<K: Checked>(&mut self) -> Result<()> {
         self.interrupt.check()?;
-        if let Some(failure) = verify::kernel(self.backend, K::cases()).failures.first() {
-            let message = format!("wrong result on {}: {failure}", self.backend.name());
-            return Err(Error::Device { op: K::NAME.into(), message });
-        }
+        check::<K>(self.backend)?;
+        let backend = self.backend;
+        let caps = backend.caps();
+        let of_layers = !K::layers(&caps).is_empty();
+        let steps = steps::<K>(&caps, &self.options.sizes).into_iter().map(|step| Step {
+            shape: step.name.clone(),
+            bytes: step.buffers.iter().map(|(element, len, _)| element.padded_bytes(*len)).sum(),
+            make: Box::new(move || Job::step(backend, step)),
+        });
+        self.measure(K::NAME, steps.collect(), of_layers)
+    }
+
+    /// The exact selection, which is made of several kernels.
+    fn top_k_steps(&mut self) -> Result<()> {
+        let backend = self.backend;
+        let steps = self.options.sizes.iter().map(|&elements| Step {
+            shape: format!("{elements} f32, the largest 0.5 %"),
+            bytes: 4 * elements,
+            make: Box::new(move || Job::top_k(backend, elements)),
+        });
+        self.measure(TOP_K, steps.collect(), false)
+    }
+
+    /// All sizes of one kernel, in its share of the time that is left.
+    fn measure(&mut self, kernel: &str, steps: Vec<Step<'_>>, of_layers: bool) -> Result<()> {
         let started = Instant::now();
         let share = self.budget / self.kernels.max(1);
         self.kernels -= 1;
-        let mut steps: Vec<Bench<K>> = steps(&self.backend.caps(), &self.options.sizes);
-        let of_layers = !K::layers(&self.backend.caps()).is_empty();
+        let count = steps.len();
         let mut last: Option<(u64, Duration)> = None;
-        while !steps.is_empty() {
-            let step = steps.remove(0);
+        for (place, step) in steps.into_iter().enumerate() {
+            self.interrupt.check()?;
             let left = share.saturating_sub(started.elapsed());
-            let (name, bytes) = (step.name.clone(), bytes(&step));
-            if let Some(reason) = self.too_large(&step, last, left) {
-                self.skip::<K>(name, reason);
+            let Step { shape, bytes, make } = step;
+            if let Some(reason) = self.too_large(bytes, last, left) {
+                self.skip(kernel, shape, reason);
                 continue;
             }
             let began = Instant::now();
-            let each = left / u32::try_from(steps.len() + 1).unwrap_or(u32::MAX);
-            match self.time(step, each) {
+            let each = left / u32::try_from(count - place).unwrap_or(u32::MAX);
+            match make().and_then(|job| self.time(&job, each.saturating_sub(began.elapsed()))) {
                 Ok(row) => {
-                    log::info!("{} {name}: {:.3} ms", K::NAME, 1e3 * row.seconds);
+                    log::info!("{kernel} {shape}: {:.3} ms", 1e3 * row.seconds);
                     let runs = Duration::from_secs_f64((RUNS + 1) as f64 * row.seconds);
                     let least = began.elapsed().saturating_sub(each).max(runs);
                     // Real layers are few, and all of them are timed.
                     last = (!of_layers).then_some((bytes, least));
                     self.record.rows.push(row);
                 }
-                Err(limit @ Error::Limit { .. }) => self.skip::<K>(name, limit.to_string()),
+                Err(limit @ Error::Limit { .. }) => self.skip(kernel, shape, limit.to_string()),
                 Err(error) => return Err(error),
             }
         }
@@ -162,20 +200,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn time<K: Kernel>(&self, step: Bench<K>, budget: Duration) -> Result<Row> {
-        let began = Instant::now();
-        let job = Job::step(self.backend, step)?;
-        Row::measured(&job, budget.saturating_sub(began.elapsed()), self.interrupt)
+    fn time(&self, job: &Job, budget: Duration) -> Result<Row> {
+        Row::measured(job, budget, self.interrupt)
     }
 
     /// Why a step is not tried: its buffers, or the time it would take by that of the size before it.
-    fn too_large<K: Kernel>(
-        &self,
-        step: &Bench<K>,
-        last: Option<(u64, Duration)>,
-        left: Duration,
-    ) -> Option<String> {
-        let (bytes, most) = (bytes(step), self.options.memory_bytes);
+    fn too_large(&self, bytes: u64, last: Option<(u64, Duration)>, left: Duration) -> Option<String> {
+        let most = self.options.memory_bytes;
         if bytes > most {
             let flag = if matches!(self.backend, Backend::Host) { "host" } else { "device" };
             return Some(format!("its buffers take {bytes} bytes of {most}; --{flag}-memory allows more"));
@@ -185,15 +216,21 @@ impl Walk<'_> {
         (took.mul_f64(ratio) > left).then(|| "there was no time for it; --seconds allows more".to_owned())
     }
 
-    fn skip<K: Kernel>(&mut self, shape: String, reason: String) {
-        log::info!("{} {shape} left out: {reason}", K::NAME);
-        self.record.skipped.push(Skipped { kernel: K::NAME.into(), shape, reason });
+    fn skip(&mut self, kernel: &str, shape: String, reason: String) {
+        log::info!("{kernel} {shape} left out: {reason}");
+        self.record.skipped.push(Skipped { kernel: kernel.into(), shape, reason });
     }
 }
 
-/// Bytes of a step's buffers.
-fn bytes<K: Kernel>(step: &Bench<K>) -> u64 {
-    step.buffers.iter().map(|(element, len, _)| element.padded_bytes(*len)).sum()
+/// A wrong result has no speed.
+fn check<K: Checked>(backend: &Backend) -> Result<()> {
+    match verify::kernel(backend, K::cases()).failures.first() {
+        None => Ok(()),
+        Some(failure) => {
+            let message = format!("wrong result on {}: {failure}", backend.name());
+            Err(Error::Device { op: K::NAME.into(), message })
+        }
+    }
 }
 
 #[cfg(test)]
@@ -221,6 +258,13 @@ mod tests {
         }
         assert!(record.skipped.iter().any(|skipped| skipped.reason.contains("--host-memory")));
         assert!(record.ceilings.rows().all(|row| row.seconds > 0.0));
+    }
+
+    #[test]
+    fn an_operation_of_several_kernels_is_measured_too() {
+        let only = Options { only: Some("top_k".into()), ..options() };
+        let record = run(&Backend::Host, &only, &Interrupt::default()).expect("the host is there");
+        assert_eq!((record.rows[0].kernel.as_str(), record.rows[0].bytes), (TOP_K, 4096 + 8 * 5));
     }
 
     #[test]

@@ -37,6 +37,7 @@ use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
 use crate::shape::{DType, elements};
+use crate::stream::{Clock, Stage, Timings};
 
 const OP: &str = "fisher";
 
@@ -166,6 +167,8 @@ pub struct FisherReport {
     pub adapter: String,
     /// The output.
     pub output: PathBuf,
+    /// Where the time went; reading includes the way to the device, writing the way back and the sync.
+    pub timings: Timings,
 }
 
 /// Computes the Fisher diagonal of every layer that `captures` describe and writes the Fisher file `out`.
@@ -182,6 +185,7 @@ pub fn fisher(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<FisherReport> {
+    let clock = Clock::start();
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
     let job = Job::new(backend, &captures, *options)?;
     let tensors = job.tensors();
@@ -192,10 +196,10 @@ pub fn fisher(
     let bytes_read = captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum();
     progress.begin(bytes_read);
     for at in 0..captures[0].layers().len() {
-        job.layer(at, &output, progress, interrupt)?;
+        job.layer(at, &output, &clock, progress, interrupt)?;
     }
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
-    let report = FisherReport {
+    let mut report = FisherReport {
         kind: job.kind_name(),
         reduction: options.reduction,
         samples: job.samples,
@@ -207,8 +211,10 @@ pub fn fisher(
         bytes_written: output.total_bytes(),
         adapter: backend.name(),
         output: output.path().to_owned(),
+        timings: Timings::default(),
     };
-    output.finish()?;
+    clock.time(Stage::Write, || output.finish())?;
+    report.timings = clock.timings();
     Ok(report)
 }
 
@@ -319,6 +325,7 @@ impl<'a> Job<'a> {
         &self,
         at: usize,
         output: &Output,
+        clock: &Clock,
         progress: &dyn Progress,
         interrupt: &Interrupt,
     ) -> Result<()> {
@@ -330,23 +337,27 @@ impl<'a> Job<'a> {
         for (step, capture) in self.captures.iter().enumerate() {
             interrupt.check()?;
             let layer = &capture.layers()[at];
-            let load =
-                |layer| Batch::load(self.backend, &[InFile { capture, layer }], &self.batches[step].scale);
+            let scale = &self.batches[step].scale;
+            let load = |layer| {
+                clock.time(Stage::Read, || Batch::load(self.backend, &[InFile { capture, layer }], scale))
+            };
             if has_several_sizes(layer) {
                 let parts = several_sizes::by_size(layer);
                 let sizes = parts.iter().map(load).collect::<Result<Vec<_>>>()?;
-                self.add_sizes(&sizes, step, &views[0], views.get(1))?;
+                clock.time(Stage::Compute, || self.add_sizes(&sizes, step, &views[0], views.get(1)))?;
             } else {
-                self.add(&load(layer)?, step, &views[0], views.get(1))?;
+                let batch = load(layer)?;
+                clock.time(Stage::Compute, || self.add(&batch, step, &views[0], views.get(1)))?;
             }
             progress.advance(layer.bytes());
         }
         for ((name, _), view) in parameters.iter().zip(&views) {
             let slot = output.position(name).expect("the layout has every tensor of every layer");
-            in_pieces(self.backend, view, |first, values| {
+            let write = |first, values: &mut [f32]| {
                 self.finish(first, values)?;
                 output.write(slot, 4 * first, bytemuck::cast_slice(values))
-            })?;
+            };
+            clock.time(Stage::Write, || in_pieces(self.backend, view, write))?;
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::shape::{DType, shape_text};
+use crate::stream::{Clock, Stage, Timings};
 
 /// How to extract.
 #[derive(Clone, Debug)]
@@ -120,6 +121,8 @@ pub struct ExtractReport {
     pub bytes_written: u64,
     /// The output.
     pub output: PathBuf,
+    /// Where the time went; computing includes the check against the momentum, which is read for it.
+    pub timings: Timings,
 }
 
 /// What looks suspicious and may be right. Displayed as a sentence; serialized as that sentence.
@@ -299,6 +302,7 @@ pub fn extract(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<ExtractReport> {
+    let clock = Clock::start();
     let mut plan = plan(state, model, options)?;
     let slots =
         plan.tensors.iter().map(|t| OutputTensor::new(t.name.clone(), Dtype::F32, t.shape.clone())).collect();
@@ -312,18 +316,27 @@ pub fn extract(
     for (tensor, named) in plan.tensors.iter().zip(&plan.names.named) {
         interrupt.check()?;
         let entry = &state.entries()[named.entry];
-        let values = read_scaled(state, entry, tensor, options, &mut plan.warnings)?;
+        let values = clock.time(Stage::Read, || state.read_accumulator(entry, tensor.accumulator))?;
+        let warnings = &mut plan.warnings;
+        let values =
+            clock.time(Stage::Compute, || scaled(values, state, entry, tensor, options, warnings))?;
         // Every tensor of the plan is in the layout that the output was made from.
         let slot = output.position(&tensor.name).expect("the layout has every planned tensor");
-        output.write(slot, 0, &little_endian(&values))?;
+        clock.time(Stage::Write, || output.write(slot, 0, &little_endian(&values)))?;
         progress.advance(4 * tensor.elements);
     }
     let (bytes_written, path) = (output.total_bytes(), output.path().to_owned());
-    output.finish()?;
-    Ok(report(plan, options, bytes_written, path))
+    clock.time(Stage::Write, || output.finish())?;
+    Ok(report(plan, options, bytes_written, path, clock.timings()))
 }
 
-fn report(plan: ExtractPlan, options: &ExtractOptions, bytes_written: u64, output: PathBuf) -> ExtractReport {
+fn report(
+    plan: ExtractPlan,
+    options: &ExtractOptions,
+    bytes_written: u64,
+    output: PathBuf,
+    timings: Timings,
+) -> ExtractReport {
     let factors = plan.tensors.iter().map(|t| t.factor);
     let range = factors.fold((f64::INFINITY, 0.0_f64), |(low, high), f| (low.min(f), high.max(f)));
     ExtractReport {
@@ -337,18 +350,19 @@ fn report(plan: ExtractPlan, options: &ExtractOptions, bytes_written: u64, outpu
         scale_factor: range,
         bytes_written,
         output,
+        timings,
     }
 }
 
 /// One accumulator, checked against its momentum and multiplied by its factor.
-fn read_scaled(
+fn scaled(
+    mut values: Vec<f32>,
     state: &OptimizerState,
     entry: &StateEntry,
     tensor: &Extracted,
     options: &ExtractOptions,
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<f32>> {
-    let mut values = state.read_accumulator(entry, tensor.accumulator)?;
     if values.len() as u64 != tensor.elements {
         let problem = format!(
             "has {} values, its shape {} needs {}",

@@ -29,8 +29,11 @@ mod budget;
 mod lane;
 mod plan;
 mod run;
+mod timings;
 
 pub use budget::{Budget, parse_size};
 pub(crate) use plan::Cuts;
 pub use plan::{Chunk, Direction, Layout, Plan, Segment, Stream, TensorSpec, Traffic};
-pub use run::{Buffers, End, Job, Sink, Source, Sweep, Timings, run};
+pub use run::{Buffers, End, Job, Sink, Source, Sweep, run};
+pub use timings::Timings;
+pub(crate) use timings::{Clock, Stage};

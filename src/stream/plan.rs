@@ -98,9 +98,13 @@ pub struct Plan {
     traffic: Traffic,
 }
 
-/// Bytes of one slot beyond which larger chunks gain nothing: a chunk of this size takes milliseconds to move, and its
+/// Bytes of one slot beyond which larger chunks gain nothing on a device: a chunk of this size takes milliseconds to move, and its
 /// fixed costs (a dispatch, a file call) microseconds.
-const TARGET_BYTES: u64 = 32 << 20;
+const DEVICE_SLOT: u64 = 32 << 20;
+
+/// The same on the host, where a chunk that stays in the cores' caches from its read to its write spares the memory. Measured with
+/// slots of 1 to 32 MiB: a merge takes a quarter less processor time at 1 to 3 MiB than at 32, and no less below.
+const HOST_SLOT: u64 = 2 << 20;
 
 /// Chunks are no smaller, unless the data are: below, fixed costs would rule.
 const MIN_ELEMENTS: u64 = 16 << 10;
@@ -115,7 +119,7 @@ impl Plan {
     /// Plans one pass over `layout` within `budget`.
     ///
     /// All chunks have the same capacity: the largest that both budgets and the binding limit allow, up to 32 MiB a
-    /// slot. Each combination of types is then cut into equal chunks of at most that.
+    /// slot (2 on the host). Each combination of types is then cut into equal chunks of at most that.
     ///
     /// # Errors
     /// [`Error::Budget`] naming the smallest budget that works; [`Error::Shape`] if a tensor's types do not match
@@ -369,15 +373,16 @@ fn capacity(sizes: &Sizes, budget: &Budget, longest: u64) -> Result<u64> {
         let limit = "max_storage_buffer_binding_size".to_owned();
         return Err(Error::Limit { op: "plan".into(), limit, max: budget.max_binding_bytes, asked: buffer });
     }
+    let target = if budget.staged { DEVICE_SLOT } else { HOST_SLOT };
     let fits = |elements: u64| {
-        sizes.slot(elements) <= TARGET_BYTES.max(sizes.slot(least))
+        sizes.slot(elements) <= target.max(sizes.slot(least))
             && sizes.device(elements, slots, budget.staged) <= budget.device_bytes
             && sizes.host(elements, slots, budget.staged) <= budget.host_bytes
             && sizes.largest_buffer(elements) <= budget.max_binding_bytes
     };
     // Every condition is monotone in the length: halve the range between one that fits and one that is too long.
     let mut fitting = least / GRANULE;
-    let mut beyond = TARGET_BYTES.max(least) / GRANULE + 1;
+    let mut beyond = target.max(least) / GRANULE + 1;
     while fitting + 1 < beyond {
         let middle = fitting.midpoint(beyond);
         if fits(middle * GRANULE) {

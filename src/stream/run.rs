@@ -2,14 +2,12 @@
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
 
 use rayon::prelude::*;
-use serde::Serialize;
 
 use super::lane::{Lane, StripSize};
+use super::timings::{Clock, Stage, Timings};
 use super::{Chunk, Direction, Plan, Segment};
 use crate::backend::Backend;
 use crate::error::Result;
@@ -76,34 +74,6 @@ pub trait Sweep: Send + Sync {
     }
 }
 
-/// Where the time of a run went, and what moved. Stages overlap, so the parts add up to more than the whole.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Timings {
-    /// Seconds from start to end.
-    pub seconds: f64,
-    /// Seconds spent reading.
-    pub read: f64,
-    /// Seconds spent uploading (0 on the host).
-    pub upload: f64,
-    /// Seconds spent recording and starting kernels (on the host: running them).
-    pub compute: f64,
-    /// Seconds spent waiting for the device and reading back (0 on the host).
-    pub readback: f64,
-    /// Seconds spent writing.
-    pub write: f64,
-}
-
-impl std::ops::AddAssign for Timings {
-    fn add_assign(&mut self, other: Self) {
-        self.seconds += other.seconds;
-        self.read += other.read;
-        self.upload += other.upload;
-        self.compute += other.compute;
-        self.readback += other.readback;
-        self.write += other.write;
-    }
-}
-
 /// Everything a run needs besides its sweep.
 pub struct Job<'a> {
     /// Where kernels run.
@@ -123,7 +93,7 @@ pub struct Job<'a> {
 /// # Errors
 /// The first error of any stage; the other stages then end after their chunk.
 pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
-    let started = Instant::now();
+    let clock = Clock::start();
     let plan = job.plan;
     if plan.chunks().is_empty() {
         return Ok(Timings::default());
@@ -135,7 +105,6 @@ pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
         0 => None,
         bytes => Some(job.backend.alloc(bytes.div_ceil(4), Element::U32)?),
     };
-    let clock = Clock::default();
     let ring = Ring::new(&lanes);
     let sweep = Mutex::new(sweep);
     let (filled_in, filled) = channel();
@@ -153,7 +122,7 @@ pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
         // A later stage's error is the cause when an earlier one merely found its channel closed, which is no error.
         writer.and(join(computer)).and(join(reader))
     });
-    failure.map(|()| clock.timings(started))
+    failure.map(|()| clock.timings())
 }
 
 /// The largest chunk of each stream.
@@ -217,16 +186,19 @@ fn read_chunks<'a>(job: &Job<'_>, ring: &Ring<'a>, filled: Sender<Loaded<'a>>, c
     for (index, chunk) in job.plan.chunks().iter().enumerate() {
         job.interrupt.check()?;
         let Some(lane) = ring.take() else { return Ok(()) };
-        let started = Instant::now();
-        for (stream, end) in job.ends.iter().enumerate() {
-            if let End::Source(source) = end {
-                let size = chunk.dtypes[stream].size();
-                lane.fill(stream, chunk.elements * size, |bytes| read_stream(*source, chunk, size, bytes))?;
-            }
-        }
-        clock.read.add(started);
+        clock.time(Stage::Read, || read_chunk(job, chunk, lane))?;
         if filled.send(Loaded { chunk: index, lane }).is_err() {
             return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn read_chunk(job: &Job<'_>, chunk: &Chunk, lane: &Lane) -> Result<()> {
+    for (stream, end) in job.ends.iter().enumerate() {
+        if let End::Source(source) = end {
+            let size = chunk.dtypes[stream].size();
+            lane.fill(stream, chunk.elements * size, |bytes| read_stream(*source, chunk, size, bytes))?;
         }
     }
     Ok(())
@@ -279,31 +251,42 @@ fn compute_chunks<'a>(
 ) -> Result<()> {
     for loaded in filled {
         let chunk = &job.plan.chunks()[loaded.chunk];
-        let started = Instant::now();
-        for (stream, end) in job.ends.iter().enumerate() {
-            if matches!(end, End::Source(_)) {
-                loaded.lane.upload(stream, chunk.dtypes[stream].size() * chunk.elements)?;
-            }
-        }
-        clock.upload.add(started);
-        let started = Instant::now();
-        let buffers = Buffers {
-            streams: loaded.lane.views(&chunk.dtypes, chunk.elements)?,
-            scratch: scratch.clone(),
-            results: loaded.lane.results().cloned(),
-        };
-        let mut recording = Recording::new(job.backend);
-        if let Some(results) = &buffers.results {
-            recording.clear(results);
-        }
-        sweep.lock().unwrap_or_else(PoisonError::into_inner).record(&mut recording, chunk, &buffers)?;
-        loaded.lane.launch(&recording, &written(job, chunk))?;
-        clock.compute.add(started);
+        clock.time(Stage::Upload, || upload_chunk(job, chunk, loaded.lane))?;
+        clock.time(Stage::Compute, || compute_chunk(job, chunk, loaded.lane, sweep, &scratch))?;
         if launched.send(loaded).is_err() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+fn upload_chunk(job: &Job<'_>, chunk: &Chunk, lane: &Lane) -> Result<()> {
+    for (stream, end) in job.ends.iter().enumerate() {
+        if matches!(end, End::Source(_)) {
+            lane.upload(stream, chunk.dtypes[stream].size() * chunk.elements)?;
+        }
+    }
+    Ok(())
+}
+
+fn compute_chunk(
+    job: &Job<'_>,
+    chunk: &Chunk,
+    lane: &Lane,
+    sweep: &Mutex<&mut dyn Sweep>,
+    scratch: &Option<View>,
+) -> Result<()> {
+    let buffers = Buffers {
+        streams: lane.views(&chunk.dtypes, chunk.elements)?,
+        scratch: scratch.clone(),
+        results: lane.results().cloned(),
+    };
+    let mut recording = Recording::new(job.backend);
+    if let Some(results) = &buffers.results {
+        recording.clear(results);
+    }
+    sweep.lock().unwrap_or_else(PoisonError::into_inner).record(&mut recording, chunk, &buffers)?;
+    lane.launch(&recording, &written(job, chunk))
 }
 
 /// The streams that a chunk writes, with their bytes.
@@ -323,20 +306,21 @@ fn write_chunks<'a>(
     for loaded in launched {
         let chunk = &job.plan.chunks()[loaded.chunk];
         let written = written(job, chunk);
-        let started = Instant::now();
-        let results = loaded.lane.wait(&written)?;
-        clock.readback.add(started);
+        let results = clock.time(Stage::Readback, || loaded.lane.wait(&written))?;
         sweep.lock().unwrap_or_else(PoisonError::into_inner).absorb(chunk, &results)?;
-        let started = Instant::now();
-        for (stream, bytes) in written {
-            if let End::Sink(sink) = &job.ends[stream] {
-                let size = chunk.dtypes[stream].size();
-                loaded.lane.collect(stream, bytes, |bytes| write_stream(*sink, chunk, size, bytes))?;
-            }
-        }
-        clock.write.add(started);
+        clock.time(Stage::Write, || write_chunk(job, chunk, loaded.lane, &written))?;
         ring.give(loaded.lane);
         job.progress.advance(read_bytes(job, chunk));
+    }
+    Ok(())
+}
+
+fn write_chunk(job: &Job<'_>, chunk: &Chunk, lane: &Lane, written: &[(usize, u64)]) -> Result<()> {
+    for &(stream, bytes) in written {
+        if let End::Sink(sink) = &job.ends[stream] {
+            let size = chunk.dtypes[stream].size();
+            lane.collect(stream, bytes, |bytes| write_stream(*sink, chunk, size, bytes))?;
+        }
     }
     Ok(())
 }
@@ -344,43 +328,6 @@ fn write_chunks<'a>(
 fn read_bytes(job: &Job<'_>, chunk: &Chunk) -> u64 {
     let ends = job.ends.iter().zip(&chunk.dtypes).filter(|(end, _)| matches!(end, End::Source(_)));
     ends.map(|(_, dtype)| dtype.size() * chunk.elements).sum()
-}
-
-/// Nanoseconds of each stage.
-#[derive(Default)]
-struct Clock {
-    read: Hand,
-    upload: Hand,
-    compute: Hand,
-    readback: Hand,
-    write: Hand,
-}
-
-#[derive(Default)]
-struct Hand(AtomicU64);
-
-impl Hand {
-    fn add(&self, since: Instant) {
-        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.0.fetch_add(nanoseconds, Ordering::Relaxed);
-    }
-
-    fn seconds(&self) -> f64 {
-        self.0.load(Ordering::Relaxed) as f64 * 1e-9
-    }
-}
-
-impl Clock {
-    fn timings(&self, started: Instant) -> Timings {
-        Timings {
-            seconds: started.elapsed().as_secs_f64(),
-            read: self.read.seconds(),
-            upload: self.upload.seconds(),
-            compute: self.compute.seconds(),
-            readback: self.readback.seconds(),
-            write: self.write.seconds(),
-        }
-    }
 }
 
 fn usize_of(bytes: u64) -> usize {

@@ -11,6 +11,7 @@ use squisher::methods::squisher::{
     self as methods, ExtractOptions, ExtractPlan, ExtractReport, Extracted, Warning,
 };
 use squisher::shape::shape_text;
+use squisher::stream::Timings;
 
 use crate::args::Global;
 use crate::table::{Column, Table, count, counted, size};
@@ -104,6 +105,7 @@ struct Done {
     scale_factor: (f64, f64),
     bytes_written: u64,
     output: PathBuf,
+    timings: Timings,
 }
 
 impl From<ExtractReport> for Done {
@@ -113,6 +115,7 @@ impl From<ExtractReport> for Done {
             scale_factor: report.scale_factor,
             bytes_written: report.bytes_written,
             output: report.output.clone(),
+            timings: report.timings,
             map: report.into(),
         }
     }
