@@ -9,9 +9,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::backend::Backend;
@@ -28,6 +29,7 @@ use crate::methods::select::{Inputs, Keep, PIECE_ELEMENTS, Scope, Selector};
 use crate::methods::source::NonFinite;
 use crate::progress::Progress;
 use crate::shape::shape_text;
+use crate::stream::Timings;
 
 /// How to make a mask.
 #[derive(Clone, Debug)]
@@ -180,12 +182,14 @@ pub struct ResetReport {
     pub bytes_written: u64,
     /// Wall time.
     pub seconds: f64,
+    /// Where the time went, of all threads together.
+    pub timings: Timings,
     /// The output.
     pub output: PathBuf,
 }
 
 /// Bytes of each input handled at once; a multiple of every element size.
-const STEP_BYTES: u64 = 4 << 20;
+const STEP_BYTES: u64 = 1 << 20;
 
 const RESET: &str = "reset";
 
@@ -210,19 +214,14 @@ pub fn reset(
     let layout = OutputLayout::like(model, |tensor| Some(tensor.dtype), BTreeMap::new());
     let inputs = [mask.path(), model.path(), base.path()];
     let output = Output::create(out, layout.with_side_files_of(model)?, options.overwrite, &inputs)?;
-    let mut job = Reset { mask, model, base, options, output, progress, interrupt, bytes_read: 0 };
-    progress.begin(2 * model.total_bytes() + mask.total_bytes());
-    let (mut tensors, mut copied) = (Vec::new(), Vec::new());
-    for tensor in model.tensors() {
-        match mask.get(&tensor.name) {
-            Some(of) => tensors.push(job.masked(tensor, of)?),
-            None => {
-                job.unmasked(tensor)?;
-                copied.push(tensor.name.clone());
-            }
-        }
-    }
+    let job = Reset { mask, model, base, options, output, progress, interrupt, clock: Clock::default() };
+    let pieces = job.pieces();
+    let bytes_read = pieces.iter().map(|piece| 2 * piece.len + piece.mask_len()).sum();
+    progress.begin(bytes_read);
+    // Piece by piece on all cores: while one reads, another chooses or writes.
+    let kept_of = pieces.par_iter().map(|piece| job.run(piece)).collect::<Result<Vec<u64>>>()?;
     inputs_unchanged(&[mask, model, base])?;
+    let (tensors, copied) = job.selected(&pieces, &kept_of);
     let (elements, kept) = (tensors.iter().map(|t| t.elements).sum(), tensors.iter().map(|t| t.kept).sum());
     let report = ResetReport {
         tensors,
@@ -230,9 +229,10 @@ pub fn reset(
         kept,
         sparsity: sparsity(elements, kept),
         copied,
-        bytes_read: job.bytes_read,
+        bytes_read,
         bytes_written: job.output.total_bytes(),
         seconds: began.elapsed().as_secs_f64(),
+        timings: job.clock.timings(began),
         output: job.output.path().to_owned(),
     };
     job.output.finish()?;
@@ -251,43 +251,95 @@ struct Reset<'a> {
     output: Output,
     progress: &'a dyn Progress,
     interrupt: &'a Interrupt,
-    bytes_read: u64,
+    clock: Clock,
 }
 
-impl Reset<'_> {
-    /// Both models' bytes of a tensor, from `start` on.
-    fn read_both(&mut self, tensor: &TensorInfo, start: u64, len: u64) -> Result<(Vec<u8>, Vec<u8>)> {
-        self.interrupt.check()?;
-        let len = usize::try_from(len).expect("a few MiB");
-        let (mut own, mut other) = (vec![0; len], vec![0; len]);
-        let base = self.base.get(&tensor.name).expect("the names were compared before");
-        self.model.read(tensor, start, &mut own)?;
-        self.base.read(base, start, &mut other)?;
-        self.bytes_read += 2 * len as u64;
-        self.progress.advance(2 * len as u64);
-        Ok((own, other))
+/// Consecutive bytes of one of the model's tensors.
+struct Piece<'a> {
+    /// Its place in the model.
+    place: usize,
+    start: u64,
+    len: u64,
+    /// The mask's tensor and the bytes of an element, where there is a mask.
+    masked: Option<(&'a TensorInfo, u64)>,
+}
+
+impl Piece<'_> {
+    /// Bytes of the mask, one an element.
+    fn mask_len(&self) -> u64 {
+        self.masked.map_or(0, |(_, size)| self.len / size)
+    }
+}
+
+/// Nanoseconds of all threads together.
+#[derive(Default)]
+struct Clock {
+    read: AtomicU64,
+    choose: AtomicU64,
+    write: AtomicU64,
+}
+
+impl Clock {
+    fn add(to: &AtomicU64, since: Instant) {
+        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        to.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    fn masked(&mut self, tensor: &TensorInfo, of: &TensorInfo) -> Result<Selected> {
-        let slot = self.output.position(&tensor.name).expect("the output has the model's tensors");
-        let elements = tensor.elements();
-        let size = tensor.bytes.checked_div(elements).unwrap_or(1).max(1);
-        let (mut start, mut kept) = (0, 0);
-        while start < elements {
-            let len = (STEP_BYTES / size).min(elements - start);
-            let (mut own, other) = self.read_both(tensor, start * size, len * size)?;
-            let mut mask = vec![0; usize::try_from(len).expect("a few MiB")];
-            self.mask.read(of, start, &mut mask)?;
-            self.bytes_read += len;
-            self.progress.advance(len);
-            self.refuse_bytes(of, start, &mask)?;
-            kept += mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
-            choose(&mut own, &other, &mask);
-            self.output.write(slot, start * size, &own)?;
-            start += len;
+    fn timings(&self, began: Instant) -> Timings {
+        let seconds = |of: &AtomicU64| of.load(Ordering::Relaxed) as f64 * 1e-9;
+        Timings {
+            seconds: began.elapsed().as_secs_f64(),
+            read: seconds(&self.read),
+            compute: seconds(&self.choose),
+            write: seconds(&self.write),
+            ..Timings::default()
         }
-        let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-        Ok(Selected { name, shape, elements, kept, sparsity: sparsity(elements, kept) })
+    }
+}
+
+impl<'a> Reset<'a> {
+    fn pieces(&self) -> Vec<Piece<'a>> {
+        let mut pieces = Vec::new();
+        for (place, tensor) in self.model.tensors().iter().enumerate() {
+            let size = tensor.bytes.checked_div(tensor.elements()).unwrap_or(1).max(1);
+            let masked = self.mask.get(&tensor.name).map(|mask| (mask, size));
+            for start in (0..tensor.bytes).step_by(usize::try_from(STEP_BYTES).expect("a MiB")) {
+                pieces.push(Piece { place, start, len: STEP_BYTES.min(tensor.bytes - start), masked });
+            }
+        }
+        pieces
+    }
+
+    /// Writes one piece; gives how many of its elements the mask keeps.
+    fn run(&self, piece: &Piece<'_>) -> Result<u64> {
+        self.interrupt.check()?;
+        let tensor = &self.model.tensors()[piece.place];
+        let base = self.base.get(&tensor.name).expect("the names were compared before");
+        let bytes = |len: u64| vec![0; usize::try_from(len).expect("a MiB")];
+        let (mut own, mut other, mut mask) = (bytes(piece.len), bytes(piece.len), bytes(piece.mask_len()));
+        let reading = Instant::now();
+        self.model.read(tensor, piece.start, &mut own)?;
+        self.base.read(base, piece.start, &mut other)?;
+        if let Some((of, size)) = piece.masked {
+            self.mask.read(of, piece.start / size, &mut mask)?;
+        }
+        Clock::add(&self.clock.read, reading);
+        let choosing = Instant::now();
+        let chosen = match piece.masked {
+            None => self.unmasked(tensor, own, other)?,
+            Some((of, size)) => {
+                self.refuse_bytes(of, piece.start / size, &mask)?;
+                choose(&mut own, &other, &mask);
+                own
+            }
+        };
+        Clock::add(&self.clock.choose, choosing);
+        let writing = Instant::now();
+        let slot = self.output.position(&tensor.name).expect("the output has the model's tensors");
+        self.output.write(slot, piece.start, &chosen)?;
+        Clock::add(&self.clock.write, writing);
+        self.progress.advance(2 * piece.len + piece.mask_len());
+        Ok(mask.iter().map(|&keep| u64::from(keep)).sum())
     }
 
     fn refuse_bytes(&self, of: &TensorInfo, start: u64, mask: &[u8]) -> Result<()> {
@@ -297,23 +349,31 @@ impl Reset<'_> {
         Err(Error::tensor(self.mask.file_of(of), &of.name, problem))
     }
 
-    fn unmasked(&mut self, tensor: &TensorInfo) -> Result<()> {
-        let slot = self.output.position(&tensor.name).expect("the output has the model's tensors");
-        let mut start = 0;
-        while start < tensor.bytes {
-            let (own, other) = self.read_both(tensor, start, STEP_BYTES.min(tensor.bytes - start))?;
-            if self.options.unmasked == Unmasked::Equal && own != other {
-                let problem = format!(
-                    "tensor {} is not in the mask and differs between the models; say which one to take with --unmasked",
-                    printable(&tensor.name)
-                );
-                return Err(Error::mismatch(RESET, problem));
-            }
-            let chosen = if self.options.unmasked == Unmasked::Base { &other } else { &own };
-            self.output.write(slot, start, chosen)?;
-            start += chosen.len() as u64;
+    fn unmasked(&self, tensor: &TensorInfo, own: Vec<u8>, other: Vec<u8>) -> Result<Vec<u8>> {
+        if self.options.unmasked == Unmasked::Equal && own != other {
+            let problem = format!(
+                "tensor {} is not in the mask and differs between the models; say which one to take with --unmasked",
+                printable(&tensor.name)
+            );
+            return Err(Error::mismatch(RESET, problem));
         }
-        Ok(())
+        Ok(if self.options.unmasked == Unmasked::Base { other } else { own })
+    }
+
+    /// What was kept of each masked tensor, and the names of the others.
+    fn selected(&self, pieces: &[Piece<'_>], kept_of: &[u64]) -> (Vec<Selected>, Vec<String>) {
+        let mut kept = vec![0; self.model.tensors().len()];
+        for (piece, of_piece) in pieces.iter().zip(kept_of) {
+            kept[piece.place] += of_piece;
+        }
+        let (mut tensors, mut copied) = (Vec::new(), Vec::new());
+        for (tensor, kept) in self.model.tensors().iter().zip(kept) {
+            match self.mask.get(&tensor.name) {
+                Some(_) => tensors.push(Selected::new(tensor, kept)),
+                None => copied.push(tensor.name.clone()),
+            }
+        }
+        (tensors, copied)
     }
 }
 
@@ -354,6 +414,11 @@ fn refuse_differences(mask: &Checkpoint, model: &Checkpoint, base: &Checkpoint) 
         }
         match model.get(&tensor.name) {
             None => found.push(format!("{} of the mask is not in the model", printable(&tensor.name))),
+            Some(own) if own.dtype.bitsize() % 8 != 0 => found.push(format!(
+                "{} is stored in {} bits an element, which no mask can choose from",
+                printable(&tensor.name),
+                own.dtype.bitsize()
+            )),
             Some(own) if own.shape != tensor.shape => {
                 let (of, own) = (shape_text(&tensor.shape), shape_text(&own.shape));
                 found.push(format!(

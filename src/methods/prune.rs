@@ -150,7 +150,7 @@ pub struct Selected {
 }
 
 impl Selected {
-    fn new(tensor: &TensorInfo, kept: u64) -> Self {
+    pub(super) fn new(tensor: &TensorInfo, kept: u64) -> Self {
         let (name, shape, elements) = (tensor.name.clone(), tensor.shape.clone(), tensor.elements());
         Self { name, shape, elements, kept, sparsity: sparsity(elements, kept) }
     }
