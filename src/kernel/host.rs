@@ -27,6 +27,7 @@ impl Default for Floats {
 
 impl Floats {
     /// The elements of `slice` (at most [`BLOCK`]) as f32: in place if they are, else widened into this block.
+    #[inline(always)]
     pub fn load<'a>(&'a mut self, slice: Slice<'a>) -> &'a [f32] {
         if slice.element() == Element::F32 {
             return slice.cast();
@@ -37,6 +38,7 @@ impl Floats {
     }
 
     /// Lets `fill` write the elements of `slice` (at most [`BLOCK`]) as f32: in place if they are, else by way of this block.
+    #[inline(always)]
     pub fn store(&mut self, slice: SliceMut<'_>, fill: impl FnOnce(&mut [f32])) {
         if slice.element() == Element::F32 {
             return fill(slice.cast());
@@ -47,6 +49,7 @@ impl Floats {
     }
 
     /// Lets `change` rewrite the elements of `slice` (at most [`BLOCK`]) as f32: in place if they are, else by way of this block.
+    #[inline(always)]
     pub fn update(&mut self, slice: SliceMut<'_>, change: impl FnOnce(&mut [f32])) {
         if slice.element() == Element::F32 {
             return change(slice.cast());
@@ -62,6 +65,7 @@ impl Floats {
 ///
 /// # Panics
 /// If the elements are no floats, which a kernel's `launch` has refused.
+#[inline(always)]
 pub fn widen_into(slice: Slice<'_>, out: &mut [f32]) {
     match slice.element() {
         Element::F32 => out.copy_from_slice(slice.cast()),
@@ -80,6 +84,7 @@ pub fn widen_into(slice: Slice<'_>, out: &mut [f32]) {
 ///
 /// # Panics
 /// If the elements are no floats, which a kernel's `launch` has refused.
+#[inline(always)]
 pub fn narrow_into(values: &[f32], slice: SliceMut<'_>) {
     match slice.element() {
         Element::F32 => slice.cast::<f32>().copy_from_slice(values),
@@ -94,6 +99,7 @@ pub fn narrow_into(values: &[f32], slice: SliceMut<'_>) {
 }
 
 /// Round to nearest even by integer arithmetic, which vectorises; a NaN stays one.
+#[inline(always)]
 fn round_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -129,7 +135,8 @@ pub fn widen(slice: Slice<'_>) -> Vec<f32> {
     out
 }
 
-/// Shares blocks of one output out to the cores: `each(start, block)` for consecutive blocks of at most [`BLOCK`] elements.
+/// Shares blocks of one output out to the cores: `each(start, block)` for consecutive blocks of at most [`BLOCK`] elements,
+/// compiled for the widest vectors that this processor has.
 ///
 /// `scratch` is made once per task of the thread pool, not per block.
 pub fn for_blocks<S: Default + Send>(
@@ -139,9 +146,14 @@ pub fn for_blocks<S: Default + Send>(
     const TASK: usize = 64;
     let tasks: Vec<SliceMut<'_>> = out.chunks(BLOCK * TASK);
     tasks.into_par_iter().enumerate().for_each_init(S::default, |scratch, (task, part)| {
-        for (block, piece) in part.chunks(BLOCK).into_iter().enumerate() {
-            each(scratch, (task * TASK + block) * BLOCK, piece);
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for (block, piece) in part.chunks(BLOCK).into_iter().enumerate() {
+                    each(scratch, (task * TASK + block) * BLOCK, piece);
+                }
+            },
+        );
     });
 }
 

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{
-    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, groups_of, noise,
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, groups_of, noise, vectorised,
 };
 use crate::kernels::{DTYPE, WIDE, WORKGROUP, shader};
 use crate::memory::Element;
@@ -146,11 +146,15 @@ impl Kernel for Penalty {
         records.for_each_init(<[Floats; 3]>::default, |[t, a, f], (share, record)| {
             let start = share * SHARE;
             let mut tally = Tally::default();
-            for at in (start..theta.len().min(start + SHARE)).step_by(BLOCK) {
+            let mut add = |at: usize| {
                 let len = BLOCK.min(theta.len() - at);
                 let (t, a) = (t.load(theta.range(at, len)), a.load(anchor.range(at, len)));
                 tally.add(t, a, f.load(fisher.range(at, len)), at - start);
-            }
+            };
+            vectorised(
+                #[inline(always)]
+                || (start..theta.len().min(start + SHARE)).step_by(BLOCK).for_each(&mut add),
+            );
             record.copy_from_slice(&tally.record());
         });
     }
@@ -165,27 +169,47 @@ impl Kernel for Penalty {
 /// Sums kept side by side, so that they are vectors.
 const LANES: usize = 8;
 
+/// The exponent of a term of 0: below that of every other.
+const NOTHING: i32 = -100_000;
+
 /// A share on the host: f64 holds every term, so nothing needs scaling before the end.
-#[derive(Default)]
 struct Tally {
     sum: [f64; LANES],
-    exponent: [Option<i32>; LANES],
+    exponent: i32,
     bad: [Option<usize>; 3],
 }
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self { sum: [0.0; LANES], exponent: 3 * NOTHING, bad: [None; 3] }
+    }
+}
+
+/// Whether a term counts.
+#[inline(always)]
+fn is_fine(t: f32, a: f32, f: f32) -> bool {
+    t.is_finite() & a.is_finite() & f.is_finite() & (f >= 0.0)
+}
+
 impl Tally {
-    /// Adds consecutive parameters, of which the first has index `start` in the share.
+    /// Adds consecutive parameters, at most [`BLOCK`], of which the first has index `start` in the share. Sums, exponents and faults have
+    /// loops of their own without a branch, which vectorise.
+    #[inline(always)]
     fn add(&mut self, theta: &[f32], anchor: &[f32], fisher: &[f32], start: usize) {
-        let mut good = true;
-        for (i, ((&t, &a), &f)) in theta.iter().zip(anchor).zip(fisher).enumerate() {
-            let fine = t.is_finite() & a.is_finite() & f.is_finite() & (f >= 0.0);
+        let all = || theta.iter().zip(anchor).zip(fisher).map(|((&t, &a), &f)| (t, a, f));
+        let mut terms = [0.0_f64; BLOCK];
+        for (term, (t, a, f)) in terms.iter_mut().zip(all()) {
             let delta = f64::from(t) - f64::from(a);
-            let term = if fine { f64::from(f) * delta * delta } else { 0.0 };
-            let lane = i % LANES;
-            self.sum[lane] += term;
-            self.exponent[lane] = self.exponent[lane].max(if fine { exponent_of(f, t, a) } else { None });
-            good &= fine;
+            *term = if is_fine(t, a, f) { f64::from(f) * delta * delta } else { 0.0 };
         }
+        for terms in terms[..theta.len()].chunks(LANES) {
+            for (sum, term) in self.sum.iter_mut().zip(terms) {
+                *sum += term;
+            }
+        }
+        let exponent = |(t, a, f)| if is_fine(t, a, f) { exponent_of(f, t, a) } else { 3 * NOTHING };
+        self.exponent = all().map(exponent).fold(self.exponent, i32::max);
+        let good = all().fold(true, |good, (t, a, f)| good & is_fine(t, a, f));
         if !good {
             let first = |found: Option<usize>, values: &[f32], is: fn(f32) -> bool| {
                 found.or_else(|| values.iter().position(|v| is(*v)).map(|i| start + i))
@@ -199,7 +223,7 @@ impl Tally {
     }
 
     fn record(&self) -> [f32; WORDS] {
-        let exponent = self.exponent.iter().copied().max().flatten().unwrap_or(0);
+        let exponent = if self.exponent < NOTHING / 2 { 0 } else { self.exponent };
         #[expect(clippy::cast_possible_truncation, reason = "the record's sum is f32")]
         let sum = (self.sum.iter().sum::<f64>() * 2.0_f64.powi(-exponent)) as f32;
         let [theta, anchor, fisher] =
@@ -208,15 +232,21 @@ impl Tally {
     }
 }
 
-/// ⌊log₂ F⌋ + 2 ⌊log₂ |θ − θ*|⌋ with the difference rounded to f32, from the bits; nothing for a term of 0.
+/// ⌊log₂ F⌋ + 2 ⌊log₂ |θ − θ*|⌋ with the difference rounded to f32, from the bits; far below every other for a term of 0.
 #[inline(always)]
-fn exponent_of(fisher: f32, theta: f32, anchor: f32) -> Option<i32> {
-    let log = |v: f32| {
-        let bits = v.to_bits() & 0x7fff_ffff;
-        let subnormal = i32::try_from(bits.checked_ilog2()?).ok()? - 149;
-        Some(if bits < 0x80_0000 { subnormal } else { (bits >> 23).cast_signed() - 127 })
-    };
-    Some(log(fisher)? + 2 * log(0.5 * theta - 0.5 * anchor)? + 2)
+fn exponent_of(fisher: f32, theta: f32, anchor: f32) -> i32 {
+    log2(fisher) + 2 * log2(0.5 * theta - 0.5 * anchor) + 2
+}
+
+/// ⌊log₂ |v|⌋, a subnormal's by way of an exact conversion of its integer.
+#[expect(clippy::cast_precision_loss, reason = "23-bit integers fit")]
+#[inline(always)]
+fn log2(v: f32) -> i32 {
+    let bits = v.to_bits() & 0x7fff_ffff;
+    let subnormal = bits < 0x80_0000;
+    let normal = if subnormal { (bits.cast_signed() as f32).to_bits() } else { bits };
+    let bias = if subnormal { 127 + 149 } else { 127 };
+    if bits == 0 { NOTHING } else { (normal >> 23).cast_signed() - bias }
 }
 
 impl Checked for Penalty {

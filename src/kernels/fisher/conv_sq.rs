@@ -351,7 +351,7 @@ struct Block {
 }
 
 /// At most so many positions are taken together, if they are not all of one row.
-const POSITIONS: usize = 512;
+const POSITIONS: usize = 1024;
 
 impl<'a> Layer<'a> {
     fn new(
@@ -664,20 +664,19 @@ impl Factors for Group<'_> {
         positions: &Range<usize>,
         columns: &Range<usize>,
         scratch: &mut Scratch,
-        (out, width): (&mut [f32], usize),
+        out: &mut [f32],
+        stride: usize,
     ) {
         let (sample, positions) = self.sample(square, positions);
-        if columns.len() < width {
-            out.fill(0.0);
-        }
+        out.chunks_exact_mut(stride).for_each(|out| out[columns.len()..].fill(0.0));
         // So many positions at a time that what is written stays in a first-level cache.
         const EACH: usize = 64;
-        for (piece, out) in out.chunks_mut(EACH * width).enumerate() {
+        for (piece, out) in out.chunks_mut(EACH * stride).enumerate() {
             let start = positions.start + piece * EACH;
-            let line = scratch.take(out.len() / width);
+            let line = scratch.take(out.len() / stride);
             for (column, output) in columns.clone().enumerate() {
                 self.layer.grads(sample, self.first_output + output, start..start + line.len(), line);
-                for (out, &b) in out.iter_mut().skip(column).step_by(width).zip(&*line) {
+                for (out, &b) in out.iter_mut().skip(column).step_by(stride).zip(&*line) {
                     *out = b;
                 }
             }
@@ -799,7 +798,7 @@ fn shapes() -> Vec<Shape> {
         // Columns and rows around a tile, more positions than a depth of workgroup memory or a product of the host.
         Shape::new((7, [4, 5]), (65, 3, 1, 1, 1), 1),
         Shape::new((15, [3, 3]), (9, 3, 1, 1, 1), 1),
-        Shape::new((2, [27, 25]), (5, 3, 1, 1, 1), 1),
+        Shape::new((2, [41, 27]), (5, 3, 1, 1, 1), 1),
         // A kernel larger than the input it sees, and a row that never meets the input.
         Shape::new((2, [2, 2]), (4, 3, 1, 2, 2), 1),
         Shape::new((2, [1]), (4, 1, 1, 3, 1), 1),
@@ -814,7 +813,7 @@ fn shapes() -> Vec<Shape> {
         Shape { samples: 5, fold: 2, ..shapes[15] },
         Shape { samples: 4, fold: 4, ..shapes[6] },
         Shape { missing: 1, ..shapes[6] },
-        // Rows and planes around a block of positions of the host (512), and a tile of its (768 × 128).
+        // Rows and planes around a block of positions of the host (1024), and a tile of its (768 × 128).
         Shape::new((2, [1030]), (3, 3, 1, 1, 2), 1),
         Shape::new((4, [1300]), (4, 3, 2, 2, 2), 4),
         Shape::new((1, [2, 24, 23]), (4, 2, 1, 1, 1), 1),

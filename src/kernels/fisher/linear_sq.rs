@@ -204,9 +204,10 @@ impl Factors for Squares<'_> {
         positions: &Range<usize>,
         columns: &Range<usize>,
         _: &mut Scratch,
-        (out, width): (&mut [f32], usize),
+        out: &mut [f32],
+        stride: usize,
     ) {
-        for (sample, out) in self.samples_of(square, positions).zip(out.chunks_exact_mut(width)) {
+        for (sample, out) in self.samples_of(square, positions).zip(out.chunks_exact_mut(stride)) {
             let present = if self.weight[sample] == 0.0 { 0.0 } else { 1.0 };
             let (out, beyond) = out.split_at_mut(columns.len());
             let start = sample * self.inputs + columns.start;

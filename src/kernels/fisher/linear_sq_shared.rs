@@ -188,13 +188,13 @@ impl Rows<'_> {
             return (&values[rows.start * self.width + columns.start..end], self.width);
         }
         let out = scratch.take(height * wide);
-        self.copy(rows, columns, (out, wide));
+        self.copy(rows, columns, out, wide);
         (out, wide)
     }
 
-    /// Copies some columns, and zeros behind them up to `width`.
-    fn copy(&self, rows: Range<usize>, columns: Range<usize>, (out, width): (&mut [f32], usize)) {
-        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+    /// Copies some columns, and zeros behind them up to `stride`.
+    fn copy(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32], stride: usize) {
+        for (row, out) in rows.zip(out.chunks_exact_mut(stride)) {
             let (out, beyond) = out.split_at_mut(columns.len());
             widen_into(self.values.range(row * self.width + columns.start, columns.len()), out);
             beyond.fill(0.0);
@@ -261,9 +261,10 @@ impl Factors for Shared<'_> {
         positions: &Range<usize>,
         columns: &Range<usize>,
         _: &mut Scratch,
-        out: (&mut [f32], usize),
+        out: &mut [f32],
+        stride: usize,
     ) {
-        self.input.copy(self.rows(square, positions), columns.clone(), out);
+        self.input.copy(self.rows(square, positions), columns.clone(), out, stride);
     }
 }
 

@@ -14,7 +14,7 @@ use bytemuck::{Pod, Zeroable, cast_slice_mut};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::registers::{Finish, Left, ROWS, Tiles, panel, vectors};
+use super::registers::{Finish, Left, ROWS, Right, Tiles, panel, vectors};
 use crate::error::Result;
 use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::groups_of;
@@ -119,7 +119,9 @@ impl Store {
 /// As long and as aligned as the longest vectors: none that is read from scratch memory straddles two lines of the cache.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+struct Line([f32; LINE]);
+
+const LINE: usize = 16;
 
 /// Scratch memory.
 #[derive(Default)]
@@ -128,7 +130,7 @@ pub(super) struct Scratch(Vec<Line>);
 impl Scratch {
     /// `len` elements with old contents.
     pub(super) fn take(&mut self, len: usize) -> &mut [f32] {
-        let lines = len.div_ceil(16);
+        let lines = len.div_ceil(LINE);
         if self.0.len() < lines {
             self.0.resize(lines, Line::zeroed());
         }
@@ -171,18 +173,19 @@ pub(super) trait Factors: Sync {
         scratch: &'a mut Scratch,
     ) -> Left<'a>;
 
-    /// Writes the right factor at a block of positions to `out`: `columns`, then zeros, as many elements a position as `out` says.
+    /// Writes the right factor at a block of positions: `columns` of each, and zeros behind them up to `stride` elements.
     fn right(
         &self,
         square: usize,
         positions: &Range<usize>,
         columns: &Range<usize>,
         scratch: &mut Scratch,
-        out: (&mut [f32], usize),
+        out: &mut [f32],
+        stride: usize,
     );
 }
 
-/// Positions of a block: a panel of them stays in a first-level cache, or nearly.
+/// Positions of a block: a panel of them stays in a first-level cache, or nearly, and all columns of a tile in a second-level one.
 const POSITIONS: usize = 128;
 
 /// Tiles times runs that keep the cores of a large machine busy.
@@ -342,19 +345,30 @@ impl<'a> Panels<'a> {
         Self { grain, rows, columns, height: rows.len().next_multiple_of(ROWS) }
     }
 
-    /// The columns of each panel, and its width in whole vectors.
+    /// The columns of each panel, counted from the tile's first, and its width in whole vectors.
     fn iter(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
         let Grain { lanes, width } = self.grain;
-        self.columns.clone().step_by(width).map(move |start| {
-            let columns = start..self.columns.end.min(start + width);
+        (0..self.columns.len()).step_by(width).map(move |start| {
+            let columns = start..self.columns.len().min(start + width);
             let width = columns.len().next_multiple_of(lanes);
             (columns, width)
         })
     }
 
+    /// Columns in whole vectors.
+    fn width(&self) -> usize {
+        self.columns.len().next_multiple_of(self.grain.lanes)
+    }
+
+    /// From one position of the right factor to the next. A power of two would put the positions of a panel in the same few places of
+    /// the caches; a line of the cache more does not.
+    fn stride(&self) -> usize {
+        self.width().next_multiple_of(LINE) + LINE
+    }
+
     /// Elements of the sums.
     fn len(&self) -> usize {
-        self.height * self.columns.len().next_multiple_of(self.grain.lanes)
+        self.height * self.width()
     }
 
     /// Adds one square.
@@ -381,13 +395,14 @@ impl<'a> Panels<'a> {
                 weight: factors.weight(square),
             };
             let left = factors.left(square, &block, self.rows, left);
+            let right = right.take(block.len() * self.stride());
+            factors.right(square, &block, self.columns, line, right, self.stride());
+            let right = Right { values: right, stride: self.stride() };
             let mut at = 0;
             for (columns, width) in self.iter() {
-                let right = right.take(block.len() * width);
-                factors.right(square, &block, &columns, line, (right, width));
                 let tiles = at..at + self.height * width;
                 let tiles = Tiles { sums: &mut sums[tiles.clone()], partial: &mut partial[tiles] };
-                panel(simd, left, starts, (right, width), tiles, finish);
+                panel(simd, (left, starts), right, (columns.start, width), tiles, finish);
                 at += self.height * width;
             }
             start = block.end;
@@ -401,7 +416,7 @@ impl<'a> Panels<'a> {
         let mut panels = sums;
         for (of_panel, width) in self.iter() {
             let (panel, rest) = panels.split_at(self.height * width);
-            let (first, count) = (of_panel.start - self.columns.start, of_panel.len());
+            let (first, count) = (of_panel.start, of_panel.len());
             for (row, sums) in panel.chunks_exact(width).take(rows).enumerate() {
                 if transposed {
                     for (out, &sum) in

@@ -2,8 +2,8 @@
 //!
 //! A tile of six rows and up to four vectors of columns is summed over positions in registers, squared there, and only then
 //! added to the sums in cache. So a square costs its multiplications and a load and a store for each element, whatever the
-//! number of positions. Row elements are taken one at a time, from wherever they lie; vectors of columns are read from a panel
-//! that the factors have laid out for it.
+//! number of positions. Row elements are taken one at a time, from wherever they lie; vectors of columns from a block that the
+//! factors have laid out for it.
 //!
 //! Each element is one lane's sum over positions in their order, so its bits depend neither on the width of the vectors nor on the cut
 //! of the result. (They do on whether the processor has a fused multiply-add.)
@@ -20,6 +20,13 @@ pub(super) struct Left<'a> {
     pub(super) run: usize,
     pub(super) pitch: usize,
     pub(super) step: usize,
+}
+
+/// The columns' factor: all columns of a position, in whole vectors, every `stride` elements.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
 }
 
 /// What becomes of a tile that was summed over a block of positions.
@@ -46,22 +53,35 @@ pub(super) struct Tiles<'a> {
     pub(super) partial: &'a mut [f32],
 }
 
-/// All rows (whose `starts` are whole tiles) times one panel of columns, `width` at each position, whole vectors.
+/// All rows (whose `starts` are whole tiles) times one panel of columns: `width`, in whole vectors, from `first` on.
 #[inline(always)]
 pub(super) fn panel<S: Simd>(
     simd: S,
-    left: Left<'_>,
-    starts: &[usize],
-    (right, width): (&[f32], usize),
+    (left, starts): (Left<'_>, &[usize]),
+    right: Right<'_>,
+    (first, width): (usize, usize),
     tiles: Tiles<'_>,
     finish: Finish,
 ) {
+    let right = Columns {
+        vectors: S::as_simd_f32s(right.values).0,
+        stride: right.stride / S::F32_LANES,
+        first: first / S::F32_LANES,
+    };
     match width / S::F32_LANES {
         1 => panel_of::<S, 1>(simd, left, starts, right, tiles, finish),
         2 => panel_of::<S, 2>(simd, left, starts, right, tiles, finish),
         3 => panel_of::<S, 3>(simd, left, starts, right, tiles, finish),
         _ => panel_of::<S, 4>(simd, left, starts, right, tiles, finish),
     }
+}
+
+/// A panel of the right factor, counted in vectors.
+#[derive(Clone, Copy)]
+struct Columns<'a, V> {
+    vectors: &'a [V],
+    stride: usize,
+    first: usize,
 }
 
 type Tile<V, const N: usize> = [[V; N]; ROWS];
@@ -71,11 +91,10 @@ fn panel_of<S: Simd, const N: usize>(
     simd: S,
     left: Left<'_>,
     starts: &[usize],
-    right: &[f32],
+    right: Columns<'_, S::f32s>,
     tiles: Tiles<'_>,
     finish: Finish,
 ) {
-    let right = S::as_simd_f32s(right).0.as_chunks().0;
     let sums = S::as_mut_simd_f32s(tiles.sums).0.as_chunks_mut().0.as_chunks_mut().0;
     let partial = S::as_mut_simd_f32s(tiles.partial).0.as_chunks_mut().0.as_chunks_mut().0;
     for ((starts, sums), partial) in starts.as_chunks().0.iter().zip(sums).zip(partial) {
@@ -98,14 +117,15 @@ fn multiply<S: Simd, const N: usize>(
     simd: S,
     left: Left<'_>,
     starts: &[usize; ROWS],
-    right: &[[S::f32s; N]],
+    right: Columns<'_, S::f32s>,
 ) -> Tile<S::f32s, N> {
     let mut tile = [[simd.splat_f32s(0.0); N]; ROWS];
-    for (run, right) in right.chunks(left.run).enumerate() {
-        let len = (right.len() - 1) * left.step + 1;
+    for (run, vectors) in right.vectors.chunks(left.run * right.stride).enumerate() {
+        let len = (vectors.len() / right.stride - 1) * left.step + 1;
         let rows = starts.map(|start| &left.values[start + run * left.pitch..][..len]);
         let mut at = 0;
-        for columns in right {
+        for columns in vectors.chunks_exact(right.stride) {
+            let columns = &columns[right.first..][..N];
             for (sums, row) in tile.iter_mut().zip(rows) {
                 let element = simd.splat_f32s(row[at]);
                 for (sum, &column) in sums.iter_mut().zip(columns) {

@@ -202,6 +202,7 @@ impl FisherParams {
 }
 
 impl Fisher {
+    #[inline(always)]
     fn block(
         &self,
         models: &[HostModel<'_>],

@@ -102,6 +102,7 @@ fn checked(bits: u32) -> u32 {
 
 impl Wides {
     /// Fishers, raised to `least` (bits), times a factor.
+    #[inline(always)]
     pub(super) fn load(&mut self, fisher: &[f32], least: u32, factor: super::Factor) {
         let n = fisher.len().min(BLOCK);
         let (fisher, m, e) = (&fisher[..n], &mut self.mantissa[..n], &mut self.exponent[..n]);
@@ -113,6 +114,7 @@ impl Wides {
     }
 
     /// Other weights times a factor.
+    #[inline(always)]
     pub(super) fn scaled(&mut self, of: &Self, factor: super::Factor) {
         for i in 0..BLOCK {
             self.mantissa[i] = of.mantissa[i] * factor.mantissa;
@@ -121,6 +123,7 @@ impl Wides {
     }
 
     /// Adds one number to every weight.
+    #[inline(always)]
     pub(super) fn add(&mut self, number: super::Factor) {
         for (m, e) in self.mantissa.iter_mut().zip(&mut self.exponent) {
             let top = (*e).max(number.exponent);
@@ -132,6 +135,7 @@ impl Wides {
 
 impl Tallies {
     /// Nothing known, and denominators that start at zero.
+    #[inline(always)]
     pub(super) fn start(&mut self) {
         self.mean.fill(0.0);
         self.denominator.fill(0.0);
@@ -141,6 +145,7 @@ impl Tallies {
     }
 
     /// Nothing known, and denominators that start at `prior`.
+    #[inline(always)]
     pub(super) fn start_from(&mut self, prior: &Wides) {
         self.start();
         self.denominator = prior.mantissa;
@@ -148,6 +153,7 @@ impl Tallies {
     }
 
     /// Adds one model, of which `extra` pulls besides its weight; see `add_model` in `shaders/lib/tally.wgsl`.
+    #[inline(always)]
     pub(super) fn add(
         &mut self,
         weights: &Wides,
@@ -179,6 +185,7 @@ impl Tallies {
     }
 
     /// Notes which Fishers stood above their floor.
+    #[inline(always)]
     pub(super) fn floors(&mut self, fisher: &[f32], least: u32) {
         for (unfloored, f) in self.unfloored.iter_mut().zip(fisher) {
             *unfloored |= u32::from(checked(f.to_bits()) >= least);
@@ -186,6 +193,7 @@ impl Tallies {
     }
 
     /// reference + mean, and the reference's own bits where the models agree.
+    #[inline(always)]
     pub(super) fn finish(&self, origin: &[f32], merged: &mut [f32]) {
         for ((merged, &origin), &mean) in merged.iter_mut().zip(origin).zip(&self.mean) {
             *merged = if mean == 0.0 { origin } else { origin + mean };
@@ -194,6 +202,7 @@ impl Tallies {
 
     /// Reads the four state words of each parameter.
     #[expect(clippy::cast_possible_wrap, reason = "a shift keeps the sign it was stored with")]
+    #[inline(always)]
     pub(super) fn load(&mut self, state: &[u32]) {
         for (i, words) in state.chunks_exact(4).enumerate() {
             self.mean[i] = f32::from_bits(words[0]);
@@ -206,6 +215,7 @@ impl Tallies {
 
     /// Writes them.
     #[expect(clippy::cast_sign_loss, reason = "bits are kept")]
+    #[inline(always)]
     pub(super) fn save(&self, state: &mut [u32]) {
         for (i, words) in state.chunks_exact_mut(4).enumerate() {
             words[0] = self.mean[i].to_bits();
@@ -220,6 +230,7 @@ impl Tallies {
 ///
 /// Every array is an argument of its own: only then does the compiler know that no two overlap, and vectorises the loop.
 #[expect(clippy::too_many_arguments, reason = "see above")]
+#[inline(always)]
 fn shares(
     len: usize,
     denominator: &mut [f32; BLOCK],
@@ -365,6 +376,7 @@ pub(super) fn note(counts: &mut Words, slot: usize, start: usize, flags: impl It
 }
 
 /// Counts what is wrong with one model's block and what its floor raised. Slots as in `shaders/lib/count.wgsl`.
+#[inline(always)]
 pub(super) fn count_model(
     counts: &mut Words,
     model: usize,
@@ -389,6 +401,7 @@ pub(super) fn count_model(
 }
 
 /// Counts how a finished block was decided.
+#[inline(always)]
 pub(super) fn count_outcome(counts: &mut Words, tallies: &Tallies, len: usize) {
     let (denominator, largest) = (&tallies.denominator[..len], &tallies.largest[..len]);
     let (mut fallback, mut dominated) = (0, 0);
@@ -412,6 +425,7 @@ fn too_large(dtype: DType) -> f32 {
 }
 
 /// Counts results that their storage type can't hold.
+#[inline(always)]
 pub(super) fn count_unrepresentable(counts: &mut Words, start: usize, merged: &[f32], dtype: DType) {
     let limit = too_large(dtype);
     // NaN included: no comparison with one is true.
@@ -429,7 +443,7 @@ pub(super) struct Block<'a> {
     pub(super) merged: Option<SliceMut<'a>>,
 }
 
-/// Shares the blocks of `len` parameters out to the cores and adds up what they count.
+/// Shares the blocks of `len` parameters out to the cores, compiled for the widest vectors, and adds up what they count.
 pub(super) fn for_blocks(
     len: usize,
     state: Option<SliceMut<'_>>,
@@ -452,9 +466,10 @@ pub(super) fn for_blocks(
         .into_par_iter()
         .map_init(Scratch::default, |scratch, piece| {
             let mut words = Words::default();
-            for block in piece.blocks() {
-                each(scratch, &mut words, block);
-            }
+            vectorised(
+                #[inline(always)]
+                || piece.blocks().for_each(|block| each(scratch, &mut words, block)),
+            );
             words
         })
         .reduce(Words::default, add);

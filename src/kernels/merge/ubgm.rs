@@ -157,6 +157,7 @@ impl Kernel for Ubgm {
 }
 
 impl Ubgm {
+    #[inline(always)]
     fn block(
         &self,
         params: &UbgmParams,

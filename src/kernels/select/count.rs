@@ -6,7 +6,9 @@ use super::score::{Inputs, Scorer, all_scores};
 use super::{BLOCK_LEN, SCORE, STATE_WORDS, Score, Scores};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for};
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for, vectorised,
+};
 use crate::kernels::{DTYPE, LENGTHS, OCTETS, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::shape::DType;
@@ -87,12 +89,16 @@ impl Kernel for Count {
             |scorer, (block, (above, ties))| {
                 (*above, *ties) = (0, 0);
                 let range = block * block_len..len.min((block + 1) * block_len);
-                for start in range.clone().step_by(BLOCK) {
+                let mut count = |start: usize| {
                     let n = BLOCK.min(range.end - start);
                     let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, n);
                     *above += bits.iter().map(|&b| u32::from(b > threshold)).sum::<u32>();
                     *ties += bits.iter().map(|&b| u32::from(b == threshold)).sum::<u32>();
-                }
+                };
+                vectorised(
+                    #[inline(always)]
+                    || range.clone().step_by(BLOCK).for_each(&mut count),
+                );
             },
         );
     }

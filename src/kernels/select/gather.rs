@@ -7,7 +7,9 @@ use super::score::{Inputs, Scorer, all_scores};
 use super::{BLOCK_LEN, KEEP, SCAN, SCORE, STATE_WORDS, Score, Scores};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for};
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for, vectorised,
+};
 use crate::kernels::{DTYPE, LENGTHS, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -106,14 +108,19 @@ impl Kernel for Gather {
             let mut left = budget.saturating_sub(ties[block]);
             let mut out = indices.iter_mut().zip(values);
             let range = block * block_len..(params.len as usize).min((block + 1) * block_len);
-            for start in range.clone().step_by(BLOCK) {
+            let mut take = |start: usize| {
                 if out.len() == 0 {
-                    return;
+                    return false;
                 }
                 let n = BLOCK.min(range.end - start);
                 let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, n);
                 left = pick(bits, start, threshold, left, &mut out);
-            }
+                true
+            };
+            vectorised(
+                #[inline(always)]
+                || range.clone().step_by(BLOCK).all(&mut take),
+            );
         });
     }
 
@@ -127,6 +134,7 @@ impl Kernel for Gather {
 }
 
 /// Takes what is kept of one piece; gives what is left of the budget for ties.
+#[inline(always)]
 fn pick<'a>(
     bits: &[u32],
     start: usize,

@@ -6,7 +6,9 @@ use super::score::{BAD, Inputs, Scorer, all_scores, ranges};
 use super::{SCORE, STATE_WORDS, Score, Scores};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for};
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, vectorised,
+};
 use crate::kernels::{DTYPE, LENGTHS, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -115,7 +117,12 @@ impl Kernel for Histogram {
         let counts = args.counts.cast::<u32>();
         let tallies: Vec<Tally> = parts
             .into_par_iter()
-            .map(|part| Tally::of(self.scores.score, args.theta, args.fisher, part, window))
+            .map(|part| {
+                vectorised(
+                    #[inline(always)]
+                    || Tally::of(self.scores.score, args.theta, args.fisher, part, window),
+                )
+            })
             .collect();
         let fault = &mut args.fault.cast::<u32>()[0];
         for tally in tallies {
@@ -165,6 +172,7 @@ struct Tally {
 }
 
 impl Tally {
+    #[inline(always)]
     fn of(
         score: Score,
         theta: Slice<'_>,
@@ -194,6 +202,7 @@ impl Tally {
     }
 
     /// Where every score lies in the window.
+    #[inline(always)]
     fn dense(&mut self, bits: &[u32], window: Window) {
         let last = self.tables.len() - 1;
         let mut fours = bits.chunks_exact(TABLES);
@@ -209,6 +218,7 @@ impl Tally {
     }
 
     /// Where few scores lie in the window: only groups that have one are looked at one by one.
+    #[inline(always)]
     fn sparse(&mut self, bits: &[u32], window: Window) {
         const GROUP: usize = 64;
         let (low, end) = (window.low, window.end());

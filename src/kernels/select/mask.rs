@@ -6,7 +6,9 @@ use super::score::{BAD, Inputs, Scorer, all_scores};
 use super::{BLOCK_LEN, KEEP, SCAN, SCORE, STATE_WORDS, Score, Scores, mask_words};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for};
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for, vectorised,
+};
 use crate::kernels::{DTYPE, LENGTHS, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -87,7 +89,7 @@ impl Kernel for Mask {
         kept.par_chunks_mut(block_len).enumerate().for_each_init(Scorer::default, |scorer, (block, out)| {
             let mut left = budget.saturating_sub(ties[block]);
             let all = ties[block + 1] - ties[block] <= left;
-            for (piece, out) in out.chunks_mut(BLOCK).enumerate() {
+            let mut mark = |(piece, out): (usize, &mut [u8])| {
                 let start = block * block_len + piece * BLOCK;
                 let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, out.len());
                 match (all, left) {
@@ -95,7 +97,11 @@ impl Kernel for Mask {
                     (false, 0) => compare(out, bits, |b| b > threshold),
                     (false, _) => left = in_order(out, bits, threshold, left),
                 }
-            }
+            };
+            vectorised(
+                #[inline(always)]
+                || out.chunks_mut(BLOCK).enumerate().for_each(&mut mark),
+            );
         });
     }
 
@@ -105,6 +111,7 @@ impl Kernel for Mask {
     }
 }
 
+#[inline(always)]
 fn compare(out: &mut [u8], bits: &[u32], keep: impl Fn(u32) -> bool) {
     for (out, &b) in out.iter_mut().zip(bits) {
         *out = keep(b).into();

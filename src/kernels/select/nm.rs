@@ -8,7 +8,9 @@ use super::score::{BAD, Inputs, Scorer, all_scores};
 use super::{SCORE, Score, Scores, mask_words};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for};
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for, vectorised,
+};
 use crate::kernels::{DTYPE, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -102,8 +104,8 @@ impl Kernel for Nm {
         let step = unit * (BLOCK / unit).max(1);
         let first_bad = AtomicU32::new(0);
         let mask = &mut args.mask.cast::<u8>()[..params.len as usize];
-        let scratch = || (Scorer::default(), Vec::new());
-        mask.par_chunks_mut(step).enumerate().for_each_init(scratch, |(scorer, bits), (at, out)| {
+        let scratch = || (Scorer::default(), Vec::new(), <(Vec<u32>, Vec<u8>)>::default());
+        mask.par_chunks_mut(step).enumerate().for_each_init(scratch, |(scorer, bits, columns), (at, out)| {
             bits.clear();
             for start in (at * step..at * step + out.len()).step_by(BLOCK) {
                 let n = BLOCK.min(at * step + out.len() - start);
@@ -113,9 +115,14 @@ impl Kernel for Nm {
                 let index = u32::try_from(at * step + bad).expect("the length of a step is a u32");
                 first_bad.fetch_max(!index, Ordering::Relaxed);
             }
-            for (bits, out) in bits.chunks_exact(unit).zip(out.chunks_exact_mut(unit)) {
-                choose(bits, out, params);
-            }
+            vectorised(
+                #[inline(always)]
+                || match params.stride {
+                    1 => choose_beside(bits, out, params, columns),
+                    _ => (bits.chunks_exact(unit).zip(out.chunks_exact_mut(unit)))
+                        .for_each(|(bits, out)| choose(bits, out, params.keep, params.stride as usize)),
+                },
+            );
         });
         let fault = &mut args.fault.cast::<u32>()[0];
         *fault = (*fault).max(first_bad.into_inner());
@@ -127,18 +134,50 @@ impl Kernel for Nm {
     }
 }
 
-/// The groups of one unit of `size · stride` elements, side by side.
-fn choose(bits: &[u32], out: &mut [u8], params: &NmParams) {
-    let (size, stride) = (params.size as usize, params.stride as usize);
-    for first in 0..stride {
+/// The groups of one unit of `size · stride` elements: the elements of one lie a stride apart, the groups side by side, and all are
+/// looked at together.
+#[inline(always)]
+fn choose(bits: &[u32], out: &mut [u8], keep: u32, stride: usize) {
+    const TOGETHER: usize = 64;
+    let elements = |i: usize, first: usize, len: usize| &bits[i * stride + first..][..len];
+    let size = bits.len() / stride;
+    for first in (0..stride).step_by(TOGETHER) {
+        let len = TOGETHER.min(stride - first);
         for i in 0..size {
-            let own = bits[first + i * stride];
-            // Of those before, equals win; of those behind, only the better.
-            let before = (0..i).filter(|j| bits[first + j * stride] >= own).count();
-            let behind = (i + 1..size).filter(|j| bits[first + j * stride] > own).count();
-            if before + behind < params.keep as usize {
-                out[first + i * stride] |= 1;
+            let own = elements(i, first, len);
+            let mut better = [0_u32; TOGETHER];
+            for j in (0..size).filter(|&j| j != i) {
+                // Of those before, equals win; of those behind, only the better.
+                let equal = u32::from(j < i);
+                for ((better, &other), &own) in better.iter_mut().zip(elements(j, first, len)).zip(own) {
+                    *better += u32::from(other > own) | (u32::from(other == own) & equal);
+                }
             }
+            for (out, better) in out[i * stride + first..][..len].iter_mut().zip(better) {
+                *out |= u8::from(better < keep);
+            }
+        }
+    }
+}
+
+/// The same where groups lie one after the other: they are brought side by side, and the choice back.
+#[inline(always)]
+fn choose_beside(
+    bits: &[u32],
+    out: &mut [u8],
+    params: &NmParams,
+    (columns, chosen): &mut (Vec<u32>, Vec<u8>),
+) {
+    let size = params.size as usize;
+    let groups = bits.len() / size;
+    columns.clear();
+    columns.extend((0..size).flat_map(|i| bits.iter().skip(i).step_by(size)));
+    chosen.clear();
+    chosen.resize(bits.len(), 0);
+    choose(columns, chosen, params.keep, groups);
+    for (i, chosen) in chosen.chunks_exact(groups).enumerate() {
+        for (out, chosen) in out.iter_mut().skip(i).step_by(size).zip(chosen) {
+            *out |= chosen;
         }
     }
 }

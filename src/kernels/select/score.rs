@@ -72,6 +72,7 @@ pub fn score_bits(score: Score, theta: f32, fisher: f32) -> Option<u32> {
 }
 
 /// Told from the bits, which vectorises.
+#[inline(always)]
 fn ordered(score: f32, fisher: f32) -> u32 {
     const MAGNITUDE: u32 = 0x7fff_ffff;
     const INFINITE: u32 = 0x7f80_0000;
@@ -95,6 +96,7 @@ impl Default for Scorer {
 
 impl Scorer {
     /// The ordered scores of elements `start..start + len`, at most [`BLOCK`] of them.
+    #[inline(always)]
     pub(super) fn load(
         &mut self,
         score: Score,

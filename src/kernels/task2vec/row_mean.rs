@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Slice, Want, groups_for, noise,
+    vectorised,
 };
 use crate::kernels::{DTYPE, ELEMENT, WIDE, WORKGROUP, shader};
 use crate::memory::Element;
@@ -166,7 +167,12 @@ impl Kernel for RowMean {
         records.for_each_init(Floats::default, |scratch, (index, record)| {
             let (row, from) = (index / parts, index % parts * part);
             let len = part.min(width - from);
-            record.copy_from_slice(&sum(scratch, values.range(start + row * width + from, len)));
+            let part = values.range(start + row * width + from, len);
+            let words = vectorised(
+                #[inline(always)]
+                || sum(scratch, part),
+            );
+            record.copy_from_slice(&words);
         });
     }
 
@@ -180,24 +186,29 @@ impl Kernel for RowMean {
 const LANES: usize = 8;
 
 /// The record of one part: f64 holds every sum, so nothing needs scaling before the end.
+#[inline(always)]
 fn sum(scratch: &mut Floats, part: Slice<'_>) -> [f32; WORDS] {
-    let (mut sums, mut greatest, mut good) = ([0.0_f64; LANES], [0_i32; LANES], [true; LANES]);
-    let mut add = |lane: usize, value: f32| {
-        let bits = value.to_bits();
-        let kept = if is_good(bits) { bits & 0x7fff_ffff } else { 0 };
-        sums[lane] += f64::from(f32::from_bits(kept));
-        greatest[lane] = greatest[lane].max(kept.cast_signed());
-        good[lane] &= is_good(bits);
+    let (mut sums, mut greatest, mut bad) = ([0.0_f64; LANES], 0_i32, 0_u32);
+    let kept = |value: &f32| match value.to_bits() {
+        bits if is_good(bits) => bits & 0x7fff_ffff,
+        _ => 0,
     };
     for at in (0..part.len()).step_by(BLOCK) {
         let block = scratch.load(part.range(at, BLOCK.min(part.len() - at)));
         let (octets, rest) = block.as_chunks::<LANES>();
-        octets.iter().for_each(|octet| octet.iter().enumerate().for_each(|(lane, &value)| add(lane, value)));
-        rest.iter().enumerate().for_each(|(lane, &value)| add(lane, value));
+        for octet in octets {
+            for (sum, value) in sums.iter_mut().zip(octet) {
+                *sum += f64::from(f32::from_bits(kept(value)));
+            }
+        }
+        for (sum, value) in sums.iter_mut().zip(rest) {
+            *sum += f64::from(f32::from_bits(kept(value)));
+        }
+        greatest = block.iter().map(|value| kept(value).cast_signed()).fold(greatest, i32::max);
+        bad |= block.iter().map(|value| u32::from(!is_good(value.to_bits()))).fold(0, |any, bad| any | bad);
     }
-    let greatest = greatest.iter().copied().fold(0, i32::max).cast_unsigned();
-    let exponent = exponent_of(greatest).unwrap_or(0);
-    let first_bad = if good.iter().all(|good| *good) { None } else { first_bad(scratch, part) };
+    let exponent = exponent_of(greatest.cast_unsigned()).unwrap_or(0);
+    let first_bad = if bad == 0 { None } else { first_bad(scratch, part) };
     #[expect(clippy::cast_possible_truncation, reason = "the record's sum is f32")]
     let sum = (sums.iter().sum::<f64>() * 2.0_f64.powi(-exponent)) as f32;
     [sum, exponent as f32, index_word(first_bad)]
