@@ -146,14 +146,15 @@ impl Kernel for Penalty {
         records.for_each_init(<[Floats; 3]>::default, |[t, a, f], (share, record)| {
             let start = share * SHARE;
             let mut tally = Tally::default();
-            let mut add = |at: usize| {
-                let len = BLOCK.min(theta.len() - at);
-                let (t, a) = (t.load(theta.range(at, len)), a.load(anchor.range(at, len)));
-                tally.add(t, a, f.load(fisher.range(at, len)), at - start);
-            };
             vectorised(
                 #[inline(always)]
-                || (start..theta.len().min(start + SHARE)).step_by(BLOCK).for_each(&mut add),
+                || {
+                    for at in (start..theta.len().min(start + SHARE)).step_by(BLOCK) {
+                        let len = BLOCK.min(theta.len() - at);
+                        let (t, a) = (t.load(theta.range(at, len)), a.load(anchor.range(at, len)));
+                        tally.add(t, a, f.load(fisher.range(at, len)), at - start);
+                    }
+                },
             );
             record.copy_from_slice(&tally.record());
         });

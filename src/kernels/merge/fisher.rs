@@ -157,9 +157,14 @@ impl Kernel for Fisher {
             (args.theta_b, self.fisher[1].map(|_| args.fisher_b), params.model_b()),
         ];
         let models = &models[..if self.pair { 2 } else { 1 }];
-        host::for_blocks(len, state, merged, args.counts, |scratch, counts, block| {
-            self.block(models, args.reference, scratch, counts, block);
-        });
+        host::for_blocks(
+            len,
+            state,
+            merged,
+            args.counts,
+            #[inline(always)]
+            |scratch, counts, block| self.block(models, args.reference, scratch, counts, block),
+        );
     }
 
     fn cost(&self, params: &FisherParams, _: &FisherArgs) -> Cost {

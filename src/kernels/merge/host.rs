@@ -468,7 +468,11 @@ pub(super) fn for_blocks(
             let mut words = Words::default();
             vectorised(
                 #[inline(always)]
-                || piece.blocks().for_each(|block| each(scratch, &mut words, block)),
+                || {
+                    for block in piece.blocks() {
+                        each(scratch, &mut words, block);
+                    }
+                },
             );
             words
         })

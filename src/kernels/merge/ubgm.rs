@@ -142,9 +142,14 @@ impl Kernel for Ubgm {
         let state = (!(self.first && self.last)).then_some(args.state);
         let merged = self.last.then_some(args.merged);
         let inputs = [args.theta, args.fisher, args.base, args.base_fisher];
-        host::for_blocks(len, state, merged, args.counts, |scratch, counts, block| {
-            self.block(params, inputs, scratch, counts, block);
-        });
+        host::for_blocks(
+            len,
+            state,
+            merged,
+            args.counts,
+            #[inline(always)]
+            |scratch, counts, block| self.block(params, inputs, scratch, counts, block),
+        );
     }
 
     fn cost(&self, params: &UbgmParams, _: &UbgmArgs) -> Cost {

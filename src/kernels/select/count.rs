@@ -89,15 +89,16 @@ impl Kernel for Count {
             |scorer, (block, (above, ties))| {
                 (*above, *ties) = (0, 0);
                 let range = block * block_len..len.min((block + 1) * block_len);
-                let mut count = |start: usize| {
-                    let n = BLOCK.min(range.end - start);
-                    let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, n);
-                    *above += bits.iter().map(|&b| u32::from(b > threshold)).sum::<u32>();
-                    *ties += bits.iter().map(|&b| u32::from(b == threshold)).sum::<u32>();
-                };
                 vectorised(
                     #[inline(always)]
-                    || range.clone().step_by(BLOCK).for_each(&mut count),
+                    || {
+                        for start in range.clone().step_by(BLOCK) {
+                            let n = BLOCK.min(range.end - start);
+                            let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, n);
+                            *above += bits.iter().map(|&b| u32::from(b > threshold)).sum::<u32>();
+                            *ties += bits.iter().map(|&b| u32::from(b == threshold)).sum::<u32>();
+                        }
+                    },
                 );
             },
         );

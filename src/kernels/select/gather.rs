@@ -108,18 +108,18 @@ impl Kernel for Gather {
             let mut left = budget.saturating_sub(ties[block]);
             let mut out = indices.iter_mut().zip(values);
             let range = block * block_len..(params.len as usize).min((block + 1) * block_len);
-            let mut take = |start: usize| {
-                if out.len() == 0 {
-                    return false;
-                }
-                let n = BLOCK.min(range.end - start);
-                let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, n);
-                left = pick(bits, start, threshold, left, &mut out);
-                true
-            };
             vectorised(
                 #[inline(always)]
-                || range.clone().step_by(BLOCK).all(&mut take),
+                || {
+                    for start in range.clone().step_by(BLOCK) {
+                        if out.len() == 0 {
+                            return;
+                        }
+                        let n = BLOCK.min(range.end - start);
+                        let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, n);
+                        left = pick(bits, start, threshold, left, &mut out);
+                    }
+                },
             );
         });
     }

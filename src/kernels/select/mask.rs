@@ -89,18 +89,19 @@ impl Kernel for Mask {
         kept.par_chunks_mut(block_len).enumerate().for_each_init(Scorer::default, |scorer, (block, out)| {
             let mut left = budget.saturating_sub(ties[block]);
             let all = ties[block + 1] - ties[block] <= left;
-            let mut mark = |(piece, out): (usize, &mut [u8])| {
-                let start = block * block_len + piece * BLOCK;
-                let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, out.len());
-                match (all, left) {
-                    (true, _) => compare(out, bits, |b| b >= threshold),
-                    (false, 0) => compare(out, bits, |b| b > threshold),
-                    (false, _) => left = in_order(out, bits, threshold, left),
-                }
-            };
             vectorised(
                 #[inline(always)]
-                || out.chunks_mut(BLOCK).enumerate().for_each(&mut mark),
+                || {
+                    for (piece, out) in out.chunks_mut(BLOCK).enumerate() {
+                        let start = block * block_len + piece * BLOCK;
+                        let bits = scorer.load(self.scores.score, args.theta, args.fisher, start, out.len());
+                        match (all, left) {
+                            (true, _) => compare(out, bits, |b| b >= threshold),
+                            (false, 0) => compare(out, bits, |b| b > threshold),
+                            (false, _) => left = in_order(out, bits, threshold, left),
+                        }
+                    }
+                },
             );
         });
     }

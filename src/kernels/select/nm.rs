@@ -117,10 +117,13 @@ impl Kernel for Nm {
             }
             vectorised(
                 #[inline(always)]
-                || match params.stride {
-                    1 => choose_beside(bits, out, params, columns),
-                    _ => (bits.chunks_exact(unit).zip(out.chunks_exact_mut(unit)))
-                        .for_each(|(bits, out)| choose(bits, out, params.keep, params.stride as usize)),
+                || {
+                    if params.stride == 1 {
+                        return choose_beside(bits, out, params, columns);
+                    }
+                    for (bits, out) in bits.chunks_exact(unit).zip(out.chunks_exact_mut(unit)) {
+                        choose(bits, out, params.keep, params.stride as usize);
+                    }
                 },
             );
         });

@@ -201,13 +201,14 @@ impl Kernel for Summary {
         shares.for_each_init(Floats::default, |scratch, (share, (sums, counts))| {
             let start = share * SHARE;
             let mut part = Part::default();
-            let mut add = |at: usize| {
-                let len = BLOCK.min(values.len() - at);
-                part.add(scratch.load(values.range(at, len)), at);
-            };
             vectorised(
                 #[inline(always)]
-                || (start..values.len().min(start + SHARE)).step_by(BLOCK).for_each(&mut add),
+                || {
+                    for at in (start..values.len().min(start + SHARE)).step_by(BLOCK) {
+                        let len = BLOCK.min(values.len() - at);
+                        part.add(scratch.load(values.range(at, len)), at);
+                    }
+                },
             );
             part.store(sums, counts);
         });
