@@ -208,9 +208,12 @@ impl Tally {
                 *sum += term;
             }
         }
-        let exponent = |(t, a, f)| if is_fine(t, a, f) { exponent_of(f, t, a) } else { 3 * NOTHING };
-        self.exponent = all().map(exponent).fold(self.exponent, i32::max);
-        let good = all().fold(true, |good, (t, a, f)| good & is_fine(t, a, f));
+        let mut exponents = [3 * NOTHING; BLOCK];
+        for (exponent, (t, a, f)) in exponents.iter_mut().zip(all()) {
+            *exponent = if is_fine(t, a, f) { exponent_of(f, t, a) } else { 3 * NOTHING };
+        }
+        self.exponent = exponents[..theta.len()].iter().fold(self.exponent, |most, &other| most.max(other));
+        let good = all().fold(0, |bad, (t, a, f)| bad | u32::from(!is_fine(t, a, f))) == 0;
         if !good {
             let first = |found: Option<usize>, values: &[f32], is: fn(f32) -> bool| {
                 found.or_else(|| values.iter().position(|v| is(*v)).map(|i| start + i))

@@ -256,6 +256,7 @@ impl Fisher {
 impl Fisher {
     /// Two models in one step, the common case, in plain f32: several times as fast, the same bits. Gives the block back if its weights
     /// need exponents of their own.
+    #[inline(always)]
     fn plain_block<'a>(
         &self,
         models: [HostModel<'_>; 2],

@@ -173,14 +173,18 @@ fn choose_beside(
 ) {
     let size = params.size as usize;
     let groups = bits.len() / size;
-    columns.clear();
-    columns.extend((0..size).flat_map(|i| bits.iter().skip(i).step_by(size)));
+    columns.resize(bits.len(), 0);
+    for (i, column) in columns.chunks_exact_mut(groups).enumerate() {
+        for (own, group) in column.iter_mut().zip(bits.chunks_exact(size)) {
+            *own = group[i];
+        }
+    }
     chosen.clear();
     chosen.resize(bits.len(), 0);
     choose(columns, chosen, params.keep, groups);
     for (i, chosen) in chosen.chunks_exact(groups).enumerate() {
-        for (out, chosen) in out.iter_mut().skip(i).step_by(size).zip(chosen) {
-            *out |= chosen;
+        for (group, chosen) in out.chunks_exact_mut(size).zip(chosen) {
+            group[i] |= chosen;
         }
     }
 }

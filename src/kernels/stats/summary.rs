@@ -254,20 +254,17 @@ impl Part {
     /// branch, which vectorises; the values stay in a first-level cache meanwhile.
     #[inline(always)]
     fn add(&mut self, values: &[f32], start: usize) {
-        let mut kept = [0_u32; BLOCK];
-        let kept = &mut kept[..values.len()];
-        for (kept, value) in kept.iter_mut().zip(values) {
+        let (mut kept, mut lowest) = ([0_u32; BLOCK], [0_i32; BLOCK]);
+        let (kept, lowest) = (&mut kept[..values.len()], &mut lowest[..values.len()]);
+        for ((kept, lowest), value) in kept.iter_mut().zip(&mut *lowest).zip(values) {
             let bits = value.to_bits();
-            *kept = if is_good(bits) { bits & 0x7fff_ffff } else { 0 };
+            let magnitude = bits & 0x7fff_ffff;
+            *kept = if is_good(bits) { magnitude } else { 0 };
+            *lowest = if is_good(bits) { magnitude.cast_signed() } else { i32::MAX };
         }
         self.add_sums(kept);
-        let order = |kept: &u32| kept.cast_signed();
-        self.greatest = kept.iter().map(order).fold(self.greatest, i32::max);
-        let lowest = |value: &f32| match value.to_bits() {
-            bits if is_good(bits) => (bits & 0x7fff_ffff).cast_signed(),
-            _ => i32::MAX,
-        };
-        self.least = values.iter().map(lowest).fold(self.least, i32::min);
+        self.greatest = kept.iter().fold(self.greatest, |greatest, kept| greatest.max(kept.cast_signed()));
+        self.least = lowest.iter().fold(self.least, |least, &lowest| least.min(lowest));
         self.zeros += values.iter().map(|value| u32::from(*value == 0.0)).sum::<u32>();
         let bad = values.iter().map(|value| u32::from(!is_good(value.to_bits()))).sum::<u32>();
         self.bad += bad;
