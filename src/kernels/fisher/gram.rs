@@ -203,17 +203,16 @@ impl Factors for Blocks<'_> {
         positions: &Range<usize>,
         columns: &Range<usize>,
         scratch: &mut Scratch,
-        (out, width): (&mut [f32], usize),
+        out: &mut [f32],
+        stride: usize,
     ) {
         let first = self.first(block, positions);
-        if columns.len() < width {
-            out.fill(0.0);
-        }
+        out.chunks_exact_mut(stride).for_each(|out| out[columns.len()..].fill(0.0));
         let line = scratch.take(positions.len());
         for (column, row) in columns.clone().enumerate() {
             let start = (self.first_column + row) * self.len + first;
             widen_into(self.y.range(start, line.len()), line);
-            out.iter_mut().skip(column).step_by(width).zip(&*line).for_each(|(out, &y)| *out = y);
+            out.iter_mut().skip(column).step_by(stride).zip(&*line).for_each(|(out, &y)| *out = y);
         }
     }
 }

@@ -327,7 +327,7 @@ impl Factors for Joined<'_> {
         let out = scratch.take(positions.len() * step);
         let outputs = self.factors.first_output + rows.start..self.factors.first_output + rows.end;
         let all = self.rows(block, positions);
-        self.factors.grad_output.copy(all.clone(), outputs, (out, step));
+        self.factors.grad_output.copy(all.clone(), outputs, out, step);
         for (row, out) in all.zip(out.chunks_exact_mut(step)) {
             match self.weight(row) {
                 // Whatever the square holds.
@@ -344,11 +344,12 @@ impl Factors for Joined<'_> {
         positions: &Range<usize>,
         columns: &Range<usize>,
         _: &mut Scratch,
-        (out, width): (&mut [f32], usize),
+        out: &mut [f32],
+        stride: usize,
     ) {
         let all = self.rows(block, positions);
-        self.factors.input.copy(all.clone(), columns.clone(), (out, width));
-        for (row, out) in all.zip(out.chunks_exact_mut(width)) {
+        self.factors.input.copy(all.clone(), columns.clone(), out, stride);
+        for (row, out) in all.zip(out.chunks_exact_mut(stride)) {
             if self.weight(row) == 0.0 {
                 out.fill(0.0);
             }
