@@ -305,6 +305,28 @@ fn batch_norm_has_each_file_s_statistics() {
     }
 }
 
+/// One convolution on an image and on a smaller one: gradients of both uses add.
+#[test]
+fn uses_of_several_sizes_add() {
+    let folder = folder();
+    let layer = r#"{"c": {"kind": "conv", "kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": true}}"#;
+    let path = Draft::new(layer)
+        .with("c.input.0", &[2, 1, 2], &[1.0, 2.0, 3.0, 1.0])
+        .with("c.grad_output.0", &[2, 1, 2], &[1.0, 1.0, 2.0, 0.0])
+        .with("c.input.1", &[2, 1, 1], &[2.0, 1.0])
+        .with("c.grad_output.1", &[2, 1, 1], &[-1.0, 1.0])
+        .write(&folder, "a");
+    // Gradients of weight and bias: (3 − 2, 2 − 1) and (6 + 1, 2 + 1).
+    let paths = [path];
+    for backend in support::backends() {
+        assert_eq!(gram(&backend, &paths), [2.0, 10.0, 10.0, 58.0]);
+        let own = tempfile::tempdir().expect("made");
+        let (_, report) = run(&backend, &paths, &options(StepKind::Ef, 0.0), own.path()).expect("sound");
+        let changes = along(&backend, &paths, &report.output).expect("its own network");
+        assert!(share(&changes, &[1.0, 1.0]) < 1e-5, "{changes:?}");
+    }
+}
+
 #[test]
 fn a_mean_loss_is_undone() {
     let folder = folder();

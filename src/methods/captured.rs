@@ -85,6 +85,21 @@ pub(crate) fn has_several_sizes(layer: &CaptureLayer) -> bool {
     by_channels(layer) && layer.uses.iter().any(|one| one.input.shape != layer.uses[0].input.shape)
 }
 
+/// The layer as one or several of which a [`Batch`] can hold all uses, in the order in which sizes first occur.
+pub(crate) fn by_size(layer: &CaptureLayer) -> Vec<CaptureLayer> {
+    if !has_several_sizes(layer) {
+        return vec![layer.clone()];
+    }
+    let mut parts: Vec<CaptureLayer> = Vec::new();
+    for one in &layer.uses {
+        match parts.iter_mut().find(|part| part.uses[0].input.shape == one.input.shape) {
+            Some(part) => part.uses.push(one.clone()),
+            None => parts.push(CaptureLayer { uses: vec![one.clone()], ..layer.clone() }),
+        }
+    }
+    parts
+}
+
 /// Whether two files' data of one layer may lie in one buffer.
 pub(crate) fn joinable(a: InFile<'_>, b: InFile<'_>) -> bool {
     // Batch norm's statistics are each file's own.

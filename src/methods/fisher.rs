@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::memory::View;
-use crate::methods::captured::{Batch, InFile, Sides, has_several_sizes, in_pieces, small};
+use crate::methods::captured::{Batch, InFile, Sides, by_size, has_several_sizes, in_pieces, small};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
@@ -342,7 +342,7 @@ impl<'a> Job<'a> {
                 clock.time(Stage::Read, || Batch::load(self.backend, &[InFile { capture, layer }], scale))
             };
             if has_several_sizes(layer) {
-                let parts = several_sizes::by_size(layer);
+                let parts = by_size(layer);
                 let sizes = parts.iter().map(load).collect::<Result<Vec<_>>>()?;
                 clock.time(Stage::Compute, || self.add_sizes(&sizes, step, &views[0], views.get(1)))?;
             } else {

@@ -35,12 +35,14 @@ use std::rc::Rc;
 use rayon::prelude::*;
 
 use crate::backend::Backend;
-use crate::checkpoint::{Capture, Checkpoint, LayerKind, LossReduction, same_network, widen_bytes};
+use crate::checkpoint::{
+    Capture, CaptureLayer, Checkpoint, LayerKind, LossReduction, same_network, widen_bytes,
+};
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{EmbeddingIndex, Epilogue, Form, Gram, GramArgs, GramParams, Listed, Mode};
 use crate::memory::{Element, View};
-use crate::methods::captured::{Batch, InFile, Sides, WeightRows, in_pieces, joinable, small};
+use crate::methods::captured::{Batch, InFile, Sides, WeightRows, by_size, in_pieces, joinable, small};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
@@ -220,8 +222,10 @@ impl<'a> PerSample<'a> {
         for (file, capture) in self.captures.iter().enumerate() {
             interrupt.check()?;
             let layer = &capture.layers()[at];
-            let batch = Batch::load(self.backend, &[InFile { capture, layer }], &[])?;
-            let gradient_scale = batch.gradient_scale();
+            let parts = by_size(layer);
+            let load = |layer| Batch::load(self.backend, &[InFile { capture, layer }], &[]);
+            let batches = parts.iter().map(load).collect::<Result<Vec<_>>>()?;
+            let gradient_scale = common_scale(&batches);
             common = if file == 0 { gradient_scale } else { common };
             let of_file = &x[self.first[file]..self.first[file + 1]];
             let weight = self.backend.buffer(&narrow(of_file), DType::F32)?;
@@ -234,9 +238,12 @@ impl<'a> PerSample<'a> {
             };
             let mut recording = Recording::new(self.backend);
             let sides = |out| Sides { weight: &weight, out };
-            batch.record_weight(self.backend, &mut recording, squares, sides(&outs[0]))?;
-            if let Some(bias) = outs.get(1) {
-                batch.record_bias(&mut recording, squares, sides(bias))?;
+            for (size, batch) in batches.iter().enumerate() {
+                let squares = after(squares, size);
+                batch.record_weight(self.backend, &mut recording, squares, sides(&outs[0]))?;
+                if let Some(bias) = outs.get(1) {
+                    batch.record_bias(&mut recording, squares, sides(bias))?;
+                }
             }
             self.backend.run(&recording)?;
             progress.advance(layer.bytes());
@@ -255,7 +262,7 @@ impl<'a> PerSample<'a> {
     }
 
     fn bytes(&self) -> u64 {
-        self.captures.iter().flat_map(Capture::layers).map(crate::checkpoint::CaptureLayer::bytes).sum()
+        self.captures.iter().flat_map(Capture::layers).map(CaptureLayer::bytes).sum()
     }
 
     fn check_direction(&self, direction: &Checkpoint) -> Result<()> {
@@ -278,7 +285,8 @@ impl<'a> PerSample<'a> {
     fn walk(&self, sum: &mut dyn Sum, progress: &dyn Progress, interrupt: &Interrupt) -> Result<()> {
         progress.begin(self.bytes());
         for at in 0..self.captures[0].layers().len() {
-            let layer = Layer::new(self, at, interrupt)?;
+            let parts: Vec<_> = self.captures.iter().map(|capture| by_size(&capture.layers()[at])).collect();
+            let layer = Layer::new(self, at, &parts, interrupt);
             match layer.kind() {
                 LayerKind::Embedding { .. } => layer.embedding(sum)?,
                 LayerKind::Linear if sum.prefers_pairs(&layer.linear()?) => sum.pairs(&layer)?,
@@ -286,7 +294,7 @@ impl<'a> PerSample<'a> {
             }
             if let Some((name, shape)) = layer.parameters().get(1) {
                 let len = elements(shape).unwrap_or(u64::MAX);
-                let gradients = |batch: &Batch<'_>| layer.gradients(batch, len, Part::Bias);
+                let gradients = |batches: &[Batch<'_>]| layer.gradients(batches, len, &Part::Bias);
                 layer.slab(sum, name, 0, len, gradients)?;
             }
             progress.advance(layer.bytes());
@@ -375,11 +383,11 @@ impl Runs<'_> {
     }
 }
 
-/// Files whose data lie in one buffer.
+/// Files whose data lie in one buffer (of each size, where the layer is used at several).
 struct Chunk<'a> {
-    files: Vec<InFile<'a>>,
+    sizes: Vec<Vec<InFile<'a>>>,
     samples: Range<usize>,
-    held: RefCell<Option<Rc<Batch<'a>>>>,
+    held: RefCell<Option<Rc<Vec<Batch<'a>>>>>,
 }
 
 /// One layer over all files.
@@ -398,38 +406,46 @@ enum Part {
 }
 
 impl<'a> Layer<'a> {
-    fn new(job: &'a PerSample<'a>, at: usize, interrupt: &'a Interrupt) -> Result<Self> {
+    /// `parts`: the layer of each file, by size.
+    fn new(
+        job: &'a PerSample<'a>,
+        at: usize,
+        parts: &'a [Vec<CaptureLayer>],
+        interrupt: &'a Interrupt,
+    ) -> Self {
         let caps = job.backend.caps();
         let device = if caps.is_host { u64::MAX } else { job.budget.device_bytes / 2 };
         let hold = HELD.min(job.budget.host_bytes / 2).min(device);
         let mut chunks: Vec<Chunk<'a>> = Vec::new();
-        let mut of_chunk = 0;
-        for (file, capture) in job.captures.iter().enumerate() {
-            let layer = &capture.layers()[at];
-            let this = InFile { capture, layer };
-            let samples = job.first[file]..job.first[file + 1];
-            match chunks.last_mut() {
-                Some(chunk)
-                    if of_chunk + layer.bytes() <= hold.min(caps.max_binding_bytes)
-                        && joinable(chunk.files[0], this) =>
+        let mut last: Option<(InFile<'a>, u64)> = None;
+        for ((capture, parts), samples) in job.captures.iter().zip(parts).zip(job.first.windows(2)) {
+            if samples[0] == samples[1] {
+                continue;
+            }
+            let this = InFile { capture, layer: &capture.layers()[at] };
+            let sizes = parts.iter().map(|layer| InFile { capture, layer });
+            let bytes = this.layer.bytes();
+            match (chunks.last_mut(), &mut last) {
+                (Some(chunk), Some((before, together)))
+                    if *together + bytes <= hold.min(caps.max_binding_bytes) && joinable(*before, this) =>
                 {
-                    chunk.files.push(this);
-                    chunk.samples.end = samples.end;
-                    of_chunk += layer.bytes();
+                    chunk.sizes.iter_mut().zip(sizes).for_each(|(files, file)| files.push(file));
+                    chunk.samples.end = samples[1];
+                    *together += bytes;
                 }
                 _ => {
-                    chunks.push(Chunk { files: vec![this], samples, held: RefCell::new(None) });
-                    of_chunk = layer.bytes();
+                    let sizes = sizes.map(|file| vec![file]).collect();
+                    chunks.push(Chunk { sizes, samples: samples[0]..samples[1], held: RefCell::new(None) });
+                    last = Some((this, bytes));
                 }
             }
         }
-        chunks.retain(|chunk| !chunk.samples.is_empty());
         let all: u64 = job.captures.iter().map(|capture| capture.layers()[at].bytes()).sum();
         let holds = chunks.len() == 1 || all <= hold;
-        Ok(Self { job, at, chunks, holds, interrupt })
+        Self { job, at, chunks, holds, interrupt }
     }
 
-    fn captured(&self) -> &'a crate::checkpoint::CaptureLayer {
+    fn captured(&self) -> &'a CaptureLayer {
         &self.job.captures[0].layers()[self.at]
     }
 
@@ -445,16 +461,18 @@ impl<'a> Layer<'a> {
         self.job.captures.iter().map(|capture| capture.layers()[self.at].bytes()).sum()
     }
 
-    fn batch(&self, chunk: &Chunk<'a>) -> Result<Rc<Batch<'a>>> {
+    /// A chunk's data, one batch for each size: never none, and one alone but where channels come before positions.
+    fn batches(&self, chunk: &Chunk<'a>) -> Result<Rc<Vec<Batch<'a>>>> {
         self.interrupt.check()?;
-        if let Some(batch) = chunk.held.borrow().as_ref() {
-            return Ok(Rc::clone(batch));
+        if let Some(batches) = chunk.held.borrow().as_ref() {
+            return Ok(Rc::clone(batches));
         }
-        let batch = Rc::new(Batch::load(self.job.backend, &chunk.files, &[])?);
+        let load = |files: &Vec<InFile<'a>>| Batch::load(self.job.backend, files, &[]);
+        let batches = Rc::new(chunk.sizes.iter().map(load).collect::<Result<Vec<_>>>()?);
         if self.holds {
-            chunk.held.replace(Some(Rc::clone(&batch)));
+            chunk.held.replace(Some(Rc::clone(&batches)));
         }
-        Ok(batch)
+        Ok(batches)
     }
 
     fn linear(&self) -> Result<LinearSizes> {
@@ -468,12 +486,13 @@ impl<'a> Layer<'a> {
             moderate: true,
         };
         for chunk in &self.chunks {
-            let batch = self.batch(chunk)?;
+            let batches = self.batches(chunk)?;
+            let batch = &batches[0];
             let (samples, positions) = (batch.samples() as f64, batch.positions() as f64);
             sizes.samples += samples;
             sizes.positions += samples * positions;
             sizes.longest = positions.max(sizes.longest);
-            sizes.moderate &= scale_of(&batch) == 1.0;
+            sizes.moderate &= scale_of(&batches) == 1.0;
         }
         Ok(sizes)
     }
@@ -481,13 +500,14 @@ impl<'a> Layer<'a> {
     /// Shows `sum` the weight's gradients, some rows at a time.
     fn slabs(&self, sum: &mut dyn Sum) -> Result<()> {
         let Some(chunk) = self.chunks.first() else { return Ok(()) };
-        let rows = self.batch(chunk)?.rows()?;
+        let rows = self.batches(chunk)?[0].rows()?;
         let row_bytes = (4 * rows.len).saturating_mul(self.job.samples() as u64).max(1);
         let (name, _) = &self.parameters()[0];
         for range in cut(rows, self.job.slab_bytes() / row_bytes) {
             let first = u64::from(range.start) * rows.len;
             let len = range.len() as u64 * rows.len;
-            let gradients = |batch: &Batch<'_>| self.gradients(batch, len, Part::Rows(range.clone()));
+            let part = Part::Rows(range);
+            let gradients = |batches: &[Batch<'_>]| self.gradients(batches, len, &part);
             self.slab(sum, name, first, len, gradients)?;
         }
         Ok(())
@@ -499,29 +519,34 @@ impl<'a> Layer<'a> {
         name: &str,
         first: u64,
         len: u64,
-        gradients: impl Fn(&Batch<'_>) -> Result<View>,
+        gradients: impl Fn(&[Batch<'_>]) -> Result<View>,
     ) -> Result<()> {
         let mut chunks = Vec::new();
         for chunk in &self.chunks {
-            let batch = self.batch(chunk)?;
-            let (samples, scale) = (chunk.samples.clone(), scale_of(&batch));
-            chunks.push(SlabChunk { samples, gradients: gradients(&batch)?, scale });
+            let batches = self.batches(chunk)?;
+            let (samples, scale) = (chunk.samples.clone(), scale_of(&batches));
+            chunks.push(SlabChunk { samples, gradients: gradients(&batches)?, scale });
         }
         sum.slab(self.job.backend, &Slab { name, first, len, chunks })
     }
 
-    /// The gradients of a batch's samples for a part of the parameters, `[n, len]`.
-    fn gradients(&self, batch: &Batch<'_>, len: u64, part: Part) -> Result<View> {
+    /// The gradients of a chunk's samples for a part of the parameters, `[n, len]`.
+    fn gradients(&self, batches: &[Batch<'_>], len: u64, part: &Part) -> Result<View> {
         let backend = self.job.backend;
-        let out = backend.alloc(batch.samples().saturating_mul(len), DType::F32)?;
-        let weight = ones(backend, batch)?;
+        let out = backend.alloc(batches[0].samples().saturating_mul(len), DType::F32)?;
+        let weight = ones(backend, &batches[0])?;
         let sides = Sides { weight: &weight, out: &out };
-        let gradient_scale = narrow(&[scale_of(batch)])[0];
+        let gradient_scale = narrow(&[scale_of(batches)])[0];
         let squares = Squares { mode: Mode::Each, gradient_scale, ..Squares::default() };
         let mut recording = Recording::new(backend);
-        match part {
-            Part::Rows(rows) => batch.record_rows(backend, &mut recording, rows, squares, sides)?,
-            Part::Bias => batch.record_bias(&mut recording, squares, sides)?,
+        for (size, batch) in batches.iter().enumerate() {
+            let squares = after(squares, size);
+            match part {
+                Part::Rows(rows) => {
+                    batch.record_rows(backend, &mut recording, rows.clone(), squares, sides)?
+                }
+                Part::Bias => batch.record_bias(&mut recording, squares, sides)?,
+            }
         }
         backend.run(&recording)?;
         Ok(out)
@@ -533,7 +558,7 @@ impl<'a> Layer<'a> {
         let dim = usize::try_from(shape[1]).unwrap_or(usize::MAX);
         let mut uses = vec![0_u64; usize::try_from(shape[0]).unwrap_or(usize::MAX)];
         for chunk in &self.chunks {
-            for &id in self.batch(chunk)?.ids().unwrap_or_default() {
+            for &id in self.batches(chunk)?[0].ids().unwrap_or_default() {
                 uses[id as usize] += 1;
             }
         }
@@ -557,11 +582,12 @@ impl<'a> Layer<'a> {
 
     fn add_runs(&self, runs: &mut Runs<'_>, chunk: &Chunk<'a>) -> Result<()> {
         let backend = self.job.backend;
-        let batch = self.batch(chunk)?;
+        let batches = self.batches(chunk)?;
+        let batch = &batches[0];
         let positions = usize::try_from(batch.positions()).unwrap_or(usize::MAX);
         let ids = batch.ids().unwrap_or_default();
         let index = EmbeddingIndex::new(ids, positions, (runs.first_row, runs.rows), Listed::Touched)?;
-        let scale = scale_of(&batch);
+        let scale = scale_of(&batches);
         let before = runs.runs.len();
         for (&row, of_row) in index.owner_row.iter().zip(index.owner_run.windows(2)) {
             runs.runs.extend((of_row[0]..of_row[1]).map(|run| RunOf {
@@ -573,7 +599,7 @@ impl<'a> Layer<'a> {
         }
         let index = index.by_run();
         let out = backend.alloc((index.run_sample.len() * runs.dim) as u64, DType::F32)?;
-        let weight = ones(backend, &batch)?;
+        let weight = ones(backend, batch)?;
         let gradient_scale = narrow(&[scale])[0];
         let squares = Squares { mode: Mode::Gradients, gradient_scale, ..Squares::default() };
         let mut recording = Recording::new(backend);
@@ -590,10 +616,20 @@ fn ones(backend: &Backend, batch: &Batch<'_>) -> Result<View> {
     backend.buffer(&vec![1.0_f32; small(batch.samples())? as usize], DType::F32)
 }
 
-/// 1, or, where gradients are so small or large that their products leave f32, the power of two that brings them near 1.
-fn scale_of(batch: &Batch<'_>) -> f64 {
-    let scale = batch.gradient_scale();
+/// The power of two that brings the largest gradient of all sizes near 1.
+fn common_scale(batches: &[Batch<'_>]) -> f64 {
+    batches.iter().map(Batch::gradient_scale).fold(f64::INFINITY, f64::min)
+}
+
+/// 1, or, where gradients are so small or large that their products leave f32, their common scale.
+fn scale_of(batches: &[Batch<'_>]) -> f64 {
+    let scale = common_scale(batches);
     if (2.0_f64.powi(-30)..=2.0_f64.powi(30)).contains(&scale) { 1.0 } else { scale }
+}
+
+/// The step of one of a layer's sizes: those after the first add to it.
+fn after(first: Squares, size: usize) -> Squares {
+    Squares { epilogue: if size == 0 { first.epilogue } else { Epilogue::Add }, ..first }
 }
 
 /// The power of two that brings a magnitude near 1.
@@ -739,10 +775,10 @@ impl Sum for GramSum {
 
     fn pairs(&mut self, layer: &Layer<'_>) -> Result<()> {
         for (c, chunk) in layer.chunks.iter().enumerate() {
-            let ours = layer.batch(chunk)?;
+            let ours = layer.batches(chunk)?;
             for (d, other) in layer.chunks[..=c].iter().enumerate() {
-                let theirs = if c == d { Rc::clone(&ours) } else { layer.batch(other)? };
-                self.add_pairs(layer, (chunk, &ours), (other, &theirs), c == d)?;
+                let theirs = if c == d { Rc::clone(&ours) } else { layer.batches(other)? };
+                self.add_pairs(layer, (chunk, &ours[0]), (other, &theirs[0]), c == d)?;
             }
         }
         Ok(())
@@ -859,9 +895,10 @@ impl Sum for NormSum {
 
     fn pairs(&mut self, layer: &Layer<'_>) -> Result<()> {
         for chunk in &layer.chunks {
-            let batch = layer.batch(chunk)?;
+            let batches = layer.batches(chunk)?;
+            let batch = &batches[0];
             let positions = batch.positions() as usize;
-            let pairs = Pairs::new(layer, &batch, &batch)?;
+            let pairs = Pairs::new(layer, batch, batch)?;
             let at_once = (NARROW / positions.max(1)).max(1);
             for first in (0..chunk.samples.len()).step_by(at_once) {
                 let samples = first..chunk.samples.len().min(first + at_once);

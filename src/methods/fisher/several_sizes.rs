@@ -11,7 +11,6 @@
 //! the kernels leave out.
 
 use super::{Job, Kind};
-use crate::checkpoint::CaptureLayer;
 use crate::error::Result;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::kernels::optimizer::{Ema, EmaArgs, EmaParams};
@@ -21,18 +20,6 @@ use crate::record::Recording;
 use crate::record::fisher::Squares;
 use crate::shape::DType;
 
-/// The layer as one with uses of one size each, in the order in which sizes first occur.
-pub(super) fn by_size(layer: &CaptureLayer) -> Vec<CaptureLayer> {
-    let mut parts: Vec<CaptureLayer> = Vec::new();
-    for one in &layer.uses {
-        match parts.iter_mut().find(|part| part.uses[0].input.shape == one.input.shape) {
-            Some(part) => part.uses.push(one.clone()),
-            None => parts.push(CaptureLayer { uses: vec![one.clone()], ..layer.clone() }),
-        }
-    }
-    parts
-}
-
 /// Weight or bias.
 #[derive(Clone, Copy)]
 enum Parameter {
@@ -41,7 +28,7 @@ enum Parameter {
 }
 
 impl Job<'_> {
-    /// Records and runs one file's step for weight and bias of a layer that [`by_size`] took apart.
+    /// Records and runs one file's step for weight and bias of a layer that [`by_size`](crate::methods::captured::by_size) took apart.
     pub(super) fn add_sizes(
         &self,
         sizes: &[Batch<'_>],
