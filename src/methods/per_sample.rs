@@ -543,7 +543,7 @@ impl<'a> Layer<'a> {
             let squares = after(squares, size);
             match part {
                 Part::Rows(rows) => {
-                    batch.record_rows(backend, &mut recording, rows.clone(), squares, sides)?
+                    batch.record_rows(backend, &mut recording, rows.clone(), squares, sides)?;
                 }
                 Part::Bias => batch.record_bias(&mut recording, squares, sides)?,
             }
@@ -986,24 +986,37 @@ impl Sum for DirectionSum<'_> {
 
 /// The reason why there can be no matrix `[N, N]` of f64, if there is one.
 fn check_square(samples: usize, budget: u64) -> Result<()> {
-    let asked = (samples as u64).saturating_mul(samples as u64).saturating_mul(8);
     let (flag, have) = match available_memory() {
         Some(available) if available < budget => {
             ("the memory that is free, or give fewer captures", available)
         }
         _ => ("--host-memory, or give fewer captures", budget),
     };
-    if asked <= have {
-        return Ok(());
+    match square_bytes(samples) {
+        need if need > have => Err(too_large(samples, have, flag)),
+        _ => Ok(()),
     }
+}
+
+fn square_bytes(samples: usize) -> u64 {
+    (samples as u64).saturating_mul(samples as u64).saturating_mul(8)
+}
+
+fn too_large(samples: usize, have: u64, flag: &str) -> Error {
     let what = format!("the Gram matrix of {samples} samples, 8·N²,");
-    Err(Error::Budget { op: "gram".into(), what, need: asked, have, flag: flag.into() })
+    Error::Budget { op: "gram".into(), what, need: square_bytes(samples), have, flag: flag.into() }
 }
 
 /// Zeros `[N, N]`, or the reason why there can be none.
 fn square_matrix(samples: usize, budget: u64) -> Result<Vec<f64>> {
     check_square(samples, budget)?;
-    Ok(vec![0.0; samples * samples])
+    let len = samples.saturating_mul(samples);
+    let mut matrix = Vec::new();
+    // Where the system does not say what is free, the allocator does.
+    let refused = |_| too_large(samples, 0, "the memory that is free, or give fewer captures");
+    matrix.try_reserve_exact(len).map_err(refused)?;
+    matrix.resize(len, 0.0);
+    Ok(matrix)
 }
 
 /// Bytes that can be taken without swapping, where the system says so.
