@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::philox::philox;
-use super::{Faults, LANES, LOGITS, PHILOX, Rows, halves, joined, len};
+use super::{Faults, LANES, LOGITS, PHILOX, Rows, halves, joined, largest, len};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise};
@@ -153,8 +153,8 @@ fn class_of(cumulated: &[u64], random: u64) -> u32 {
 
 /// exp(z − max z) in units of 2⁻³¹, cumulated over the classes; nothing, and a fault, where there is no such thing.
 fn cumulate(logits: &[f32], cumulated: &mut Vec<u64>, sample: usize, faults: &Faults) -> Option<()> {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if logits.iter().any(|z| z.is_nan()) || top.is_infinite() {
+    let (top, nan) = largest(logits);
+    if nan || top.is_infinite() {
         faults.note(0, sample);
         return None;
     }
@@ -177,9 +177,10 @@ const FARTHEST: f32 = 16_384.0;
 
 /// In units of 2⁻¹⁶, rounded to nearest (halves away from zero); −2³¹ for all from −2¹⁵ down.
 fn fixed(z: f32) -> i64 {
-    // Exact in f64, but for the rounding.
-    #[expect(clippy::cast_possible_truncation, reason = "clamped to 32 bits")]
-    let units = (f64::from(z) * 65_536.0).round().max(-2_147_483_648.0) as i64;
+    // Exact in f64, so is the half, and the cast cuts off what is behind the point.
+    let units = (f64::from(z) * 65_536.0).max(-2_147_483_648.0);
+    #[expect(clippy::cast_possible_truncation, reason = "cutting off is meant")]
+    let units = (units + 0.5_f64.copysign(units)) as i64;
     units
 }
 

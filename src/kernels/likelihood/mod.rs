@@ -101,6 +101,21 @@ impl Faults {
     }
 }
 
+/// The largest value (minus infinity of none), and whether any is NaN. Sixteen at a time, which vectorises.
+#[inline(always)]
+fn largest(values: &[f32]) -> (f32, bool) {
+    let (mut tops, mut nans) = ([f32::NEG_INFINITY; 16], [false; 16]);
+    let (blocks, rest) = values.as_chunks::<16>();
+    for block in blocks {
+        for ((top, nan), &value) in tops.iter_mut().zip(&mut nans).zip(block) {
+            *top = if value > *top { value } else { *top };
+            *nan |= value.is_nan();
+        }
+    }
+    let top = tops.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    (top, nans.contains(&true) || rest.iter().any(|value| value.is_nan()))
+}
+
 /// Low and high word.
 #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
 const fn halves(value: u64) -> (u32, u32) {

@@ -2,10 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::{FAULTS, Faults, LANES, LOGITS, Rows, len};
+use super::{FAULTS, Faults, LANES, LOGITS, Rows, largest, len};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise};
+use crate::kernel::{
+    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise, vectorised,
+};
 use crate::kernels::{DTYPE, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -167,7 +169,11 @@ impl Kernel for Softmax {
                 return;
             }
             let logits = rows.get(sample, scratch);
-            let found = Row::new(logits, label as usize, gradient).map_err(|word| faults.note(word, sample));
+            let found = vectorised(
+                #[inline(always)]
+                || Row::new(logits, label as usize, gradient),
+            );
+            let found = found.map_err(|word| faults.note(word, sample));
             let Ok(found) = found else {
                 gradient.fill(f32::NAN);
                 (*weight, *norm_sq) = (f32::NAN, f32::NAN);
@@ -208,23 +214,25 @@ struct Row {
 
 impl Row {
     /// Leaves e in `gradient`, 0 at the label, and sums up; the word of the fault where logits or label are none.
+    #[inline(always)]
     fn new(logits: &[f32], label: usize, gradient: &mut [f32]) -> Result<Self, usize> {
-        let largest = |values: &[f32]| values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let top = largest(logits);
-        if logits.iter().any(|z| z.is_nan()) || top.is_infinite() {
+        let (top, nan) = largest(logits);
+        if nan || top.is_infinite() {
             return Err(0);
         }
         let Some((before, rest)) = logits.split_at_checked(label) else { return Err(1) };
         let Some((&at_label, behind)) = rest.split_first() else { return Err(1) };
-        let others_top = largest(before).max(largest(behind));
+        let others_top = largest(before).0.max(largest(behind).0);
+        if others_top == f32::NEG_INFINITY {
+            gradient.fill(0.0);
+            return Ok(Self { label, top: others_top, others: 0.0, squares: 0.0, share: 0.0, own: 1.0 });
+        }
         for (e, &z) in gradient.iter_mut().zip(logits) {
-            *e = exp_from(z, others_top);
+            *e = exp_of_negative(z - others_top);
         }
         gradient[label] = 0.0;
-        let sum = |term: fn(f64) -> f64| gradient.iter().map(|&e| term(e.into())).sum::<f64>();
-        #[expect(clippy::cast_possible_truncation, reason = "summed in f64, used in f32")]
-        let (others, squares) = (sum(|e| e) as f32, sum(|e| e * e) as f32);
-        let (at_label, at_others) = (exp_from(at_label, top), exp_from(others_top, top));
+        let (others, squares) = sums(gradient);
+        let (at_label, at_others) = (exp_of_negative(at_label - top), exp_of_negative(others_top - top));
         let all = at_others * others + at_label;
         Ok(Self { label, top: others_top, others, squares, share: at_others / all, own: at_label / all })
     }
@@ -249,9 +257,44 @@ impl Row {
     }
 }
 
-/// exp(z − top), zero for a class that cannot be.
-fn exp_from(z: f32, top: f32) -> f32 {
-    if z == f32::NEG_INFINITY { 0.0 } else { (z - top).exp() }
+/// Σ e and Σ e², in f64, eight at a time.
+#[inline(always)]
+fn sums(values: &[f32]) -> (f32, f32) {
+    let (mut plain, mut squares) = ([0.0_f64; 8], [0.0_f64; 8]);
+    let (blocks, rest) = values.as_chunks::<8>();
+    for block in blocks.iter().map(|block| &block[..]).chain([rest]) {
+        for ((plain, square), &e) in plain.iter_mut().zip(&mut squares).zip(block) {
+            let e = f64::from(e);
+            *plain += e;
+            *square += e * e;
+        }
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "summed in f64, used in f32")]
+    let sum = |lanes: [f64; 8]| lanes.iter().sum::<f64>() as f32;
+    (sum(plain), sum(squares))
+}
+
+/// exp(x) for x ≤ 0 (of the label alone perhaps above, and then of no use), without a branch so that it vectorises; what is below the
+/// normal numbers is 0.
+///
+/// 2^n · exp(r) with x = n ln 2 + r, |r| ≤ ln(2)/2, by eight terms of the Taylor series, whose rest is below 2⁻²⁷. ln 2 is taken in two parts, of which the
+/// first has so few bits that n times it is exact.
+#[inline(always)]
+fn exp_of_negative(x: f32) -> f32 {
+    const LN2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
+    /// Added to a number below 2²², it leaves the number rounded to an integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = if x > -104.0 { x } else { -104.0 };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (x - n * LN2[0]) - n * LN2[1];
+    let mut series = 1.0 / 5040.0;
+    for term in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        series = series * r + term;
+    }
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).cast_signed() + 127;
+    let power = f32::from_bits(exponent.clamp(0, 254).cast_unsigned() << 23);
+    series * power
 }
 
 impl Checked for Softmax {
