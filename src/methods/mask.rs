@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -29,7 +29,7 @@ use crate::methods::select::{Inputs, Keep, PIECE_ELEMENTS, Scope, Selector};
 use crate::methods::source::NonFinite;
 use crate::progress::Progress;
 use crate::shape::shape_text;
-use crate::stream::Timings;
+use crate::stream::{Clock, Stage, Timings};
 
 /// How to make a mask.
 #[derive(Clone, Debug)]
@@ -214,7 +214,7 @@ pub fn reset(
     let layout = OutputLayout::like(model, |tensor| Some(tensor.dtype), BTreeMap::new());
     let inputs = [mask.path(), model.path(), base.path()];
     let output = Output::create(out, layout.with_side_files_of(model)?, options.overwrite, &inputs)?;
-    let job = Reset { mask, model, base, options, output, progress, interrupt, clock: Clock::default() };
+    let job = Reset { mask, model, base, options, output, progress, interrupt, clock: Clock::start() };
     let pieces = job.pieces();
     let bytes_read = pieces.iter().map(|piece| 2 * piece.len + piece.mask_len()).sum();
     progress.begin(bytes_read);
@@ -232,7 +232,7 @@ pub fn reset(
         bytes_read,
         bytes_written: job.output.total_bytes(),
         seconds: began.elapsed().as_secs_f64(),
-        timings: job.clock.timings(began),
+        timings: job.clock.timings(),
         output: job.output.path().to_owned(),
     };
     job.output.finish()?;
@@ -271,32 +271,6 @@ impl Piece<'_> {
     }
 }
 
-/// Nanoseconds of all threads together.
-#[derive(Default)]
-struct Clock {
-    read: AtomicU64,
-    choose: AtomicU64,
-    write: AtomicU64,
-}
-
-impl Clock {
-    fn add(to: &AtomicU64, since: Instant) {
-        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        to.fetch_add(nanoseconds, Ordering::Relaxed);
-    }
-
-    fn timings(&self, began: Instant) -> Timings {
-        let seconds = |of: &AtomicU64| of.load(Ordering::Relaxed) as f64 * 1e-9;
-        Timings {
-            seconds: began.elapsed().as_secs_f64(),
-            read: seconds(&self.read),
-            compute: seconds(&self.choose),
-            write: seconds(&self.write),
-            ..Timings::default()
-        }
-    }
-}
-
 impl<'a> Reset<'a> {
     fn pieces(&self) -> Vec<Piece<'a>> {
         let mut pieces = Vec::new();
@@ -317,27 +291,22 @@ impl<'a> Reset<'a> {
         let base = self.base.get(&tensor.name).expect("the names were compared before");
         let bytes = |len: u64| vec![0; usize::try_from(len).expect("a MiB")];
         let (mut own, mut other, mut mask) = (bytes(piece.len), bytes(piece.len), bytes(piece.mask_len()));
-        let reading = Instant::now();
-        self.model.read(tensor, piece.start, &mut own)?;
-        self.base.read(base, piece.start, &mut other)?;
-        if let Some((of, size)) = piece.masked {
-            self.mask.read(of, piece.start / size, &mut mask)?;
-        }
-        Clock::add(&self.clock.read, reading);
-        let choosing = Instant::now();
-        let chosen = match piece.masked {
-            None => self.unmasked(tensor, own, other)?,
+        self.clock.time(Stage::Read, || {
+            self.model.read(tensor, piece.start, &mut own)?;
+            self.base.read(base, piece.start, &mut other)?;
+            let of_mask = piece.masked.map(|(of, size)| self.mask.read(of, piece.start / size, &mut mask));
+            of_mask.unwrap_or(Ok(()))
+        })?;
+        let chosen = self.clock.time(Stage::Compute, || match piece.masked {
+            None => self.unmasked(tensor, own, other),
             Some((of, size)) => {
                 self.refuse_bytes(of, piece.start / size, &mask)?;
                 choose(&mut own, &other, &mask);
-                own
+                Ok(own)
             }
-        };
-        Clock::add(&self.clock.choose, choosing);
-        let writing = Instant::now();
+        })?;
         let slot = self.output.position(&tensor.name).expect("the output has the model's tensors");
-        self.output.write(slot, piece.start, &chosen)?;
-        Clock::add(&self.clock.write, writing);
+        self.clock.time(Stage::Write, || self.output.write(slot, piece.start, &chosen))?;
         self.progress.advance(2 * piece.len + piece.mask_len());
         Ok(mask.iter().map(|&keep| u64::from(keep)).sum())
     }

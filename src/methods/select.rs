@@ -59,8 +59,8 @@ use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::DType;
 use crate::stream::{
-    self, Budget, Buffers, Chunk, Cuts, Direction, End, Job, Layout, Plan, Sink, Source, Stream, Sweep,
-    TensorSpec, Timings,
+    self, Budget, Buffers, Chunk, Clock, Cuts, Direction, End, Job, Layout, Plan, Sink, Source, Stage,
+    Stream, Sweep, TensorSpec, Timings,
 };
 
 /// How many are kept.
@@ -515,29 +515,30 @@ impl<'a> Selector<'a> {
 
     /// Calls `each` with the scores of consecutive elements, in order, computed on the host.
     pub(super) fn scores(&mut self, each: Scored<'_>) -> Result<()> {
-        let started = Instant::now();
+        let clock = Clock::start();
         self.zeroed.iter().for_each(|zeroed| zeroed.store(0, Ordering::Relaxed));
         self.progress.begin((0..self.tensors.len()).map(|at| self.tensors[at].len * self.bytes_of(at)).sum());
         for tensor in 0..self.tensors.len() {
             let len = self.tensors[tensor].len;
             for start in (0..len).step_by(usize_of(self.room)) {
                 self.interrupt.check()?;
-                let reading = Instant::now();
-                let (thetas, fishers) = self.values(tensor, start, self.room.min(len - start))?;
-                self.timings.read += reading.elapsed().as_secs_f64();
-                let mut scores = Vec::with_capacity(fishers.len());
-                for (i, (f, t)) in (start..).zip(fishers.into_iter().zip(thetas)) {
-                    let bits = score_bits(self.score, t, f).ok_or_else(|| self.fault(tensor, i, t, f));
-                    scores.push(f32::from_bits(bits?));
-                }
-                each(tensor, start, &scores)?;
-                let bytes = scores.len() as u64 * self.bytes_of(tensor);
+                let run = self.room.min(len - start);
+                let (thetas, fishers) = clock.time(Stage::Read, || self.values(tensor, start, run))?;
+                clock.time(Stage::Compute, || {
+                    let score = |(i, (f, t))| {
+                        let bits = score_bits(self.score, t, f).ok_or_else(|| self.fault(tensor, i, t, f));
+                        bits.map(f32::from_bits)
+                    };
+                    let inputs = (start..).zip(fishers.into_iter().zip(thetas));
+                    each(tensor, start, &inputs.map(score).collect::<Result<Vec<f32>>>()?)
+                })?;
+                let bytes = run * self.bytes_of(tensor);
                 self.bytes_read += bytes;
                 self.progress.advance(bytes);
             }
         }
         self.passes = self.passes.max(1);
-        self.timings.seconds += started.elapsed().as_secs_f64();
+        self.timings += clock.timings();
         Ok(())
     }
 
