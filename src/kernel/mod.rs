@@ -51,7 +51,7 @@ pub trait Kernel: Clone + Send + Sync + 'static {
 
     /// The most iterations of one invocation of this step, all its loops together, where data and not the shader's text set their
     /// number. A recording holds it against [`Caps::max_iterations`](crate::gpu::Caps::max_iterations).
-    fn iterations(&self, _params: &Self::Params) -> u64 {
+    fn iterations(&self, _params: &Self::Params, _args: &Self::Args) -> u64 {
         0
     }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::backend::Backend;
 use crate::checkpoint::{
-    Capture, CaptureLayer, LayerKind, TensorInfo, Window, positions, same_shapes, widen_bytes,
+    Capture, CaptureLayer, LayerKind, LayerUse, TensorInfo, Window, positions, same_shapes, widen_bytes,
 };
 use crate::error::{Error, Result};
 use crate::kernels::fisher::{
@@ -30,6 +30,50 @@ const PIECE: usize = 4 << 20;
 pub(crate) struct InFile<'a> {
     pub(crate) capture: &'a Capture,
     pub(crate) layer: &'a CaptureLayer,
+}
+
+/// Bytes of a part of a file that [`Batch::load_part`] is given at a time, and its samples: squares of more would lose digits in one sum.
+const PART_BYTES: u64 = 64 << 20;
+const PART_SAMPLES: u64 = 1 << 14;
+
+impl InFile<'_> {
+    /// The file's samples in ranges whose data are small, fit one binding each, and ask for no longer loops than the device makes. One empty
+    /// range for a file without samples.
+    pub(crate) fn parts(&self, backend: &Backend) -> Vec<Range<u64>> {
+        let samples = self.capture.samples();
+        let each = |bytes: u64| bytes.div_ceil(samples.max(1)).max(1);
+        let inputs = each(self.layer.uses.iter().map(|one| one.input.bytes).sum());
+        // Gradients may be widened.
+        let gradients =
+            each(self.layer.uses.iter().map(|one| 4 * elements(&one.grad_output.shape).unwrap_or(0)).sum());
+        let caps = backend.caps();
+        let most = (PART_BYTES / (inputs + gradients))
+            .min(caps.max_binding_bytes / inputs.max(gradients))
+            .min(caps.max_iterations / self.iterations())
+            .clamp(1, PART_SAMPLES);
+        (0..samples.div_ceil(most).max(1)).map(|i| i * most..samples.min((i + 1) * most)).collect()
+    }
+
+    /// No step makes more loop iterations for a sample: each position once or twice, and a few more.
+    fn iterations(&self) -> u64 {
+        let of_use = |one: &LayerUse| match self.layer.kind {
+            LayerKind::Conv(_) | LayerKind::ConvTranspose(_) => {
+                positions_of(self.layer, &one.input).max(positions_of(self.layer, &one.grad_output))
+            }
+            _ => positions_of(self.layer, &one.input),
+        };
+        2 * (self.layer.uses.iter().map(of_use).sum::<u64>() + 32)
+    }
+}
+
+/// Positions of a sample in one use's input.
+fn positions_of(layer: &CaptureLayer, tensor: &TensorInfo) -> u64 {
+    match layer.kind {
+        LayerKind::Linear => positions(&tensor.shape, 1),
+        LayerKind::LayerNorm { axes, .. } | LayerKind::RmsNorm { axes, .. } => positions(&tensor.shape, axes),
+        _ if by_channels(layer) => elements(&tensor.shape[2..]).unwrap_or(u64::MAX),
+        _ => positions(&tensor.shape, 0),
+    }
 }
 
 /// One layer's data of one or more files.
@@ -109,7 +153,24 @@ pub(crate) fn joinable(a: InFile<'_>, b: InFile<'_>) -> bool {
 impl<'a> Batch<'a> {
     /// Reads one layer of files that are [`joinable`]. With `scale`, one factor a sample, gradients are multiplied by it and f32.
     pub(crate) fn load(backend: &Backend, files: &[InFile<'a>], scale: &[f64]) -> Result<Self> {
-        let InFile { capture, layer } = files[0];
+        let samples = files.iter().map(|file| file.capture.samples()).sum();
+        Self::read(backend, &Stream { files, samples: None, gradient: false, scale: &[] }, scale, samples)
+    }
+
+    /// Reads some samples of one layer of a file; `scale` is theirs.
+    pub(crate) fn load_part(
+        backend: &Backend,
+        file: InFile<'a>,
+        samples: Range<u64>,
+        scale: &[f64],
+    ) -> Result<Self> {
+        let count = samples.end - samples.start;
+        let stream = Stream { files: &[file], samples: Some(samples), gradient: false, scale: &[] };
+        Self::read(backend, &stream, scale, count)
+    }
+
+    fn read(backend: &Backend, inputs: &Stream<'_, 'a>, scale: &[f64], samples: u64) -> Result<Self> {
+        let InFile { capture, layer } = inputs.files[0];
         let by_channels = by_channels(layer);
         if has_several_sizes(layer) {
             let problem = "is used at several sizes, which is not supported for this kind of layer; capture each size in a file of its \
@@ -127,24 +188,16 @@ impl<'a> Batch<'a> {
             }
         }
         let input = match layer.kind {
-            LayerKind::Embedding { rows } => Input::Ids(ids(files, rows)?),
-            _ => Input::Floats(Stream { files, gradient: false, scale: &[] }.load(backend)?.0),
+            LayerKind::Embedding { rows } => Input::Ids(inputs.ids(rows)?),
+            _ => Input::Floats(inputs.load(backend)?.0),
         };
-        let (gradient, largest) = Stream { files, gradient: true, scale }.load(backend)?;
-        let of_use = |tensor: &TensorInfo| match layer.kind {
-            LayerKind::Linear => positions(&tensor.shape, 1),
-            LayerKind::LayerNorm { axes, .. } | LayerKind::RmsNorm { axes, .. } => {
-                positions(&tensor.shape, axes)
-            }
-            _ if by_channels => elements(&tensor.shape[2..]).unwrap_or(u64::MAX),
-            _ => positions(&tensor.shape, 0),
-        };
+        let (gradient, largest) = Stream { gradient: true, scale, ..inputs.clone() }.load(backend)?;
+        let counts = layer.uses.iter().map(|one| positions_of(layer, &one.input));
         let (parts, positions) = match by_channels {
-            true => (layer.uses.len() as u64, of_use(&layer.uses[0].input)),
-            false => (1, layer.uses.iter().map(|one| of_use(&one.input)).sum()),
+            true => (layer.uses.len() as u64, positions_of(layer, &layer.uses[0].input)),
+            false => (1, counts.sum()),
         };
         let fixed = fixed_stats(backend, capture, layer)?;
-        let samples = files.iter().map(|file| file.capture.samples()).sum();
         Ok(Self { layer, samples, parts, positions, input, gradient, largest, fixed })
     }
 
@@ -370,22 +423,6 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The ids of all files, the uses of a sample one after the other.
-fn ids(files: &[InFile<'_>], rows: u32) -> Result<Vec<u32>> {
-    let mut all = Vec::new();
-    for InFile { capture, layer } in files {
-        let uses = layer.uses.iter().map(|one| capture.ids(&one.input, rows)).collect::<Result<Vec<_>>>()?;
-        let samples = usize::try_from(capture.samples()).unwrap_or(usize::MAX);
-        for sample in 0..samples {
-            for part in &uses {
-                let len = part.len() / samples;
-                all.extend_from_slice(&part[sample * len..(sample + 1) * len]);
-            }
-        }
-    }
-    Ok(all)
-}
-
 /// Batch norm's fixed (mean, 1/√(variance + eps)).
 fn fixed_stats(backend: &Backend, capture: &Capture, layer: &CaptureLayer) -> Result<Option<View>> {
     let (LayerKind::BatchNorm { eps }, Some(running)) = (&layer.kind, &layer.running) else {
@@ -453,11 +490,14 @@ pub(crate) fn in_pieces(
 }
 
 /// What becomes one view: inputs or gradients of files, samples and uses, in this order.
-struct Stream<'a> {
-    files: &'a [InFile<'a>],
+#[derive(Clone)]
+struct Stream<'s, 'a> {
+    files: &'s [InFile<'a>],
+    /// Samples of the only file; all of all files if there are none given.
+    samples: Option<Range<u64>>,
     gradient: bool,
     /// One factor a sample, or none.
-    scale: &'a [f64],
+    scale: &'s [f64],
 }
 
 /// Consecutive bytes of one tensor.
@@ -468,28 +508,57 @@ struct Run<'a> {
     len: u64,
 }
 
-impl<'a> Stream<'a> {
+impl<'a> Stream<'_, 'a> {
     fn tensors(&self, layer: &'a CaptureLayer) -> impl Iterator<Item = &'a TensorInfo> {
         let gradient = self.gradient;
         layer.uses.iter().map(move |one| if gradient { &one.grad_output } else { &one.input })
     }
 
-    /// Every run of bytes: a tensor whole, or, of several uses, sample by sample.
+    fn samples_of(&self, capture: &Capture) -> Range<u64> {
+        self.samples.clone().unwrap_or(0..capture.samples())
+    }
+
+    /// Every run of bytes: consecutive samples of a tensor, or, of several uses, sample by sample.
     fn runs(&self) -> Vec<Run<'a>> {
         let mut runs = Vec::new();
         for &InFile { capture, layer } in self.files {
+            let samples = self.samples_of(capture);
+            let run = |tensor: &'a TensorInfo, samples: Range<u64>| {
+                let each = tensor.bytes.checked_div(capture.samples()).unwrap_or(0);
+                Run {
+                    capture,
+                    tensor,
+                    start: samples.start * each,
+                    len: (samples.end - samples.start) * each,
+                }
+            };
             if let [only] = self.tensors(layer).collect::<Vec<_>>()[..] {
-                runs.push(Run { capture, tensor: only, start: 0, len: only.bytes });
+                runs.push(run(only, samples));
                 continue;
             }
-            for sample in 0..capture.samples() {
-                runs.extend(self.tensors(layer).map(|tensor| {
-                    let len = tensor.bytes / capture.samples();
-                    Run { capture, tensor, start: sample * len, len }
-                }));
+            for sample in samples {
+                runs.extend(self.tensors(layer).map(|tensor| run(tensor, sample..sample + 1)));
             }
         }
         runs
+    }
+
+    /// The ids, the uses of a sample one after the other.
+    fn ids(&self, rows: u32) -> Result<Vec<u32>> {
+        let mut all = Vec::new();
+        for InFile { capture, layer } in self.files {
+            let uses =
+                layer.uses.iter().map(|one| capture.ids(&one.input, rows)).collect::<Result<Vec<_>>>()?;
+            let samples = usize::try_from(capture.samples()).unwrap_or(usize::MAX);
+            for sample in self.samples_of(capture) {
+                let sample = usize::try_from(sample).unwrap_or(usize::MAX);
+                for part in &uses {
+                    let len = part.len() / samples;
+                    all.extend_from_slice(&part[sample * len..(sample + 1) * len]);
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// Reads everything; also gives the largest magnitude.
@@ -500,7 +569,12 @@ impl<'a> Stream<'a> {
         let runs = self.runs();
         let bytes: u64 = runs.iter().map(|run| run.len).sum();
         let len = bytes / stored.size();
-        let samples: u64 = self.files.iter().map(|file| file.capture.samples()).sum();
+        let samples: u64 = self
+            .files
+            .iter()
+            .map(|file| self.samples_of(file.capture))
+            .map(|range| range.end - range.start)
+            .sum();
         let target = if self.scale.is_empty() { stored } else { DType::F32 };
         let view = backend.alloc(len, target)?;
         let mut pieces = Pieces {

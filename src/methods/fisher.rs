@@ -1,8 +1,9 @@
 //! The Fisher diagonal of a network from captures of its forward and backward passes.
 //!
 //! *Plan*: every header is opened and held against the others before the output is created. *Run*: layer by layer over all
-//! files, so that memory holds one layer's data of one batch and that layer's result, however many files there are. (`joint` sums the
-//! gradients themselves over all files, and squares the sum at the end.)
+//! files, and within a file some samples at a time, so that memory holds a few samples of one layer and that layer's result, however many
+//! files there are and however large. Kinds that square sums over samples sum the gradients themselves first: over a batch, or, for
+//! `joint`, over all files.
 //!
 //! | kind | result | labels |
 //! |---|---|---|
@@ -19,6 +20,7 @@ mod several_sizes;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -31,8 +33,9 @@ use crate::checkpoint::{
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
+use crate::kernels::optimizer::{Ema, EmaArgs, EmaParams};
 use crate::memory::View;
-use crate::methods::captured::{Batch, InFile, Sides, by_size, has_several_sizes, in_pieces, small};
+use crate::methods::captured::{Batch, InFile, Sides, by_size, in_pieces, small};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
@@ -330,26 +333,25 @@ impl<'a> Job<'a> {
         interrupt: &Interrupt,
     ) -> Result<()> {
         let parameters = self.captures[0].layers()[at].parameters();
-        let views = parameters
-            .iter()
-            .map(|(_, shape)| self.backend.alloc(elements(shape).unwrap_or(u64::MAX), DType::F32));
-        let views = views.collect::<Result<Vec<_>>>()?;
+        let alloc = |(_, shape): &(String, Vec<u64>)| {
+            self.backend.alloc(elements(shape).unwrap_or(u64::MAX), DType::F32)
+        };
+        let buffers = || parameters.iter().map(alloc).collect::<Result<Vec<View>>>();
+        let views = buffers()?;
+        let sums = if self.options.kind.folds_samples() { buffers()? } else { Vec::new() };
         for (step, capture) in self.captures.iter().enumerate() {
-            interrupt.check()?;
-            let layer = &capture.layers()[at];
-            let scale = &self.batches[step].scale;
-            let load = |layer| {
-                clock.time(Stage::Read, || Batch::load(self.backend, &[InFile { capture, layer }], scale))
-            };
-            if has_several_sizes(layer) {
-                let parts = by_size(layer);
-                let sizes = parts.iter().map(load).collect::<Result<Vec<_>>>()?;
-                clock.time(Stage::Compute, || self.add_sizes(&sizes, step, &views[0], views.get(1)))?;
-            } else {
-                let batch = load(layer)?;
-                clock.time(Stage::Compute, || self.add(&batch, step, &views[0], views.get(1)))?;
+            let file = InFile { capture, layer: &capture.layers()[at] };
+            let targets = if sums.is_empty() { &views } else { &sums };
+            let mut scale = None;
+            for samples in file.parts(self.backend) {
+                interrupt.check()?;
+                scale = Some(self.add(clock, file, step, samples, scale, targets)?);
             }
-            progress.advance(layer.bytes());
+            if !sums.is_empty() {
+                let scale = scale.unwrap_or(1.0);
+                clock.time(Stage::Compute, || self.square(capture.samples(), scale, &sums, &views))?;
+            }
+            progress.advance(file.layer.bytes());
         }
         for ((name, _), view) in parameters.iter().zip(&views) {
             let slot = output.position(name).expect("the layout has every tensor of every layer");
@@ -386,58 +388,177 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Records and runs one batch's step for weight and bias.
-    fn add(&self, batch: &Batch<'_>, step: usize, weight_out: &View, bias_out: Option<&View>) -> Result<()> {
-        let squares = self.squares(batch.samples(), batch.gradient_scale(), step)?;
-        let weight = self.backend.buffer(&self.weights(step), DType::F32)?;
+    /// Reads some samples of a batch, and records and runs their step for weight and bias. Gives the power of two by which the batch's sums
+    /// of gradients are scaled: `sum_scale`, or, for its first part, what suits that.
+    fn add(
+        &self,
+        clock: &Clock,
+        file: InFile<'_>,
+        step: usize,
+        samples: Range<u64>,
+        sum_scale: Option<f64>,
+        targets: &[View],
+    ) -> Result<f64> {
+        let of_part = |all: &[f64]| match all {
+            [] => Vec::new(),
+            all => all[usize_of(samples.start)..usize_of(samples.end)].to_vec(),
+        };
+        let layers = by_size(file.layer);
+        let scales = of_part(&self.batches[step].scale);
+        let load = |layer| Batch::load_part(self.backend, InFile { layer, ..file }, samples.clone(), &scales);
+        let sizes = clock.time(Stage::Read, || layers.iter().map(load).collect::<Result<Vec<_>>>())?;
+        // The largest gradient of any size decides.
+        let scale = sizes.iter().map(Batch::gradient_scale).fold(f64::INFINITY, f64::min);
+        let sum_scale = sum_scale.unwrap_or(scale);
+        let part = Part {
+            batch: file.capture.samples(),
+            step,
+            first: samples.start == 0,
+            samples: samples.end - samples.start,
+            scale,
+        };
+        let squares = self.squares(part, sum_scale)?;
+        let weights = match squares.mode {
+            Mode::Gradients => vec![1.0],
+            _ => of_part(&self.batches[step].weight),
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+        let weights: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
+        clock.time(Stage::Compute, || {
+            Parameter::ALL.into_iter().zip(targets).try_for_each(|(parameter, out)| match &sizes[..] {
+                [_, _, ..] if squares.mode == Mode::Squares => {
+                    self.add_squares(&sizes, squares, parameter, &weights, out)
+                }
+                _ => self.record(&sizes, squares, parameter, &weights, out),
+            })
+        })?;
+        Ok(sum_scale)
+    }
+
+    /// Records and runs the step of one parameter for each of some batches, which go on from each other.
+    fn record(
+        &self,
+        batches: &[Batch<'_>],
+        squares: Squares,
+        parameter: Parameter,
+        weights: &[f32],
+        out: &View,
+    ) -> Result<()> {
+        let weight = self.backend.buffer(weights, DType::F32)?;
         let mut recording = Recording::new(self.backend);
-        let sides = |out| Sides { weight: &weight, out };
-        batch.record_weight(self.backend, &mut recording, squares, sides(weight_out))?;
-        if let Some(out) = bias_out {
-            batch.record_bias(&mut recording, squares, sides(out))?;
+        for (i, batch) in batches.iter().enumerate() {
+            let epilogue = if i == 0 { squares.epilogue } else { Epilogue::Add };
+            let (squares, sides) = (Squares { epilogue, ..squares }, Sides { weight: &weight, out });
+            match parameter {
+                Parameter::Weight => batch.record_weight(self.backend, &mut recording, squares, sides)?,
+                Parameter::Bias => batch.record_bias(&mut recording, squares, sides)?,
+            }
         }
         self.backend.run(&recording)
     }
 
-    /// One weight a square, f32.
-    fn weights(&self, step: usize) -> Vec<f32> {
-        if self.options.kind.folds_samples() {
-            return vec![1.0];
+    /// How the gradients of a part of a batch are summed; `sum_scale` is what sums of gradients are left multiplied by.
+    fn squares(&self, part: Part, sum_scale: f64) -> Result<Squares> {
+        if self.options.kind.joins_samples() {
+            return self.sums(part, sum_scale);
         }
-        #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
-        self.batches[step].weight.iter().map(|&weight| weight as f32).collect()
-    }
-
-    /// How a batch of so many samples is squared, its gradients multiplied by `scale`.
-    fn squares(&self, batch_size: u64, scale: f64, step: usize) -> Result<Squares> {
-        let kind = self.options.kind;
-        let samples = batch_size as f64;
-        let mean_loss = self.captures[0].loss_reduction() == LossReduction::Mean;
-        let mut factor = match (kind, mean_loss) {
-            // s_n has the same factor as g_n².
-            (Kind::Ief, _) | (Kind::Accumulator, true) => 1.0,
-            (Kind::Accumulator, false) => 1.0 / (samples * samples),
-            // Squared at the end.
-            (Kind::Joint, true) => samples,
-            (_, true) => samples * samples,
-            (_, false) => 1.0,
-        };
+        let Part { batch, step, first, scale, .. } = part;
+        let (kind, samples) = (self.options.kind, batch as f64);
+        // The iEF's s_n has the same factor as g_n².
+        let mut factor = if self.mean_loss() && kind != Kind::Ief { samples * samples } else { 1.0 };
         if kind == Kind::Ema && self.options.reduction == Reduction::Mean {
             factor /= samples;
         }
-        let mode = if kind == Kind::Joint { Mode::Gradients } else { Mode::Squares };
-        factor /= if kind == Kind::Joint { scale } else { scale * scale };
         #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
-        let (factor, gradient_scale, decay) = (factor as f32, scale as f32, self.options.beta as f32);
+        let (beta, gradient_scale) = (self.options.beta as f32, scale as f32);
         let epilogue = match kind {
-            // The buffer begins with zeros.
-            Kind::Ema | Kind::Accumulator => Epilogue::Ema { decay },
-            _ if step == 0 => Epilogue::Overwrite,
+            // The buffer begins with zeros; what was there before decays once a batch.
+            Kind::Ema if first => Epilogue::Ema { decay: beta },
+            Kind::Ema => {
+                factor *= 1.0 - f64::from(beta);
+                Epilogue::Add
+            }
+            _ if step == 0 && first => Epilogue::Overwrite,
             _ => Epilogue::Add,
         };
-        let fold = if kind.folds_samples() { small(batch_size.max(1))? } else { 1 };
-        Ok(Squares { mode, epilogue, fold, factor, gradient_scale })
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+        let factor = (factor / (scale * scale)) as f32;
+        Ok(Squares { mode: Mode::Squares, epilogue, fold: 1, factor, gradient_scale })
     }
+
+    /// How gradients are summed that are squared when their sum is whole. A joint sum goes on over all batches, and is not left scaled.
+    fn sums(&self, part: Part, sum_scale: f64) -> Result<Squares> {
+        let Part { batch, step, first, samples, scale } = part;
+        let (factor, goes_on) = match (self.options.kind, self.mean_loss()) {
+            (Kind::Joint, true) => (batch as f64, step > 0 || !first),
+            (Kind::Joint, false) => (1.0, step > 0 || !first),
+            _ => (sum_scale, !first),
+        };
+        let epilogue = if goes_on { Epilogue::Add } else { Epilogue::Overwrite };
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+        let (factor, gradient_scale) = ((factor / scale) as f32, scale as f32);
+        Ok(Squares { mode: Mode::Gradients, epilogue, fold: small(samples.max(1))?, factor, gradient_scale })
+    }
+
+    fn mean_loss(&self) -> bool {
+        self.captures[0].loss_reduction() == LossReduction::Mean
+    }
+
+    /// Squares a batch's summed gradients, which were left multiplied by `scale`, into the results.
+    fn square(&self, samples: u64, scale: f64, sums: &[View], results: &[View]) -> Result<()> {
+        let samples = samples as f64;
+        let (decay, factor) = match (self.options.kind, self.mean_loss()) {
+            (Kind::Accumulator, true) => (self.options.beta, 1.0),
+            (Kind::Accumulator, false) => (self.options.beta, 1.0 / (samples * samples)),
+            (_, true) => (1.0, samples * samples),
+            (_, false) => (1.0, 1.0),
+        };
+        let gain = if decay < 1.0 { (1.0 - decay) * factor } else { factor };
+        let mut recording = Recording::new(self.backend);
+        for (gradient, exp_avg_sq) in sums.iter().zip(results) {
+            let kernel = Ema { gradient: DType::F32, accumulator: DType::F32 };
+            #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+            let params = EmaParams {
+                len: small(gradient.len())?,
+                decay: decay as f32,
+                gain: (gain / (scale * scale)) as f32,
+                gradient_scale: 1.0,
+            };
+            let args = EmaArgs { gradient: gradient.clone(), exp_avg_sq: exp_avg_sq.clone() };
+            recording.dispatch(&kernel, params, args)?;
+        }
+        self.backend.run(&recording)
+    }
+}
+
+/// A part of a batch, and where it stands.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Samples of the whole batch.
+    batch: u64,
+    /// Which batch.
+    step: usize,
+    /// Whether the part is the batch's first.
+    first: bool,
+    /// The part's own samples.
+    samples: u64,
+    /// The power of two by which its gradients are multiplied.
+    scale: f64,
+}
+
+/// Weight or bias, in the order of a layer's parameters.
+#[derive(Clone, Copy)]
+enum Parameter {
+    Weight,
+    Bias,
+}
+
+impl Parameter {
+    const ALL: [Self; 2] = [Self::Weight, Self::Bias];
+}
+
+fn usize_of(samples: u64) -> usize {
+    usize::try_from(samples).unwrap_or(usize::MAX)
 }
 
 fn check_options(options: &FisherOptions, labels: Labels) -> Result<()> {

@@ -98,9 +98,12 @@ impl Linear {
             overwrite: false,
         };
         let positions = u64::from(squares.fold.min(self.samples)) * u64::from(self.positions);
-        let flops = positions.saturating_mul(2 * u64::from(self.inputs));
-        let count = self.samples.div_ceil(squares.fold.max(1));
-        for piece in pieces(recording, squares.mode, count, flops, outputs, 1) {
+        let work = Work {
+            squares: self.samples.div_ceil(squares.fold.max(1)),
+            flops: positions.saturating_mul(2 * u64::from(self.inputs)),
+            iterations: kernel.form.iterations(1, positions),
+        };
+        for piece in pieces(recording, squares.mode, work, outputs, 1) {
             let epilogue = piece.epilogue(squares);
             let params = LinearSqSharedParams {
                 samples: self.samples,
@@ -142,8 +145,9 @@ impl Linear {
             grad_output: buffers.grad_output.float(op, "grad_output")?,
             overwrite: false,
         };
-        let flops = 2 * u64::from(self.inputs);
-        for piece in pieces(recording, squares.mode, self.samples, flops, outputs, 1) {
+        // The samples are the positions of one square.
+        let work = Work { squares: self.samples, flops: 2 * u64::from(self.inputs), iterations: 2 };
+        for piece in pieces(recording, squares.mode, work, outputs, 1) {
             let epilogue = piece.epilogue(squares);
             let params = LinearSqParams {
                 samples: self.samples,
@@ -263,10 +267,13 @@ impl Conv {
             overwrite: false,
         };
         let positions = u64::from(squares.fold.min(self.samples)).saturating_mul(product(self.output));
-        let flops = positions.saturating_mul(2).saturating_mul(columns);
-        let count = self.samples.div_ceil(squares.fold.max(1));
+        let work = Work {
+            squares: self.samples.div_ceil(squares.fold.max(1)),
+            flops: positions.saturating_mul(2).saturating_mul(columns),
+            iterations: kernel.form.iterations(1, positions),
+        };
         let multiple = if groups == 1 { 1 } else { rows };
-        for piece in pieces(recording, squares.mode, count, flops, range, multiple) {
+        for piece in pieces(recording, squares.mode, work, range, multiple) {
             let epilogue = piece.epilogue(squares);
             let params = ConvSqParams {
                 first: piece.first,
@@ -378,18 +385,21 @@ impl Bias {
         weight: &View,
         out: &View,
     ) -> Result<()> {
+        let positions = u64::from(squares.fold.min(self.samples)) * u64::from(self.positions);
         let kernel = SumSq {
             mode: squares.mode,
-            lanes: SumSq::lanes(recording.caps(), self.channels_first),
+            lanes: SumSq::lanes(recording.caps(), self.channels_first, positions),
             grad_output: grad_output.float("fisher.bias", "grad_output")?,
             channels_first: self.channels_first,
             overwrite: false,
         };
-        let positions = u64::from(squares.fold.min(self.samples)) * u64::from(self.positions);
-        let count = self.samples.div_ceil(squares.fold.max(1));
-        // An addition for every element loaded: as long as this many operations of a product.
-        let flops = positions.saturating_mul(40).saturating_mul(self.outputs.into());
-        for piece in pieces(recording, squares.mode, count, flops, 0..1, 1) {
+        let work = Work {
+            squares: self.samples.div_ceil(squares.fold.max(1)),
+            // An addition for every element loaded: as long as this many operations of a product.
+            flops: positions.saturating_mul(40).saturating_mul(self.outputs.into()),
+            iterations: SumSq::iterations_of(kernel.lanes, positions),
+        };
+        for piece in pieces(recording, squares.mode, work, 0..1, 1) {
             let epilogue = piece.epilogue(squares);
             let params = SumSqParams {
                 samples: self.samples,
@@ -432,32 +442,43 @@ impl Piece {
     }
 }
 
-/// Cuts a step into dispatches of at most [`FLOPS`] operations, of which each square takes `flops` an output. Outputs
+/// The squares of a step, and what each of them takes.
+#[derive(Clone, Copy)]
+struct Work {
+    squares: u32,
+    /// Operations an output.
+    flops: u64,
+    /// Loop iterations of an invocation.
+    iterations: u64,
+}
+
+/// Cuts a step into dispatches of at most [`FLOPS`] operations and no more loop iterations than the device makes. Outputs
 /// are cut at multiples of `multiple`; where each square has a result, which holds its outputs without a gap, they are not. The host has no
 /// watchdog and gets one piece.
-fn pieces(
-    recording: &Recording,
-    mode: Mode,
-    squares: u32,
-    flops: u64,
-    outputs: Range<u32>,
-    multiple: u32,
-) -> Vec<Piece> {
+fn pieces(recording: &Recording, mode: Mode, work: Work, outputs: Range<u32>, multiple: u32) -> Vec<Piece> {
     let count = outputs.end.saturating_sub(outputs.start);
-    let whole = Piece { first: 0, count: squares, first_output: outputs.start, output_count: count };
+    let whole = Piece { first: 0, count: work.squares, first_output: outputs.start, output_count: count };
     let multiple = if mode == Mode::Each { count } else { multiple };
+    let squares = recording.caps().max_iterations / work.iterations.max(1);
     match recording.backend {
         Backend::Host => vec![whole],
-        Backend::Gpu(_) => cut(whole, flops, multiple, FLOPS),
+        Backend::Gpu(_) => cut(whole, work.flops, multiple, Most { flops: FLOPS, squares }),
     }
 }
 
-fn cut(whole: Piece, flops: u64, multiple: u32, most: u64) -> Vec<Piece> {
+/// The most of one dispatch.
+#[derive(Clone, Copy)]
+struct Most {
+    flops: u64,
+    squares: u64,
+}
+
+fn cut(whole: Piece, flops: u64, multiple: u32, most: Most) -> Vec<Piece> {
     let step = u64::from(multiple).max(1) * OUTPUTS.div_ceil(u64::from(multiple).max(1));
     let outputs_at_once =
-        (most / flops.max(1) / step * step).clamp(step, u64::from(whole.output_count).max(step));
+        (most.flops / flops.max(1) / step * step).clamp(step, u64::from(whole.output_count).max(step));
     let work = flops.max(1).saturating_mul(outputs_at_once.min(u64::from(whole.output_count)).max(1));
-    let squares_at_once = (most / work).max(1);
+    let squares_at_once = (most.flops / work).min(most.squares).max(1);
     let mut pieces = Vec::new();
     for (first, count) in ranges(whole.count, squares_at_once) {
         for (first_output, output_count) in ranges(whole.output_count, outputs_at_once) {
@@ -489,14 +510,15 @@ mod tests {
             (4, 0, 9, 1),
         ] {
             let whole = Piece { first: 0, count, first_output: 0, output_count: outputs };
-            let most = 20_000;
+            let most = Most { flops: 20_000, squares: 4 };
             let pieces = cut(whole, flops, multiple, most);
             let mut seen = vec![0; count as usize * outputs as usize];
             for piece in &pieces {
                 assert_eq!(piece.first_output % multiple, 0, "{piece:?}");
                 let work = u64::from(piece.count) * u64::from(piece.output_count) * flops;
                 let least = piece.count <= 1 && piece.output_count <= multiple * 128_u32.div_ceil(multiple);
-                assert!(work <= most || least, "{piece:?} takes {work}");
+                assert!(work <= most.flops || least, "{piece:?} takes {work}");
+                assert!(u64::from(piece.count) <= most.squares, "{piece:?}");
                 for s in piece.first..piece.first + piece.count {
                     for o in piece.first_output..piece.first_output + piece.output_count {
                         seen[(s * outputs + o) as usize] += 1;

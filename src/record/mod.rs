@@ -74,7 +74,7 @@ impl Recording {
     pub fn dispatch<K: Kernel>(&mut self, kernel: &K, params: K::Params, args: K::Args) -> Result<&mut Self> {
         let groups = kernel.launch(&params, &args, &self.caps)?;
         check_views::<K>(&args, &self.backend, &self.caps)?;
-        check_iterations::<K>(kernel.iterations(&params), &self.caps)?;
+        check_iterations::<K>(kernel.iterations(&params, &args), &self.caps)?;
         if groups.contains(&0) {
             return Ok(self);
         }

@@ -264,6 +264,13 @@ impl Kernel for ConvSq {
         self.form.grid(Self::NAME, self.mode.results(p.count.into()) * blocks, rows, columns, caps)
     }
 
+    fn iterations(&self, p: &ConvSqParams, _: &ConvSqArgs) -> u64 {
+        let positions =
+            [p.grad_d, p.grad_h, p.grad_w].map(u64::from).into_iter().fold(1, u64::saturating_mul);
+        let positions = positions.saturating_mul(p.fold.min(p.samples).into());
+        self.form.iterations(self.mode.squares_of_one(p.count), positions)
+    }
+
     fn host(&self, p: &ConvSqParams, args: ConvSqSlices<'_>) {
         let (_, rows, columns) = p.matrices();
         let (rows, columns) = (rows as usize, columns as usize);

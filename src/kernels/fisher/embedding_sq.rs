@@ -216,6 +216,11 @@ impl Kernel for EmbeddingSq {
         groups_for(Self::NAME, items, WORKGROUP.into(), caps)
     }
 
+    /// As if one row had every position: how long the longest is, only the buffers say.
+    fn iterations(&self, _: &EmbeddingSqParams, args: &EmbeddingSqArgs) -> u64 {
+        args.run_sample.len() + args.positions.len()
+    }
+
     fn host(&self, params: &EmbeddingSqParams, args: EmbeddingSqSlices<'_>) {
         let dim = params.dim as usize;
         let walk = Walk {

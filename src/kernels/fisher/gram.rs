@@ -116,7 +116,7 @@ impl Kernel for Gram {
         self.form.grid(Self::NAME, 1, rows, columns, caps)
     }
 
-    fn iterations(&self, p: &GramParams) -> u64 {
+    fn iterations(&self, p: &GramParams, _: &GramArgs) -> u64 {
         p.count.into()
     }
 

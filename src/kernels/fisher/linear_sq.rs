@@ -108,6 +108,10 @@ impl Kernel for LinearSq {
         self.form.grid(Self::NAME, 1, p.output_count.into(), inputs, caps)
     }
 
+    fn iterations(&self, p: &LinearSqParams, _: &LinearSqArgs) -> u64 {
+        self.form.iterations(1, p.count.into())
+    }
+
     fn host(&self, p: &LinearSqParams, args: LinearSqSlices<'_>) {
         let [first, rows, columns] = [p.first_output, p.output_count, p.inputs].map(|x| x as usize);
         let samples = p.first as usize..p.first as usize + p.count as usize;

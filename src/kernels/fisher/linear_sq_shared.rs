@@ -122,6 +122,11 @@ impl Kernel for LinearSqShared {
         self.form.grid(Self::NAME, self.mode.results(p.count.into()), rows, inputs, caps)
     }
 
+    fn iterations(&self, p: &LinearSqSharedParams, _: &LinearSqSharedArgs) -> u64 {
+        let positions = u64::from(p.fold.min(p.samples)) * u64::from(p.positions);
+        self.form.iterations(self.mode.squares_of_one(p.count), positions)
+    }
+
     fn host(&self, p: &LinearSqSharedParams, args: LinearSqSharedSlices<'_>) {
         let [rows, columns] = [p.output_count, p.inputs].map(|x| x as usize);
         let factors = Shared {

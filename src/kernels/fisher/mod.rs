@@ -77,6 +77,11 @@ impl Mode {
         self == Self::Each
     }
 
+    /// Squares that one invocation forms, of the `count` of a step.
+    fn squares_of_one(self, count: u32) -> u64 {
+        if self.each() { 1 } else { count.into() }
+    }
+
     /// Results of a step over so many squares.
     fn results(self, squares: u64) -> u64 {
         if self.each() { squares } else { 1 }

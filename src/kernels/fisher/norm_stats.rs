@@ -86,6 +86,11 @@ impl Kernel for NormStats {
         groups_of(Self::NAME, runs, caps)
     }
 
+    fn iterations(&self, params: &NormStatsParams, _: &NormStatsArgs) -> u64 {
+        // Two passes, each with a tree of sums.
+        2 * (u64::from(params.len.div_ceil(WORKGROUP)) + u64::from(WORKGROUP.ilog2()))
+    }
+
     fn host(&self, params: &NormStatsParams, args: NormStatsSlices<'_>) {
         let len = params.len as usize;
         let stats: &mut [f32] = args.stats.cast();

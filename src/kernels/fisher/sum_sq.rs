@@ -80,15 +80,22 @@ crate::args! {
 }
 
 impl SumSq {
-    /// Lanes that suit a device and a layout.
+    /// Lanes that suit a device, a layout and squares of so many positions.
     #[must_use]
-    pub fn lanes(caps: &Caps, channels_first: bool) -> u32 {
+    pub fn lanes(caps: &Caps, channels_first: bool, positions: u64) -> u32 {
         match (caps.class, channels_first) {
-            // A barrier costs more there than it saves.
-            (DeviceClass::Software, _) => 1,
+            // A barrier costs more there than it saves, but for squares so long that they meet `Caps::max_iterations`.
+            (DeviceClass::Software, _) if positions < 4096 => 1,
+            (DeviceClass::Software, _) => 64,
             (DeviceClass::Gpu, true) => 64,
             (DeviceClass::Gpu, false) => 8,
         }
+    }
+
+    /// Loop iterations of an invocation for a square of so many positions.
+    pub(crate) fn iterations_of(lanes: u32, positions: u64) -> u64 {
+        let lanes = lanes.max(1);
+        1 + positions.div_ceil(lanes.into()) + u64::from(lanes.ilog2())
     }
 }
 
@@ -129,6 +136,11 @@ impl Kernel for SumSq {
         args.out.expect(Self::NAME, "out", out, Some(DType::F32.into()))?;
         let groups = outputs.div_ceil(u64::from(WORKGROUP / self.lanes));
         groups_of(Self::NAME, self.mode.results(p.count.into()) * groups, caps)
+    }
+
+    fn iterations(&self, p: &SumSqParams, _: &SumSqArgs) -> u64 {
+        let positions = u64::from(p.fold.min(p.samples)) * u64::from(p.positions);
+        self.mode.squares_of_one(p.count).saturating_mul(Self::iterations_of(self.lanes, positions))
     }
 
     fn host(&self, p: &SumSqParams, args: SumSqSlices<'_>) {
@@ -197,7 +209,8 @@ impl Layer<'_> {
         scratch: &mut Scratch,
     ) -> Vec<f32> {
         let mut sums = vec![0.0; outputs.len()];
-        let mut gradient = vec![0.0; outputs.len()];
+        // In f64: positions come in any number, and their sum must not lose more digits with each.
+        let mut gradient = vec![0.0_f64; outputs.len()];
         for square in squares {
             let weight = self.weight[square];
             if weight == 0.0 {
@@ -212,6 +225,8 @@ impl Layer<'_> {
                 }
             }
             for (sum, &g) in sums.iter_mut().zip(&gradient) {
+                #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+                let g = g as f32;
                 *sum += weight * if self.squared { g * g } else { g };
             }
         }
@@ -219,37 +234,37 @@ impl Layer<'_> {
     }
 
     /// Adds a sample's `[t, o]`, row by row.
-    fn add_rows(&self, sample: usize, outputs: &Range<usize>, scratch: &mut Scratch, gradient: &mut [f32]) {
+    fn add_rows(&self, sample: usize, outputs: &Range<usize>, scratch: &mut Scratch, gradient: &mut [f64]) {
         for t in 0..self.positions {
             let start = (sample * self.positions + t) * self.outputs + outputs.start;
             let row = self.floats(start, outputs.len(), scratch);
             for (g, &b) in gradient.iter_mut().zip(row) {
-                *g += self.gradient_scale * b;
+                *g += f64::from(self.gradient_scale * b);
             }
         }
     }
 
-    /// Adds a sample's `[o, t]`, each output in sixteen interleaved sums, so that it vectorises.
+    /// Adds a sample's `[o, t]`, each output in sixteen interleaved sums a block, so that it vectorises.
     fn add_columns(
         &self,
         sample: usize,
         outputs: &Range<usize>,
         scratch: &mut Scratch,
-        gradient: &mut [f32],
+        gradient: &mut [f64],
     ) {
         const LANES: usize = 16;
         for (output, g) in outputs.clone().zip(gradient) {
             let first = (sample * self.outputs + output) * self.positions;
-            let mut lanes = [0.0; LANES];
             for start in (0..self.positions).step_by(POSITIONS) {
+                let mut lanes = [0.0; LANES];
                 let len = POSITIONS.min(self.positions - start);
                 for chunk in self.floats(first + start, len, scratch).chunks(LANES) {
                     for (lane, &b) in lanes.iter_mut().zip(chunk) {
                         *lane += self.gradient_scale * b;
                     }
                 }
+                *g += f64::from(lanes.iter().sum::<f32>());
             }
-            *g += lanes.iter().sum::<f32>();
         }
     }
 
