@@ -230,7 +230,7 @@ fn check_iterations<K: Kernel>(asked: u64, caps: &Caps) -> Result<()> {
     if asked <= caps.max_iterations {
         return Ok(());
     }
-    let limit = "loop iterations of one invocation".into();
+    let limit = "loop iterations of one invocation (this driver leaves longer loops early; the host backend has no such limit)".into();
     Err(Error::Limit { op: K::NAME.into(), limit, max: caps.max_iterations, asked })
 }
 
