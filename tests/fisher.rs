@@ -15,7 +15,7 @@ use assert_cmd::cargo::CommandCargoExt;
 use capture_files::{CASES, Draft, LINEAR, Tensors, captures, data, folder, linear, load, worst};
 use squisher::checkpoint::Checkpoint;
 use squisher::methods::fisher::{FisherOptions, FisherReport, Kind, Reduction, fisher};
-use squisher::{Backend, Interrupt, Result};
+use squisher::{Backend, Error, Interrupt, Result};
 
 fn run(backend: &Backend, captures: &[PathBuf], options: FisherOptions) -> Result<(Tensors, FisherReport)> {
     let folder = folder();
@@ -311,6 +311,68 @@ fn moving_averages_and_means_follow_their_rules() {
     assert!((accumulator["fc.weight"][0] - (0.9 * 0.1 * 12.25 + 0.1 * 4.0)).abs() < 1e-6);
     let mean = host(&[a, b], FisherOptions { reduction: Reduction::Mean, ..of(Kind::Empirical) });
     assert!((mean["fc.weight"][0] - 45.0 / 4.0).abs() < 1e-5);
+}
+
+/// More samples than are read at a time, and more than one invocation's loops can take on software Vulkan. With a = 1 and b of 1 and 3 in turn,
+/// squares sum to 5 n and gradients to 2 n.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn many_samples_are_taken_in_parts() {
+    const SAMPLES: usize = 70_000;
+    let folder = folder();
+    let gradients: Vec<f32> = (0..SAMPLES).map(|n| if n % 2 == 0 { 1.0 } else { 3.0 }).collect();
+    let path = linear(&vec![1.0; SAMPLES], &gradients).write(&folder, "a");
+    let n = SAMPLES as f64;
+    for backend in support::backends() {
+        for (kind, want) in [
+            (Kind::Empirical, 2.0 * 5.0 * n),
+            (Kind::MinibatchJoint, 2.0 * (2.0 * n).powi(2)),
+            (Kind::Joint, (4.0 * n).powi(2)),
+            (Kind::Ema, (0.09 + 0.1) * 5.0 * n),
+            (Kind::Accumulator, (0.09 + 0.1) * 4.0),
+        ] {
+            let (got, _) = run(&backend, &[path.clone(), path.clone()], of(kind)).expect("sound");
+            for name in ["fc.weight", "fc.bias"] {
+                let off = (got[name][0] - want).abs() / want;
+                assert!(off < 2e-6, "{kind} {name} on {}: {} for {want}", backend.name(), got[name][0]);
+            }
+        }
+    }
+}
+
+/// One sample of more positions than software Vulkan's loops run: the right sum or a refusal, never less than the sum.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_loop_that_would_be_cut_short_is_refused() {
+    const POSITIONS: usize = 70_000;
+    let folder = folder();
+    let ones = vec![1.0; POSITIONS];
+    let window =
+        r#""kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": true"#;
+    let layers = [
+        (r#"{"l": {"kind": "linear", "bias": true}}"#.to_owned(), [1, POSITIONS, 1]),
+        (format!(r#"{{"l": {{"kind": "conv", {window}}}}}"#), [1, 1, POSITIONS]),
+    ];
+    for backend in support::backends() {
+        for (layer, shape) in &layers {
+            let draft = Draft::new(layer).with("l.input", shape, &ones).with("l.grad_output", shape, &ones);
+            match run(&backend, &[draft.write(&folder, "a")], of(Kind::Empirical)) {
+                Ok((got, _)) => {
+                    let want = (POSITIONS as f64).powi(2);
+                    assert!(
+                        (got["l.weight"][0] - want).abs() < 1e-5 * want,
+                        "{layer}: {}",
+                        got["l.weight"][0]
+                    );
+                    assert!((got["l.bias"][0] - want).abs() < 1e-5 * want, "{layer}: {}", got["l.bias"][0]);
+                }
+                Err(error) => {
+                    assert!(matches!(error, Error::Limit { max: 65_535, .. }), "{error}");
+                    assert!(!backend.caps().is_host, "the host has no such limit: {error}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -225,3 +225,34 @@ fn a_bias_counts_every_position_in_either_layout() {
         assert_eq!(run(&[1.0, 3.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0], true), want);
     }
 }
+
+/// More samples than one invocation's loops can take on software Vulkan are cut into several dispatches.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn more_samples_than_loops_run_are_cut() {
+    let samples = 70_000_u32;
+    for backend in support::backends() {
+        let (a, b) = (upload(&backend, &vec![1.0; 3 * 70_000]), upload(&backend, &vec![2.0; 2 * 70_000]));
+        let weight = upload(&backend, &vec![0.5; 70_000]);
+        for positions in [1, 2] {
+            let layer = Linear { samples: samples / positions, positions, inputs: 3, outputs: 2 };
+            let weight =
+                View::new(weight.memory().clone(), 0, u64::from(samples / positions), DType::F32.into())
+                    .expect("fewer weights");
+            let of_sample = 0.5 * (2.0 * f64::from(positions)).powi(2);
+            #[expect(clippy::cast_possible_truncation, reason = "small whole numbers")]
+            let want = (of_sample * f64::from(samples / positions)) as f32;
+            let weights = result(&backend, 6, |recording, out| {
+                let buffers = Buffers { input: &a, grad_output: &b, weight: &weight, out };
+                layer.record(recording, Squares::default(), buffers).expect("the sizes fit");
+            });
+            near(&weights, &[want; 6], 1e-5);
+            let biases = result(&backend, 2, |recording, out| {
+                let bias =
+                    Bias { samples: samples / positions, positions, outputs: 2, channels_first: false };
+                bias.record(recording, Squares::default(), &b, &weight, out).expect("the sizes fit");
+            });
+            near(&biases, &[want; 2], 1e-5);
+        }
+    }
+}

@@ -20,7 +20,7 @@ pub struct Caps {
     /// The most bytes of workgroup memory.
     pub max_workgroup_bytes: u32,
     /// The most iterations of one invocation, all its loops together. Mesa's software driver leaves every loop after 65 535, without
-    /// a word (`LP_MAX_TGSI_LOOP_ITERATIONS`), so a longer step is cut or refused there.
+    /// a word (`LP_MAX_TGSI_LOOP_ITERATIONS`), so a longer step is cut or refused there. A loop counts one more than it turns.
     pub max_iterations: u64,
     /// Storage bindings start at multiples of this.
     pub offset_alignment: u64,

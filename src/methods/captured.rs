@@ -54,7 +54,7 @@ impl InFile<'_> {
         (0..samples.div_ceil(most).max(1)).map(|i| i * most..samples.min((i + 1) * most)).collect()
     }
 
-    /// No step makes more loop iterations for a sample: each position once or twice, and a few more.
+    /// No step makes more loop iterations for a sample: each position up to three times (an embedding's, each a run), and a few more.
     fn iterations(&self) -> u64 {
         let of_use = |one: &LayerUse| match self.layer.kind {
             LayerKind::Conv(_) | LayerKind::ConvTranspose(_) => {
@@ -62,7 +62,7 @@ impl InFile<'_> {
             }
             _ => positions_of(self.layer, &one.input),
         };
-        2 * (self.layer.uses.iter().map(of_use).sum::<u64>() + 32)
+        3 * (self.layer.uses.iter().map(of_use).sum::<u64>() + 32)
     }
 }
 

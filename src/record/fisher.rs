@@ -146,7 +146,7 @@ impl Linear {
             overwrite: false,
         };
         // The samples are the positions of one square.
-        let work = Work { squares: self.samples, flops: 2 * u64::from(self.inputs), iterations: 2 };
+        let work = Work { squares: self.samples, flops: 2 * u64::from(self.inputs), iterations: 3 };
         for piece in pieces(recording, squares.mode, work, outputs, 1) {
             let epilogue = piece.epilogue(squares);
             let params = LinearSqParams {

@@ -218,7 +218,7 @@ impl Kernel for EmbeddingSq {
 
     /// As if one row had every position: how long the longest is, only the buffers say.
     fn iterations(&self, _: &EmbeddingSqParams, args: &EmbeddingSqArgs) -> u64 {
-        args.run_sample.len() + args.positions.len()
+        2 * args.run_sample.len() + args.positions.len()
     }
 
     fn host(&self, params: &EmbeddingSqParams, args: EmbeddingSqSlices<'_>) {

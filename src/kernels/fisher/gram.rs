@@ -117,7 +117,7 @@ impl Kernel for Gram {
     }
 
     fn iterations(&self, p: &GramParams, _: &GramArgs) -> u64 {
-        p.count.into()
+        self.form.iterations(1, p.count.into())
     }
 
     fn host(&self, p: &GramParams, args: GramSlices<'_>) {

@@ -248,8 +248,8 @@ impl Kernel for NormSq {
 
     fn iterations(&self, p: &NormSqParams, _: &NormSqArgs) -> u64 {
         let lanes = WORKGROUP / self.channels.max(1);
-        let of_sample = 1 + u64::from(p.positions.div_ceil(lanes.max(1)));
-        let of_square = of_sample * u64::from(p.fold.min(p.samples)) + 1 + u64::from(lanes.max(1).ilog2());
+        let of_sample = 2 + u64::from(p.positions.div_ceil(lanes.max(1)));
+        let of_square = of_sample * u64::from(p.fold.min(p.samples)) + 3 + u64::from(lanes.max(1).ilog2());
         self.mode.squares_of_one(p.squares).saturating_mul(of_square)
     }
 

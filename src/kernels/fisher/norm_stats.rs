@@ -88,7 +88,7 @@ impl Kernel for NormStats {
 
     fn iterations(&self, params: &NormStatsParams, _: &NormStatsArgs) -> u64 {
         // Two passes, each with a tree of sums.
-        2 * (u64::from(params.len.div_ceil(WORKGROUP)) + u64::from(WORKGROUP.ilog2()))
+        2 * (u64::from(params.len.div_ceil(WORKGROUP)) + u64::from(WORKGROUP.ilog2()) + 2)
     }
 
     fn host(&self, params: &NormStatsParams, args: NormStatsSlices<'_>) {

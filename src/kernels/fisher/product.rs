@@ -71,15 +71,15 @@ impl Form {
     /// The most loop iterations of an invocation for so many squares, each of so many positions.
     pub(crate) fn iterations(self, squares: u64, positions: u64) -> u64 {
         let of_square = match self {
-            // Eight positions: one turn, up to eight each to load the factors, eight to multiply.
+            // Eight positions: one turn, some to load the factors, eight to multiply, and the ends of these three loops.
             Self::Tile { x, y } => {
                 let loads = 8_u64.div_ceil(u64::from(x / 2).max(1)) + 8_u64.div_ceil(u64::from(y / 2).max(1));
-                positions.div_ceil(8).saturating_mul(9 + loads)
+                positions.div_ceil(8).saturating_mul(12 + loads)
             }
             Self::Register | Self::Direct => positions,
         };
-        const STORES: u64 = 72;
-        squares.saturating_mul(of_square.saturating_add(1)).saturating_add(STORES)
+        const STORES: u64 = 82;
+        squares.saturating_mul(of_square.saturating_add(2)).saturating_add(STORES)
     }
 
     pub(super) fn grid(

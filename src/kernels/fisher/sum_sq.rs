@@ -95,7 +95,7 @@ impl SumSq {
     /// Loop iterations of an invocation for a square of so many positions.
     pub(crate) fn iterations_of(lanes: u32, positions: u64) -> u64 {
         let lanes = lanes.max(1);
-        1 + positions.div_ceil(lanes.into()) + u64::from(lanes.ilog2())
+        3 + positions.div_ceil(lanes.into()) + u64::from(lanes.ilog2())
     }
 }
 

@@ -111,6 +111,13 @@ impl Kernel for Draw {
         groups_of(Self::NAME, if draws == 0 { 0 } else { samples.into() }, caps)
     }
 
+    fn iterations(&self, p: &DrawParams, _: &DrawArgs) -> u64 {
+        let (share, lanes) = (u64::from(p.classes.div_ceil(LANES)), u64::from(LANES));
+        // A draw is ten rounds of the generator, a walk over the lanes' sums and one over a lane's classes.
+        let of_draw = 10 + lanes + share + 4;
+        2 * share + lanes + 16 + u64::from(p.draws.div_ceil(LANES)) * of_draw
+    }
+
     fn host(&self, params: &DrawParams, args: DrawSlices<'_>) {
         let samples = params.samples as usize;
         let rows = Rows { slice: args.logits, len: params.classes as usize };
