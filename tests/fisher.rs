@@ -313,6 +313,28 @@ fn moving_averages_and_means_follow_their_rules() {
     assert!((mean["fc.weight"][0] - 45.0 / 4.0).abs() < 1e-5);
 }
 
+/// A batch without samples gives zeros, whatever the kind.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn no_samples_give_zeros() {
+    let folder = folder();
+    let path = Draft::new(LINEAR)
+        .with("fc.input", &[0, 1], &[])
+        .with("fc.grad_output", &[0, 1], &[])
+        .with("logit_grad", &[0, 2], &[])
+        .write(&folder, "a");
+    for backend in support::backends() {
+        for kind in Kind::ALL {
+            let mean = if kind == Kind::Accumulator { Reduction::Sum } else { Reduction::Mean };
+            for reduction in [Reduction::Sum, mean] {
+                let options = FisherOptions { reduction, ..of(kind) };
+                let (got, _) = run(&backend, std::slice::from_ref(&path), options).expect("sound");
+                assert_eq!((&got["fc.weight"], &got["fc.bias"]), (&vec![0.0], &vec![0.0]), "{kind}");
+            }
+        }
+    }
+}
+
 /// More samples than are read at a time, and more than one invocation's loops can take on software Vulkan. With a = 1 and b of 1 and 3 in turn,
 /// squares sum to 5 n and gradients to 2 n.
 #[test]

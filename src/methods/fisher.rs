@@ -419,7 +419,8 @@ impl<'a> Job<'a> {
         };
         let squares = self.squares(part, sum_scale)?;
         let weights = match squares.mode {
-            Mode::Gradients => vec![1.0],
+            // The part is one square, if it has samples.
+            Mode::Gradients => vec![1.0; usize::from(part.samples > 0)],
             _ => of_part(&self.batches[step].weight),
         };
         #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
@@ -463,7 +464,7 @@ impl<'a> Job<'a> {
             return self.sums(part, sum_scale);
         }
         let Part { batch, step, first, scale, .. } = part;
-        let (kind, samples) = (self.options.kind, batch as f64);
+        let (kind, samples) = (self.options.kind, batch.max(1) as f64);
         // The iEF's s_n has the same factor as g_n².
         let mut factor = if self.mean_loss() && kind != Kind::Ief { samples * samples } else { 1.0 };
         if kind == Kind::Ema && self.options.reduction == Reduction::Mean {
@@ -506,7 +507,7 @@ impl<'a> Job<'a> {
 
     /// Squares a batch's summed gradients, which were left multiplied by `scale`, into the results.
     fn square(&self, samples: u64, scale: f64, sums: &[View], results: &[View]) -> Result<()> {
-        let samples = samples as f64;
+        let samples = samples.max(1) as f64;
         let (decay, factor) = match (self.options.kind, self.mean_loss()) {
             (Kind::Accumulator, true) => (self.options.beta, 1.0),
             (Kind::Accumulator, false) => (self.options.beta, 1.0 / (samples * samples)),
