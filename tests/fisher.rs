@@ -313,6 +313,14 @@ fn moving_averages_and_means_follow_their_rules() {
     assert!((mean["fc.weight"][0] - 45.0 / 4.0).abs() < 1e-5);
 }
 
+#[test]
+fn a_sum_beyond_f32_is_refused_by_name() {
+    let folder = folder();
+    let path = linear(&[1e30], &[1e30]).write(&folder, "a");
+    let problem = refused(&[path], of(Kind::Empirical));
+    assert!(problem.contains("\"fc.weight\"") && problem.contains("flat index 0"), "{problem}");
+}
+
 /// A batch without samples gives zeros, whatever the kind.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]

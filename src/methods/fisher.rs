@@ -30,7 +30,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{
     Capture, CaptureLayer, Dtype, Labels, LossReduction, Output, OutputLayout, OutputTensor, same_network,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::kernels::optimizer::{Ema, EmaArgs, EmaParams};
@@ -356,7 +356,7 @@ impl<'a> Job<'a> {
         for ((name, _), view) in parameters.iter().zip(&views) {
             let slot = output.position(name).expect("the layout has every tensor of every layer");
             let write = |first, values: &mut [f32]| {
-                self.finish(first, values)?;
+                self.finish(name, first, values)?;
                 output.write(slot, 4 * first, bytemuck::cast_slice(values))
             };
             clock.time(Stage::Write, || in_pieces(self.backend, view, write))?;
@@ -364,8 +364,8 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// What is left to do with results, of which `values` are those from `first` on.
-    fn finish(&self, first: u64, values: &mut [f32]) -> Result<()> {
+    /// What is left to do with the results of one tensor, of which `values` are those from `first` on.
+    fn finish(&self, name: &str, first: u64, values: &mut [f32]) -> Result<()> {
         if self.options.kind == Kind::Joint {
             #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
             values.iter_mut().for_each(|value| *value = (f64::from(*value) * f64::from(*value)) as f32);
@@ -381,7 +381,8 @@ impl<'a> Job<'a> {
             Some(index) => {
                 let index = first + index as u64;
                 let problem = format!(
-                    "the sum of squares leaves f32 at flat index {index}; scale the loss down when capturing"
+                    "the sum of squares of {} leaves f32 at flat index {index}; scale the loss down when capturing",
+                    printable(name)
                 );
                 Err(Error::argument(OP, problem))
             }
