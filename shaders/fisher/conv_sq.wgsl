@@ -19,6 +19,7 @@ struct Params {
     groups: u32,
     first_output: u32,
     output_count: u32,
+    out_first: u32,
     input_d: u32,
     input_h: u32,
     input_w: u32,
@@ -146,7 +147,7 @@ fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {
 fn store(result: u32, block: u32, row: u32, column: u32, sum: f32) {
     let output = block * rows() + row;
     let own = (params.first + result) * params.output_count + output;
-    let index = select(params.first_output + output, own, EACH) * columns() + column;
+    let index = select(params.first_output - params.out_first + output, own, EACH) * columns() + column;
     if OVERWRITE {
         out[index] = params.gain * sum;
     } else {

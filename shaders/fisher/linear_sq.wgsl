@@ -16,6 +16,7 @@ struct Params {
     outputs: u32,
     first_output: u32,
     output_count: u32,
+    out_first: u32,
     decay: f32,
     gain: f32,
     gradient_scale: f32,
@@ -75,7 +76,7 @@ fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {
 }
 
 fn store(result: u32, block: u32, row: u32, column: u32, sum: f32) {
-    let index = (params.first_output + row) * params.inputs + column;
+    let index = (params.first_output - params.out_first + row) * params.inputs + column;
     if OVERWRITE {
         out[index] = params.gain * sum;
     } else {

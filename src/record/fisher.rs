@@ -74,8 +74,8 @@ impl Linear {
         self.record_outputs(recording, 0..self.outputs, squares, buffers)
     }
 
-    /// As [`Linear::record`], for a range of outputs alone. Those outside stay as they were; with [`Mode::Each`], `out` is
-    /// `[squares, outputs of the range, inputs]`.
+    /// As [`Linear::record`], for a range of outputs alone. `out` is `[outputs of the range, inputs]` (with [`Mode::Each`],
+    /// `[squares, outputs of the range, inputs]`), or of the whole weight, whose other outputs stay as they were.
     ///
     /// # Errors
     /// As [`Linear::record`].
@@ -103,6 +103,7 @@ impl Linear {
             flops: positions.saturating_mul(2 * u64::from(self.inputs)),
             iterations: kernel.form.iterations(1, positions),
         };
+        let out_first = first_held(buffers.out, &outputs, self.inputs.into());
         for piece in pieces(recording, squares.mode, work, outputs, 1) {
             let epilogue = piece.epilogue(squares);
             let params = LinearSqSharedParams {
@@ -115,6 +116,7 @@ impl Linear {
                 outputs: self.outputs,
                 first_output: piece.first_output,
                 output_count: piece.output_count,
+                out_first,
                 decay: epilogue.decay(),
                 gain: squares.epilogue.gain(squares.factor),
                 gradient_scale: squares.gradient_scale,
@@ -147,6 +149,7 @@ impl Linear {
         };
         // The samples are the positions of one square.
         let work = Work { squares: self.samples, flops: 2 * u64::from(self.inputs), iterations: 3 };
+        let out_first = first_held(buffers.out, &outputs, self.inputs.into());
         for piece in pieces(recording, squares.mode, work, outputs, 1) {
             let epilogue = piece.epilogue(squares);
             let params = LinearSqParams {
@@ -157,6 +160,7 @@ impl Linear {
                 outputs: self.outputs,
                 first_output: piece.first_output,
                 output_count: piece.output_count,
+                out_first,
                 decay: epilogue.decay(),
                 gain: squares.epilogue.gain(squares.factor),
                 gradient_scale: squares.gradient_scale,
@@ -220,8 +224,9 @@ impl Conv {
         if self.transposed { self.inputs } else { self.outputs }
     }
 
-    /// As [`Conv::record`], for a range of the weight's [rows](Self::rows) alone: inside one group, or whole groups. Those outside stay as
-    /// they were; with [`Mode::Each`], `out` is `[squares, rows of the range, …]`.
+    /// As [`Conv::record`], for a range of the weight's [rows](Self::rows) alone: inside one group, or whole groups. `out` is
+    /// `[rows of the range, …]` (with [`Mode::Each`], `[squares, rows of the range, …]`), or of the whole weight, whose other rows stay as they
+    /// were.
     ///
     /// # Errors
     /// As [`Conv::record`].
@@ -273,6 +278,7 @@ impl Conv {
             iterations: kernel.form.iterations(1, positions),
         };
         let multiple = if groups == 1 { 1 } else { rows };
+        let out_first = first_held(buffers.out, &range, columns);
         for piece in pieces(recording, squares.mode, work, range, multiple) {
             let epilogue = piece.epilogue(squares);
             let params = ConvSqParams {
@@ -280,6 +286,7 @@ impl Conv {
                 count: piece.count,
                 first_output: piece.first_output,
                 output_count: piece.output_count,
+                out_first,
                 decay: epilogue.decay(),
                 gain: squares.epilogue.gain(squares.factor),
                 gradient_scale: squares.gradient_scale,
@@ -307,6 +314,7 @@ impl Conv {
             groups: self.groups,
             first_output: 0,
             output_count: 0,
+            out_first: 0,
             input_d: self.input[0],
             input_h: self.input[1],
             input_w: self.input[2],
@@ -418,6 +426,11 @@ impl Bias {
         }
         Ok(())
     }
+}
+
+/// The first output that `out` holds: the range's, where it is as long as that alone, else 0.
+fn first_held(out: &View, range: &Range<u32>, width: u64) -> u32 {
+    if out.len() == range.len() as u64 * width { range.start } else { 0 }
 }
 
 /// Operations of one dispatch: 50 ms of a device that reaches 200 GFLOP/s, the slowest that has a watchdog.

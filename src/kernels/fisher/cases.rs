@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Form, Mode};
-use crate::kernel::{CaseBuffer, Want, noise};
+use crate::kernel::{Case, CaseBuffer, Kernel, Want, noise};
 use crate::reference;
 use crate::shape::DType;
 
@@ -181,6 +181,14 @@ pub(super) fn only(range: Range<usize>, want: Vec<Want>, old: &[f64]) -> Vec<Wan
         .enumerate()
         .map(|(p, want)| if range.contains(&p) { want } else { Want::exact(old[p]) })
         .collect()
+}
+
+/// A case whose `out`, its fourth buffer, has some elements alone.
+pub(super) fn held<K: Kernel>(case: Case<K>, elements: Range<usize>) -> Case<K> {
+    let Case { name, kernel, params, mut buffers, mut want } = case;
+    buffers[3] = CaseBuffer::floats(DType::F32, &buffers[3].values()[elements.clone()]);
+    want[0].1 = want[0].1[elements.clone()].to_vec();
+    Case { name: format!("{name} held={elements:?}"), kernel, params, buffers, want }
 }
 
 /// Gradients of consecutive samples from one sample's definition, joined by `fold`.

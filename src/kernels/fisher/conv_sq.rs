@@ -81,6 +81,8 @@ crate::params! {
         first_output: u32,
         /// Output channels of this step: inside one group, or whole groups.
         output_count: u32,
+        /// The first output that `out` holds, where a step's result is not in a buffer of the whole weight.
+        out_first: u32,
         /// Input depth.
         input_d: u32,
         /// Input height.
@@ -258,9 +260,8 @@ impl Kernel for ConvSq {
         args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
         args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
         let (blocks, rows, columns) = p.matrices();
-        let out = if self.mode.each() { [squares, p.output_count.into()] } else { [1, outputs] };
-        let out = super::len(Self::NAME, &[out[0], out[1], columns])?;
-        args.out.expect(Self::NAME, "out", out, Some(DType::F32.into()))?;
+        let range = (p.out_first, p.first_output, p.output_count);
+        super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, columns])?;
         self.form.grid(Self::NAME, self.mode.results(p.count.into()) * blocks, rows, columns, caps)
     }
 
@@ -277,7 +278,8 @@ impl Kernel for ConvSq {
         let layer = Layer::new(p, args.input, args.grad_output, args.weight.cast(), self.mode.squared());
         let squares = p.first as usize..p.first as usize + p.count as usize;
         let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
-        let written = super::written(self.mode, &squares, (p.first_output, p.output_count), columns);
+        let written =
+            super::written(self.mode, &squares, (p.first_output - p.out_first, p.output_count), columns);
         let first = p.first_output as usize;
         super::for_results(self.mode, squares, &mut args.out.cast()[written], |squares, out| {
             if layer.is_narrow() {
@@ -754,6 +756,7 @@ impl Shape {
             groups: self.groups,
             first_output: 0,
             output_count: self.outputs,
+            out_first: 0,
             input_d: self.input[0],
             input_h: self.input[1],
             input_w: self.input[2],
@@ -855,6 +858,13 @@ impl Checked for ConvSq {
             let range = Shape { samples: 9, fold: 2, ..grouped };
             out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 8, 8])));
             out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 9, 5])));
+            for mode in [Mode::Squares, Mode::Gradients] {
+                let range = case(Self { mode, ..kernel }, range, Numbers::ADD, Some([1, 3, 9, 5]));
+                // Weights of an output: 4 channels of a group, 3 × 3.
+                let mut held = cases::held(range, 8 * 36..15 * 36);
+                held.params.out_first = 8;
+                out.push(held);
+            }
             let range = Shape { samples: 4, ..depthwise };
             out.push(case(kernel, range, Numbers::ADD, Some([1, 2, 4, 6])));
             for (input, grad_output) in [

@@ -59,6 +59,8 @@ crate::params! {
         first_output: u32,
         /// Outputs of this step.
         output_count: u32,
+        /// The first output that `out` holds, where a step's result is not in a buffer of the whole weight.
+        out_first: u32,
         /// Factor of the old value.
         decay: f32,
         /// Factor of the sum.
@@ -104,7 +106,8 @@ impl Kernel for LinearSq {
         let grad_output = len(&[samples, outputs])?;
         args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
         args.weight.expect(Self::NAME, "weight", samples, Some(DType::F32.into()))?;
-        args.out.expect(Self::NAME, "out", len(&[outputs, inputs])?, Some(DType::F32.into()))?;
+        let range = (p.out_first, p.first_output, p.output_count);
+        super::check_out(Self::NAME, Mode::Squares, &args.out, range, [1, outputs, inputs])?;
         self.form.grid(Self::NAME, 1, p.output_count.into(), inputs, caps)
     }
 
@@ -113,19 +116,22 @@ impl Kernel for LinearSq {
     }
 
     fn host(&self, p: &LinearSqParams, args: LinearSqSlices<'_>) {
-        let [first, rows, columns] = [p.first_output, p.output_count, p.inputs].map(|x| x as usize);
+        let [rows, columns] = [p.output_count, p.inputs].map(|x| x as usize);
         let samples = p.first as usize..p.first as usize + p.count as usize;
         let factors = Squares {
             input: args.input,
             inputs: columns,
             grad_output: args.grad_output,
             outputs: p.outputs as usize,
-            first_output: first,
+            first_output: p.first_output as usize,
             weight: args.weight.cast(),
             gradient_scale: p.gradient_scale,
             samples: samples.clone(),
         };
-        let out = &mut args.out.cast()[first * columns..(first + rows) * columns];
+        let squares = 0..1;
+        let written =
+            super::written(Mode::Squares, &squares, (p.first_output - p.out_first, p.output_count), columns);
+        let out = &mut args.out.cast()[written];
         let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
         products(&factors, (rows, columns), 0..samples.len().div_ceil(SAMPLES), out, store);
     }
@@ -271,7 +277,10 @@ impl Checked for LinearSq {
             for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
                 out.push(case(kernel, (5, 13, 11), numbers, None));
             }
-            out.push(case(kernel, (9, 13, 21), Numbers::ADD, Some([2, 5, 8, 9])));
+            let range = case(kernel, (9, 13, 21), Numbers::ADD, Some([2, 5, 8, 9]));
+            let mut held = cases::held(range.clone(), 7 * 13..19 * 13);
+            held.params.out_first = 7;
+            out.extend([range, held]);
             for input in DType::ALL {
                 for grad_output in DType::ALL {
                     out.push(case(Self { input, grad_output, ..kernel }, (4, 67, 9), Numbers::ADD, None));
@@ -322,6 +331,7 @@ fn whole((samples, inputs, outputs): Shape, numbers: Numbers) -> LinearSqParams 
         outputs,
         first_output: 0,
         output_count: outputs,
+        out_first: 0,
         decay: numbers.decay,
         gain: numbers.gain,
         gradient_scale: numbers.gradient_scale,

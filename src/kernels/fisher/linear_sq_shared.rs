@@ -68,6 +68,8 @@ crate::params! {
         first_output: u32,
         /// Outputs of this step.
         output_count: u32,
+        /// The first output that `out` holds, where a step's result is not in a buffer of the whole weight.
+        out_first: u32,
         /// Factor of the old value.
         decay: f32,
         /// Factor of the sum.
@@ -117,8 +119,8 @@ impl Kernel for LinearSqShared {
         args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
         args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
         let rows = u64::from(p.output_count);
-        let out = if self.mode.each() { [squares, rows, inputs] } else { [1, outputs, inputs] };
-        args.out.expect(Self::NAME, "out", super::len(Self::NAME, &out)?, Some(DType::F32.into()))?;
+        let range = (p.out_first, p.first_output, p.output_count);
+        super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, inputs])?;
         self.form.grid(Self::NAME, self.mode.results(p.count.into()), rows, inputs, caps)
     }
 
@@ -144,7 +146,8 @@ impl Kernel for LinearSqShared {
             first_output: p.first_output as usize,
         };
         let squares = p.first as usize..p.first as usize + p.count as usize;
-        let written = super::written(self.mode, &squares, (p.first_output, p.output_count), columns);
+        let written =
+            super::written(self.mode, &squares, (p.first_output - p.out_first, p.output_count), columns);
         let store = Store { overwrite: self.overwrite, decay: p.decay, gain: p.gain };
         if self.mode == Mode::Gradients {
             let joined = Joined::new(factors, &squares);
@@ -397,7 +400,13 @@ impl Checked for LinearSqShared {
             for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
                 out.push(case(kernel, (3, 1, 5, 13, 11), numbers, None));
             }
-            out.push(case(kernel, (9, 2, 5, 13, 21), Numbers::ADD, Some([1, 3, 8, 9])));
+            for mode in [Mode::Squares, Mode::Gradients] {
+                let kernel = Self { mode, ..kernel };
+                let range = case(kernel, (9, 2, 5, 13, 21), Numbers::ADD, Some([1, 3, 8, 9]));
+                let mut held = cases::held(range.clone(), 7 * 13..19 * 13);
+                held.params.out_first = 7;
+                out.extend([range, held]);
+            }
             for input in DType::ALL {
                 for grad_output in DType::ALL {
                     let kernel = Self { input, grad_output, ..kernel };
@@ -478,6 +487,7 @@ fn whole((samples, fold, positions, inputs, outputs): Shape, numbers: Numbers) -
         outputs,
         first_output: 0,
         output_count: outputs,
+        out_first: 0,
         decay: numbers.decay,
         gain: numbers.gain,
         gradient_scale: numbers.gradient_scale,

@@ -18,7 +18,8 @@
 //!   consecutive ranges of squares (`first`, `count`) with [`Epilogue::Add`] gives the whole.
 //! - **`gradient_scale`** multiplies `grad_output` before anything else. A power of two keeps squares of gradients below 1e-19
 //!   from vanishing; `gain` can undo it, or the consumer keeps the result in units of its square.
-//! - **Ranges of outputs** (`first_output`, `output_count`) let one long step be cut into short dispatches.
+//! - **Ranges of outputs** (`first_output`, `output_count`) let one long step be cut into short dispatches. A result that one buffer
+//!   cannot hold is kept in several: `out_first` is the first output that a step's `out` holds.
 //! - **Sums** run over positions in f32 and then over squares in f32, in a fixed order: the same inputs give the same
 //!   bits, on the host whatever the number of threads. Rounding grows with positions and squares, see the cases' bounds.
 //! - NaN and infinity in a square of weight other than 0 reach every element they touch.
@@ -53,6 +54,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::memory::View;
 use crate::shape::{DType, elements};
 
 /// What a step makes of the gradients g_s of its squares.
@@ -166,6 +168,34 @@ fn check_range(op: &str, what: &str, (first, count): (u32, u32), all: u64) -> Re
     Ok(())
 }
 
+/// Checks that `out` holds what a step writes: of every square its `output_count` outputs with [`Mode::Each`], else whole outputs from
+/// `out_first` on, with those of the step among them. Sizes are squares, outputs, elements of an output.
+fn check_out(
+    op: &str,
+    mode: Mode,
+    out: &View,
+    (out_first, first_output, output_count): (u32, u32, u32),
+    [squares, outputs, width]: [u64; 3],
+) -> Result<()> {
+    if mode.each() {
+        let all = len(op, &[squares, output_count.into(), width])?;
+        return out.expect(op, "out", all, Some(DType::F32.into()));
+    }
+    out.expect(op, "out", len(op, &[out.len()])?, Some(DType::F32.into()))?;
+    let held = out.len().checked_div(width).unwrap_or(outputs.saturating_sub(out_first.into()));
+    let end = u64::from(out_first) + held;
+    let (first, last) = (u64::from(first_output), u64::from(first_output) + u64::from(output_count));
+    if held.checked_mul(width) == Some(out.len())
+        && u64::from(out_first) <= first
+        && last <= end
+        && end <= outputs
+    {
+        return Ok(());
+    }
+    let expected = format!("whole outputs of {width} elements of {outputs}, with {first}..{last} among them");
+    Err(Error::shape(op, "out", expected, format!("{} elements from output {out_first} on", out.len())))
+}
+
 /// Calls `run` for every result of a step: with its squares, and with its part of `out`.
 fn for_results(
     mode: Mode,
@@ -185,7 +215,7 @@ fn for_results(
     }
 }
 
-/// The elements of `out` that a step writes, of rows of outputs of `width` elements.
+/// The elements of `out` that a step writes, of rows of outputs of `width` elements, counted from the first that `out` holds.
 fn written(
     mode: Mode,
     squares: &Range<usize>,
