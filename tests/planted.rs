@@ -264,6 +264,10 @@ fn errors_in_squared_gradients_are_seen() {
     shader_is_refused::<fisher::NormSq>("Last", "(x - stats[2u * stat])", "x", "out[");
     let (from, to) = ("i32(w * params.stride_w) - i32(params.padding_w)", "i32(w * params.stride_w)");
     shader_is_refused::<fisher::ConvSq>("input: BF16, grad_output: F16", from, to, "out[");
+    let (from, to) = (" - params.out_first", "");
+    shader_is_refused::<fisher::LinearSq>("held=", from, to, "out[");
+    shader_is_refused::<fisher::LinearSqShared>("held=", from, to, "out[");
+    shader_is_refused::<fisher::ConvSq>("held=", from, to, "out[");
 }
 
 #[test]
