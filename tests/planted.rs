@@ -184,6 +184,16 @@ fn a_missing_barrier_is_seen() {
 
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn factors_shifted_by_one_are_seen() {
+    let about = "form: Register, mode: Squares, input: BF16, grad_output: BF16";
+    let (from, to) = ("between, (index & 1u) != 0u", "between, (index & 1u) == 0u");
+    shader_is_refused::<fisher::LinearSqShared>(about, from, to, "out[0]: got");
+    let (from, to) = ("vec4<u32>(hi.yzw, next), one", "vec4<u32>(hi.yzw, hi.w), one");
+    shader_is_refused::<fisher::LinearSqShared>("form: Register", from, to, "out[");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_sum_that_overflows_is_seen() {
     let from = "total(scaled * scaled)";
     let to = "total(floats(kept) * floats(kept))";

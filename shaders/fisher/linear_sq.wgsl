@@ -1,6 +1,6 @@
 // out[o, i] <- decay · out[o, i] + gain · sum over n of weight · (gradient_scale · b[n, o])² · a[n, i]²
 // A workgroup owns one tile of out; the samples are the positions of one product of squares.
-// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl and one of its forms.
+// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl, lib/product_rows.wgsl and a form.
 
 override WORKGROUP_X: u32 = 16u;
 override WORKGROUP_Y: u32 = 16u;
@@ -23,8 +23,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> input: array<u32>;
-@group(0) @binding(2) var<storage, read> grad_output: array<u32>;
+@group(0) @binding(1) var<storage, read> input: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> grad_output: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> weight: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
@@ -60,15 +60,32 @@ fn column_of(block: u32, column: u32) -> Column {
 }
 
 fn left(position: Position, block: u32, row: u32) -> f32 {
-    let index = position.sample * params.outputs + params.first_output + row;
-    let b = params.gradient_scale * element(grad_output[word_of(index, GRAD_OUTPUT)], index, GRAD_OUTPUT);
+    let b = params.gradient_scale * grad_at(position.sample * params.outputs + params.first_output + row);
     return select(position.weight * (b * b), 0.0, position.weight == 0.0);
 }
 
 fn right(position: Position, column: Column) -> f32 {
-    let index = position.sample * params.inputs + column.input;
-    let a = element(input[word_of(index, INPUT)], index, INPUT);
+    let a = input_at(position.sample * params.inputs + column.input);
     return select(a * a, 0.0, position.weight == 0.0);
+}
+
+/// Squares times `factor`, zeros in a sample that is left out.
+fn squares(values: Strip, factor: f32, position: Position) -> Strip {
+    let none = position.weight == 0.0;
+    return Strip(
+        select(factor * (values.lo * values.lo), vec4<f32>(), none),
+        select(factor * (values.hi * values.hi), vec4<f32>(), none),
+    );
+}
+
+fn left_eight(position: Position, block: u32, row: u32) -> Strip {
+    let b = grad_eight(position.sample * params.outputs + params.first_output + row);
+    let scaled = Strip(params.gradient_scale * b.lo, params.gradient_scale * b.hi);
+    return squares(scaled, position.weight, position);
+}
+
+fn right_eight(position: Position, columns: Columns) -> Strip {
+    return squares(input_eight(position.sample * params.inputs + columns.first.input), 1.0, position);
 }
 
 fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {

@@ -1,5 +1,6 @@
 // out[o, i] <- decay · out[o, i] + gain · sum over squares of weight · (sum over positions of gradient_scale · b · a)²
-// (without SQUARED, of the sum itself; with EACH, out[square, o - first, i] of every square). A workgroup owns one tile of out. Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl and one of its forms.
+// (without SQUARED, of the sum itself; with EACH, out[square, o - first, i] of every square). A workgroup owns one tile of out.
+// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl, lib/product_rows.wgsl and a form.
 
 override WORKGROUP_X: u32 = 16u;
 override WORKGROUP_Y: u32 = 16u;
@@ -24,8 +25,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> input: array<u32>;
-@group(0) @binding(2) var<storage, read> grad_output: array<u32>;
+@group(0) @binding(1) var<storage, read> input: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> grad_output: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> weight: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 
@@ -61,13 +62,20 @@ fn column_of(block: u32, column: u32) -> Column {
 }
 
 fn left(position: Position, block: u32, row: u32) -> f32 {
-    let index = position.row * params.outputs + params.first_output + row;
-    return params.gradient_scale * element(grad_output[word_of(index, GRAD_OUTPUT)], index, GRAD_OUTPUT);
+    return params.gradient_scale * grad_at(position.row * params.outputs + params.first_output + row);
 }
 
 fn right(position: Position, column: Column) -> f32 {
-    let index = position.row * params.inputs + column.input;
-    return element(input[word_of(index, INPUT)], index, INPUT);
+    return input_at(position.row * params.inputs + column.input);
+}
+
+fn left_eight(position: Position, block: u32, row: u32) -> Strip {
+    let b = grad_eight(position.row * params.outputs + params.first_output + row);
+    return Strip(params.gradient_scale * b.lo, params.gradient_scale * b.hi);
+}
+
+fn right_eight(position: Position, columns: Columns) -> Strip {
+    return input_eight(position.row * params.inputs + columns.first.input);
 }
 
 fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {

@@ -41,6 +41,20 @@ fn results(squares: u32) -> u32 {
     return select(1u, squares, EACH);
 }
 
+/// Eight values in a row.
+struct Strip {
+    lo: vec4<f32>,
+    hi: vec4<f32>,
+}
+
+fn multiply_add(p: Strip, a: f32, b: Strip) -> Strip {
+    return Strip(p.lo + a * b.lo, p.hi + a * b.hi);
+}
+
+fn fold_strip(sum: Strip, p: Strip, weight: f32) -> Strip {
+    return Strip(fold(sum.lo, p.lo, weight), fold(sum.hi, p.hi, weight));
+}
+
 fn left_or_zero(position: Position, block: u32, row: u32, inside: bool) -> f32 {
     if inside {
         return left(position, block, row);

@@ -1,11 +1,12 @@
 // The form for processors behind a graphics interface: no workgroup memory and no barrier (each would cost more than it
-// saves). An invocation owns 8 rows × 4 columns in registers; a workgroup is one row of invocations along the
-// columns, so that the left factors have one address for all lanes.
-// Expects lib/product.wgsl and a product kernel with WORKGROUP_X; WORKGROUP_Y is 1.
+// saves). An invocation owns 16 rows × 8 columns in registers, so that 24 loads serve 128 multiplications; a workgroup is one row of
+// invocations along the columns.
+// Expects lib/product.wgsl, a product kernel with WORKGROUP_X (WORKGROUP_Y is 1), and eight of its factors at a time: Columns,
+// columns_of, left_eight, right_eight. Those past the end may be anything.
 
-const REGISTER_ROWS: u32 = 8u;
+const REGISTER_ROWS: u32 = 16u;
 
-override REGISTER_COLUMNS: u32 = 4u * WORKGROUP_X;
+override REGISTER_COLUMNS: u32 = 8u * WORKGROUP_X;
 
 fn product(group: u32, lane: vec2<u32>) {
     let extent = extent();
@@ -13,75 +14,114 @@ fn product(group: u32, lane: vec2<u32>) {
     let row_tiles = (extent.rows + REGISTER_ROWS - 1u) / REGISTER_ROWS;
     let place = tile_of(group, row_tiles * column_tiles, extent.blocks);
     let block = place.block;
-    let tile = place.index;
-    if place.result >= results(extent.squares) {
+    let row = place.index / column_tiles * REGISTER_ROWS;
+    let column = place.index % column_tiles * REGISTER_COLUMNS + 8u * lane.x;
+    if place.result >= results(extent.squares) || column >= extent.columns {
         return;
     }
-    let row = tile / column_tiles * REGISTER_ROWS;
-    let column = tile % column_tiles * REGISTER_COLUMNS + 4u * lane.x;
+    let columns = columns_of(block, column);
 
-    // Rows and columns past the end repeat the last one and are not stored.
-    let last_row = extent.rows - 1u;
-    let last_column = extent.columns - 1u;
-    let column_0 = column_of(block, min(column, last_column));
-    let column_1 = column_of(block, min(column + 1u, last_column));
-    let column_2 = column_of(block, min(column + 2u, last_column));
-    let column_3 = column_of(block, min(column + 3u, last_column));
-
-    var s0: vec4<f32>;
-    var s1: vec4<f32>;
-    var s2: vec4<f32>;
-    var s3: vec4<f32>;
-    var s4: vec4<f32>;
-    var s5: vec4<f32>;
-    var s6: vec4<f32>;
-    var s7: vec4<f32>;
+    var s0: Strip;
+    var s1: Strip;
+    var s2: Strip;
+    var s3: Strip;
+    var s4: Strip;
+    var s5: Strip;
+    var s6: Strip;
+    var s7: Strip;
+    var s8: Strip;
+    var s9: Strip;
+    var s10: Strip;
+    var s11: Strip;
+    var s12: Strip;
+    var s13: Strip;
+    var s14: Strip;
+    var s15: Strip;
     for (var square = place.result; square < end_of(place.result, extent.squares); square++) {
         let weight = weight_of(square);
         if weight == 0.0 {
             continue;
         }
         let positions = positions_of(square);
-        var p0 = vec4<f32>();
-        var p1 = vec4<f32>();
-        var p2 = vec4<f32>();
-        var p3 = vec4<f32>();
-        var p4 = vec4<f32>();
-        var p5 = vec4<f32>();
-        var p6 = vec4<f32>();
-        var p7 = vec4<f32>();
+        var p0 = Strip();
+        var p1 = Strip();
+        var p2 = Strip();
+        var p3 = Strip();
+        var p4 = Strip();
+        var p5 = Strip();
+        var p6 = Strip();
+        var p7 = Strip();
+        var p8 = Strip();
+        var p9 = Strip();
+        var p10 = Strip();
+        var p11 = Strip();
+        var p12 = Strip();
+        var p13 = Strip();
+        var p14 = Strip();
+        var p15 = Strip();
         for (var t = 0u; t < positions; t++) {
             let position = position_of(square, t);
-            let b = vec4<f32>(
-                right(position, column_0),
-                right(position, column_1),
-                right(position, column_2),
-                right(position, column_3),
-            );
-            p0 += left(position, block, min(row, last_row)) * b;
-            p1 += left(position, block, min(row + 1u, last_row)) * b;
-            p2 += left(position, block, min(row + 2u, last_row)) * b;
-            p3 += left(position, block, min(row + 3u, last_row)) * b;
-            p4 += left(position, block, min(row + 4u, last_row)) * b;
-            p5 += left(position, block, min(row + 5u, last_row)) * b;
-            p6 += left(position, block, min(row + 6u, last_row)) * b;
-            p7 += left(position, block, min(row + 7u, last_row)) * b;
+            let b = right_eight(position, columns);
+            let a = left_eight(position, block, row);
+            p0 = multiply_add(p0, a.lo.x, b);
+            p1 = multiply_add(p1, a.lo.y, b);
+            p2 = multiply_add(p2, a.lo.z, b);
+            p3 = multiply_add(p3, a.lo.w, b);
+            p4 = multiply_add(p4, a.hi.x, b);
+            p5 = multiply_add(p5, a.hi.y, b);
+            p6 = multiply_add(p6, a.hi.z, b);
+            p7 = multiply_add(p7, a.hi.w, b);
+            let c = left_eight(position, block, row + 8u);
+            p8 = multiply_add(p8, c.lo.x, b);
+            p9 = multiply_add(p9, c.lo.y, b);
+            p10 = multiply_add(p10, c.lo.z, b);
+            p11 = multiply_add(p11, c.lo.w, b);
+            p12 = multiply_add(p12, c.hi.x, b);
+            p13 = multiply_add(p13, c.hi.y, b);
+            p14 = multiply_add(p14, c.hi.z, b);
+            p15 = multiply_add(p15, c.hi.w, b);
         }
-        s0 = fold(s0, p0, weight);
-        s1 = fold(s1, p1, weight);
-        s2 = fold(s2, p2, weight);
-        s3 = fold(s3, p3, weight);
-        s4 = fold(s4, p4, weight);
-        s5 = fold(s5, p5, weight);
-        s6 = fold(s6, p6, weight);
-        s7 = fold(s7, p7, weight);
+        s0 = fold_strip(s0, p0, weight);
+        s1 = fold_strip(s1, p1, weight);
+        s2 = fold_strip(s2, p2, weight);
+        s3 = fold_strip(s3, p3, weight);
+        s4 = fold_strip(s4, p4, weight);
+        s5 = fold_strip(s5, p5, weight);
+        s6 = fold_strip(s6, p6, weight);
+        s7 = fold_strip(s7, p7, weight);
+        s8 = fold_strip(s8, p8, weight);
+        s9 = fold_strip(s9, p9, weight);
+        s10 = fold_strip(s10, p10, weight);
+        s11 = fold_strip(s11, p11, weight);
+        s12 = fold_strip(s12, p12, weight);
+        s13 = fold_strip(s13, p13, weight);
+        s14 = fold_strip(s14, p14, weight);
+        s15 = fold_strip(s15, p15, weight);
     }
-    var sums = array<vec4<f32>, 8>(s0, s1, s2, s3, s4, s5, s6, s7);
-    for (var i = 0u; i < REGISTER_ROWS; i++) {
-        for (var j = 0u; j < 4u; j++) {
-            if row + i < extent.rows && column + j < extent.columns {
-                store(place.result, block, row + i, column + j, sums[i][j]);
-            }
+    // A choice, not an array that is indexed at run time: drivers take seconds to compile that.
+    for (var i = 0u; i < REGISTER_ROWS && row + i < extent.rows; i++) {
+        var sum = s0;
+        switch i {
+            case 1u: { sum = s1; }
+            case 2u: { sum = s2; }
+            case 3u: { sum = s3; }
+            case 4u: { sum = s4; }
+            case 5u: { sum = s5; }
+            case 6u: { sum = s6; }
+            case 7u: { sum = s7; }
+            case 8u: { sum = s8; }
+            case 9u: { sum = s9; }
+            case 10u: { sum = s10; }
+            case 11u: { sum = s11; }
+            case 12u: { sum = s12; }
+            case 13u: { sum = s13; }
+            case 14u: { sum = s14; }
+            case 15u: { sum = s15; }
+            default: {}
+        }
+        for (var j = 0u; j < 8u && column + j < extent.columns; j++) {
+            store(place.result, block, row + i, column + j, sum.lo.x);
+            sum = Strip(vec4<f32>(sum.lo.yzw, sum.hi.x), vec4<f32>(sum.hi.yzw, 0.0));
         }
     }
 }

@@ -15,20 +15,6 @@ override RIGHT_STEP: u32 = WORKGROUP_X * WORKGROUP_Y / COLUMN_QUADS;
 var<workgroup> left_tile: array<vec4<f32>, LEFT_QUADS>;
 var<workgroup> right_tile: array<vec4<f32>, RIGHT_QUADS>;
 
-/// Eight columns of one row.
-struct Strip {
-    lo: vec4<f32>,
-    hi: vec4<f32>,
-}
-
-fn multiply_add(p: Strip, a: f32, b: Strip) -> Strip {
-    return Strip(p.lo + a * b.lo, p.hi + a * b.hi);
-}
-
-fn fold_strip(sum: Strip, p: Strip, weight: f32) -> Strip {
-    return Strip(fold(sum.lo, p.lo, weight), fold(sum.hi, p.hi, weight));
-}
-
 /// The index in a tile of an invocation's i-th of eight rows or columns.
 fn in_tile(lane: u32, lanes: u32, i: u32) -> u32 {
     return 4u * (lane + select(0u, lanes, i >= 4u)) + (i & 3u);
@@ -127,16 +113,26 @@ fn product(group: u32, lane: vec2<u32>) {
         s6 = fold_strip(s6, p6, weight);
         s7 = fold_strip(s7, p7, weight);
     }
-    // A loop over a copy: written out, this would be 64 access sites, which drivers compile slowly.
-    var sums = array<Strip, 8>(s0, s1, s2, s3, s4, s5, s6, s7);
+    // A loop with a choice, not an array: one access site, where 64 would compile slowly, and nothing that is indexed at run time.
     for (var i = 0u; i < 8u; i++) {
         let out_row = first_row + in_tile(lane.y, WORKGROUP_Y, i);
+        var sum = s0;
+        switch i {
+            case 1u: { sum = s1; }
+            case 2u: { sum = s2; }
+            case 3u: { sum = s3; }
+            case 4u: { sum = s4; }
+            case 5u: { sum = s5; }
+            case 6u: { sum = s6; }
+            case 7u: { sum = s7; }
+            default: {}
+        }
         for (var j = 0u; j < 8u; j++) {
             let out_column = first_column + in_tile(lane.x, WORKGROUP_X, j);
             if out_row < extent.rows && out_column < extent.columns {
-                let sum = select(sums[i].lo[j & 3u], sums[i].hi[j & 3u], j >= 4u);
-                store(place.result, block, out_row, out_column, sum);
+                store(place.result, block, out_row, out_column, sum.lo.x);
             }
+            sum = Strip(vec4<f32>(sum.lo.yzw, sum.hi.x), vec4<f32>(sum.hi.yzw, 0.0));
         }
     }
 }

@@ -91,7 +91,7 @@ impl Linear {
         }
         let op = "fisher.linear";
         let kernel = LinearSqShared {
-            form: Form::of(recording.caps(), 1, outputs.len() as u64, self.inputs.into()),
+            form: self.form(recording, &outputs),
             mode: squares.mode,
             input: buffers.input.float(op, "input")?,
             grad_output: buffers.grad_output.float(op, "grad_output")?,
@@ -133,6 +133,11 @@ impl Linear {
         Ok(())
     }
 
+    fn form(&self, recording: &Recording, outputs: &Range<u32>) -> Form {
+        let form = Form::of(recording.caps(), 1, outputs.len() as u64, self.inputs.into());
+        form.for_widths(&[outputs.start, self.outputs, self.inputs])
+    }
+
     fn record_factorised(
         &self,
         recording: &mut Recording,
@@ -142,7 +147,7 @@ impl Linear {
     ) -> Result<()> {
         let op = "fisher.linear";
         let kernel = LinearSq {
-            form: Form::of(recording.caps(), 1, outputs.len() as u64, self.inputs.into()),
+            form: self.form(recording, &outputs),
             input: buffers.input.float(op, "input")?,
             grad_output: buffers.grad_output.float(op, "grad_output")?,
             overwrite: false,

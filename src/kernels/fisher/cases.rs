@@ -3,13 +3,20 @@
 use std::ops::Range;
 
 use super::{Form, Mode};
+use crate::gpu::Caps;
 use crate::kernel::{Case, CaseBuffer, Kernel, Want, noise};
 use crate::reference;
 use crate::shape::DType;
 
-/// Every form of a shader.
+/// Every form of a shader; [`Form::Octets`] has cases of its own.
 pub(super) const FORMS: [Form; 4] =
     [Form::Tile { x: 16, y: 16 }, Form::Tile { x: 8, y: 8 }, Form::Register, Form::Direct];
+
+/// The form that a device takes for a linear layer.
+pub(super) fn form(caps: &Caps, outputs: usize, inputs: usize) -> Form {
+    let widths = [outputs, inputs].map(|width| u32::try_from(width).expect("layers are small"));
+    Form::of(caps, 1, outputs as u64, inputs as u64).for_widths(&widths)
+}
 
 /// A result below this may be flushed to zero.
 const FLUSHED: f64 = f32::MIN_POSITIVE as f64;

@@ -237,7 +237,7 @@ impl Kernel for ConvSq {
     type Args = ConvSqArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        self.form.parts(shader!("fisher/conv_sq.wgsl"))
+        self.form.parts(shader!("fisher/conv_sq.wgsl"), shader!("lib/product_gather.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {

@@ -79,7 +79,7 @@ impl Kernel for Gram {
     type Args = GramArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        self.form.parts(shader!("fisher/gram.wgsl"))
+        self.form.parts(shader!("fisher/gram.wgsl"), shader!("lib/product_gather.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {

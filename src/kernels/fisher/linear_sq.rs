@@ -90,11 +90,14 @@ impl Kernel for LinearSq {
     type Args = LinearSqArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        self.form.parts(shader!("fisher/linear_sq.wgsl"))
+        self.form.parts(shader!("fisher/linear_sq.wgsl"), shader!("lib/product_rows.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        super::overrides(self.form, Mode::Squares, self.input, self.grad_output, self.overwrite)
+        let mut overrides =
+            super::overrides(self.form, Mode::Squares, self.input, self.grad_output, self.overwrite);
+        overrides.push(self.form.aligned());
+        overrides
     }
 
     fn launch(&self, p: &LinearSqParams, args: &LinearSqArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -108,6 +111,7 @@ impl Kernel for LinearSq {
         args.weight.expect(Self::NAME, "weight", samples, Some(DType::F32.into()))?;
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, Mode::Squares, &args.out, range, [1, outputs, inputs])?;
+        self.form.check_widths(Self::NAME, &[p.first_output, p.outputs, p.inputs])?;
         self.form.grid(Self::NAME, 1, p.output_count.into(), inputs, caps)
     }
 
@@ -287,6 +291,16 @@ impl Checked for LinearSq {
                 }
             }
         }
+        let octets =
+            Self { form: Form::Octets, input: DType::F32, grad_output: DType::F32, overwrite: false };
+        let whole = [(3, 8, 8), (9, 64, 16), (5, 72, 24), (7, 136, 40), (0, 8, 8)];
+        out.extend(whole.map(|shape| case(octets, shape, Numbers::OVERWRITE, None)));
+        out.push(case(octets, (9, 24, 32), Numbers::ADD, Some([2, 5, 8, 16])));
+        for input in DType::ALL {
+            for grad_output in DType::ALL {
+                out.push(case(Self { input, grad_output, ..octets }, (4, 72, 24), Numbers::SCALED, None));
+            }
+        }
         // More than one row of workgroups.
         let kernel =
             Self { form: Form::Direct, input: DType::F32, grad_output: DType::F32, overwrite: false };
@@ -305,7 +319,7 @@ impl Checked for LinearSq {
 }
 
 fn layer(caps: &Caps, (samples, inputs, outputs): Shape) -> Bench<LinearSq> {
-    let form = Form::of(caps, 1, outputs as u64, inputs as u64);
+    let form = cases::form(caps, outputs, inputs);
     let floats = |len: usize, fill| (DType::F32.into(), len as u64, fill);
     Bench {
         name: format!("n={samples} {outputs}x{inputs} f32"),

@@ -99,11 +99,14 @@ impl Kernel for LinearSqShared {
     type Args = LinearSqSharedArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        self.form.parts(shader!("fisher/linear_sq_shared.wgsl"))
+        self.form.parts(shader!("fisher/linear_sq_shared.wgsl"), shader!("lib/product_rows.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        super::overrides(self.form, self.mode, self.input, self.grad_output, self.overwrite)
+        let mut overrides =
+            super::overrides(self.form, self.mode, self.input, self.grad_output, self.overwrite);
+        overrides.push(self.form.aligned());
+        overrides
     }
 
     fn launch(&self, p: &LinearSqSharedParams, args: &LinearSqSharedArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -121,6 +124,7 @@ impl Kernel for LinearSqShared {
         let rows = u64::from(p.output_count);
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, inputs])?;
+        self.form.check_widths(Self::NAME, &[p.first_output, p.outputs, p.inputs])?;
         self.form.grid(Self::NAME, self.mode.results(p.count.into()), rows, inputs, caps)
     }
 
@@ -434,6 +438,20 @@ impl Checked for LinearSqShared {
             }
             out.extend(exact(kernel));
         }
+        let octets = plain(Form::Octets);
+        let whole =
+            [(3, 1, 5, 8, 8), (2, 1, 9, 64, 16), (3, 1, 2, 72, 24), (7, 3, 5, 136, 40), (0, 1, 3, 8, 8)];
+        out.extend(whole.map(|shape| case(octets, shape, Numbers::OVERWRITE, None)));
+        out.push(case(octets, (9, 2, 5, 24, 32), Numbers::ADD, Some([1, 3, 8, 16])));
+        for input in DType::ALL {
+            for grad_output in DType::ALL {
+                let kernel = Self { input, grad_output, ..octets };
+                out.push(case(kernel, (2, 1, 3, 72, 24), Numbers::SCALED, None));
+            }
+        }
+        for mode in [Mode::Gradients, Mode::Each] {
+            out.push(case(Self { mode, ..octets }, (9, 2, 5, 24, 32), Numbers::ADD, Some([1, 3, 8, 16])));
+        }
         // More positions than one product of the host takes, and more than one row of workgroups.
         let kernel = plain(Form::Direct);
         out.push(case(kernel, (2, 1, 1030, 5, 3), Numbers::OVERWRITE, None));
@@ -454,7 +472,7 @@ impl Checked for LinearSqShared {
 }
 
 fn layer(caps: &Caps, (samples, fold, positions, inputs, outputs): Shape) -> Bench<LinearSqShared> {
-    let form = Form::of(caps, 1, outputs as u64, inputs as u64);
+    let form = cases::form(caps, outputs, inputs);
     let floats = |len: usize, fill| (DType::F32.into(), len as u64, fill);
     Bench {
         name: format!("n={samples} t={positions} {outputs}x{inputs} f32"),

@@ -15,7 +15,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::registers::{Finish, Left, ROWS, Right, Tiles, panel, vectors};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::groups_of;
 use crate::kernels::{DTYPE, ELEMENT, shader};
@@ -30,13 +30,15 @@ pub enum Form {
         /// Invocations along the rows.
         y: u32,
     },
-    /// Registers only: a workgroup owns 8 rows × 64 columns. For processors behind a graphics interface.
+    /// Registers only: a workgroup owns 16 rows × 64 columns. For processors behind a graphics interface.
     Register,
+    /// The same for a linear layer whose widths and first output are multiples of eight: whole octets are loaded.
+    Octets,
     /// One invocation an element. For depthwise and other narrow groups.
     Direct,
 }
 
-const REGISTER_LANES: u32 = 16;
+const REGISTER_LANES: u32 = 8;
 const DIRECT_LANES: u32 = 64;
 
 impl Form {
@@ -57,13 +59,35 @@ impl Form {
         if LARGE.groups(blocks, rows, columns) >= 128 && caps.max_invocations >= 256 { LARGE } else { SMALL }
     }
 
+    /// This form, with loads of whole octets if it has those and all of these are multiples of eight: the distances of rows, and
+    /// where the first begins.
+    #[must_use]
+    pub fn for_widths(self, widths: &[u32]) -> Self {
+        if self == Self::Register && is_aligned(widths) { Self::Octets } else { self }
+    }
+
+    /// Whether it loads whole octets, for the shader.
+    pub(super) fn aligned(self) -> (&'static str, f64) {
+        ("ALIGNED", f64::from(u8::from(self == Self::Octets)))
+    }
+
+    /// Refuses [`Form::Octets`] where octets would begin between others.
+    pub(super) fn check_widths(self, op: &str, widths: &[u32]) -> Result<()> {
+        if self == Self::Octets && !is_aligned(widths) {
+            let problem =
+                format!("widths and first output {widths:?} are no multiples of 8, as form Octets has them");
+            return Err(Error::argument(op, problem));
+        }
+        Ok(())
+    }
+
     /// Workgroups for `blocks` matrices of rows × columns.
     pub(crate) fn groups(self, blocks: u64, rows: u64, columns: u64) -> u64 {
         let tiles =
             |height: u32, width: u32| blocks * rows.div_ceil(height.into()) * columns.div_ceil(width.into());
         match self {
             Self::Tile { x, y } => tiles(8 * y, 8 * x),
-            Self::Register => tiles(8, 4 * REGISTER_LANES),
+            Self::Register | Self::Octets => tiles(16, 8 * REGISTER_LANES),
             Self::Direct => (blocks * rows * columns).div_ceil(DIRECT_LANES.into()),
         }
     }
@@ -76,9 +100,9 @@ impl Form {
                 let loads = 8_u64.div_ceil(u64::from(x / 2).max(1)) + 8_u64.div_ceil(u64::from(y / 2).max(1));
                 positions.div_ceil(8).saturating_mul(12 + loads)
             }
-            Self::Register | Self::Direct => positions,
+            Self::Register | Self::Octets | Self::Direct => positions,
         };
-        const STORES: u64 = 82;
+        const STORES: u64 = 162;
         squares.saturating_mul(of_square.saturating_add(2)).saturating_add(STORES)
     }
 
@@ -93,24 +117,28 @@ impl Form {
         groups_of(op, self.groups(blocks, rows, columns), caps)
     }
 
-    /// A kernel's text and the parts that it needs in this form.
-    pub(super) fn parts(self, kernel: &'static str) -> Vec<&'static str> {
+    /// A kernel's text and the parts that it needs in this form; `eights` is how it has eight factors at a time.
+    pub(super) fn parts(self, kernel: &'static str, eights: &'static str) -> Vec<&'static str> {
         let form = match self {
             Self::Tile { .. } => shader!("lib/product_tile.wgsl"),
-            Self::Register => shader!("lib/product_register.wgsl"),
+            Self::Register | Self::Octets => shader!("lib/product_register.wgsl"),
             Self::Direct => shader!("lib/product_direct.wgsl"),
         };
-        vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), form]
+        vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights, form]
     }
 
     pub(super) fn overrides(self) -> [(&'static str, f64); 2] {
         let (x, y) = match self {
             Self::Tile { x, y } => (x, y),
-            Self::Register => (REGISTER_LANES, 1),
+            Self::Register | Self::Octets => (REGISTER_LANES, 1),
             Self::Direct => (DIRECT_LANES, 1),
         };
         [("WORKGROUP_X", x.into()), ("WORKGROUP_Y", y.into())]
     }
+}
+
+fn is_aligned(widths: &[u32]) -> bool {
+    widths.iter().all(|width| width.is_multiple_of(8))
 }
 
 /// What a dispatch does with its sums.
