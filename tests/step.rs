@@ -15,7 +15,7 @@ use squisher::methods::per_sample::PerSample;
 use squisher::methods::step::{self, Indicator, StepKind, StepOptions, StepReport, indicator, step};
 use squisher::reference;
 use squisher::stream::Budget;
-use squisher::{Backend, Interrupt, Result};
+use squisher::{Backend, Interrupt, Result, wgpu};
 
 fn open(paths: &[PathBuf]) -> Vec<Capture> {
     paths.iter().map(|path| Capture::open(path).expect("a sound capture")).collect()
@@ -303,6 +303,38 @@ fn batch_norm_has_each_file_s_statistics() {
     for backend in support::backends() {
         assert_eq!(gram(&backend, &paths), [13.0, 9.0, 9.0, 10.0]);
     }
+}
+
+/// Bindings that hold neither a file's data of a layer nor a step's rows at once.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn narrow_bindings_change_nothing_beyond_rounding() {
+    let folder = folder();
+    let layers = r#"{"fc": {"kind": "linear", "bias": true}, "table": {"kind": "embedding", "rows": 60, "bias": false},
+        "conv": {"kind": "conv", "kernel": [3], "stride": [1], "padding": [1], "dilation": [1], "groups": 2, "bias": true}}"#;
+    let file = |name: &str, seed: u32| {
+        Draft::new(layers)
+            .with("fc.input", &[5, 2, 20], &noise(seed, 200))
+            .with("fc.grad_output", &[5, 2, 30], &noise(seed + 1, 300))
+            .with("table.grad_output", &[5, 3, 8], &noise(seed + 2, 120))
+            .with("conv.input", &[5, 12, 4], &noise(seed + 3, 240))
+            .with("conv.grad_output", &[5, 14, 4], &noise(seed + 4, 280))
+            .ids("table.input", &[5, 3], &[1, 0, 59, 7, 7, 7, 31, 32, 1, 30, 59, 33, 2, 2, 3])
+            .write(&folder, name)
+    };
+    let paths = [file("a", 1), file("b", 11)];
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: 768, ..wgpu::Limits::default() };
+    let narrow = Backend::Gpu(support::device_with(limits));
+    let want = gram(&Backend::Host, &paths);
+    assert!(share(&gram(&narrow, &paths), &want) < 1e-6);
+    assert!(share(&norms(&narrow, &paths), &norms(&Backend::Host, &paths)) < 1e-6);
+    let step = |backend: &Backend| {
+        let folder = tempfile::tempdir().expect("made");
+        let options = options(StepKind::Ef, 1e-2 * want[0]);
+        run(backend, &paths, &options, folder.path()).expect("sound").0
+    };
+    let error = worst(&step(&narrow), &step(&Backend::Host));
+    assert!(error < 1e-5, "{error:e}");
 }
 
 /// One convolution on an image and on a smaller one: gradients of both uses add.

@@ -63,15 +63,30 @@ def describe_conv(module):
 
 def trained_layers(net):
     """{name: (module, description)} of the layers with a parameter that needs a gradient; warns of parameters outside them."""
-    layers, owner = {}, {}
+    layers = {}
     for name, module in net.named_modules():
         info = describe(module)
         if info is None or not any(p.requires_grad for p in module.parameters(recurse=False)):
             continue
-        if owner.setdefault(module.weight, name) != name:
-            raise ValueError(f"{name} and {owner[module.weight]} share a weight: squisher adds the uses of one layer only")
+        if getattr(module, "scale_grad_by_freq", False):
+            raise ValueError(f"{name}: its gradient is divided by how often an id occurs, which is no sum over positions")
         layers[name] = (module, {**info, "bias": getattr(module, "bias", None) is not None})
     return layers
+
+
+def descriptions(layers, used):
+    """What the file says of the layers that were used; of a parameter that several of them share, the first is the owner."""
+    owners, said = {}, {}
+    for name, (module, info) in layers.items():
+        if name not in used:
+            continue
+        shared = {what: getattr(module, what, None) for what in ("weight", "bias")}
+        tied = {what: owners[what, id(p)] for what, p in shared.items() if p is not None and (what, id(p)) in owners}
+        owners.update({(what, id(p)): name for what, p in shared.items() if (what, id(p)) not in owners})
+        said[name] = {**info, "tied": tied} if tied else info
+        if "weight" in tied and (kinds := {info["kind"], said[tied["weight"]]["kind"]}) - {"linear", "embedding"} and len(kinds) > 1:
+            raise ValueError(f"{name} and {tied['weight']} share a weight: squisher knows that of layers of one kind, or linear and embedding")
+    return said
 
 
 def warn_of_others(net, recorded):
@@ -171,19 +186,21 @@ def capture(net, x, path, labels="data", target=None, draws=1, generator=None, d
 
     tensors = {"logit_grad": next(gradients).to(dtype)}
     for name, found in uses.items():
+        module, info = layers[name]
         for i, (a, _) in enumerate(found):
             suffix = "" if len(found) == 1 else f".{i}"
             tensors[f"{name}.input{suffix}"] = a.to(dtype if a.is_floating_point() else torch.int64)
             b = next(gradients)
             if b is None:
                 raise ValueError(f"{name}: its output does not reach the loss; freeze it (requires_grad_(False)) to leave it out")
+            if getattr(module, "padding_idx", None) is not None:
+                b = b.masked_fill((a == module.padding_idx).unsqueeze(-1), 0)  # PyTorch gives that row no gradient.
             tensors[f"{name}.grad_output{suffix}"] = b.to(dtype, copy=True)
-        module, info = layers[name]
         if info["kind"] == "batch_norm":
             for what in ("running_mean", "running_var"):
                 tensors[f"{name}.{what}"] = getattr(module, what).float()
     if weight is not None:
         tensors["sample_weight"] = weight
     metadata = {"format": "squisher-capture-1", "loss_reduction": "sum", "labels": labels,
-                "layers": json.dumps({name: layers[name][1] for name in uses})}
+                "layers": json.dumps(descriptions(layers, uses))}
     save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, str(path), metadata=metadata)

@@ -3,7 +3,7 @@
     python examples/pytorch/compare.py --squisher target/release/squisher --seeds 100 [--backend vulkan]
 
 Each seed is another network (linear, embedding, convolutions of one to three dimensions with any stride, padding, dilation and groups,
-transposed ones, every norm, layers used twice, at one size or two), batch size, loss, kind of label and split into files. Prints the seeds
+transposed ones, every norm, layers used twice, at one size or two, parameters of several layers), batch size, loss, kind of label and split into files. Prints the seeds
 that differ by more than 2e-5 of a tensor's largest magnitude, and exits with 1 if there are any.
 """
 
@@ -40,6 +40,23 @@ class Language(nn.Module):
         return self.head(self.rms(h + torch.tanh(self.twice(h))))
 
 
+class Tied(nn.Module):
+    """One weight in an embedding, in a layer between and in the logits; one in two norms and two convolutions; one bias in two layers."""
+
+    def __init__(self, choose):
+        super().__init__()
+        self.embedding, self.between = nn.Embedding(CLASSES, 8, padding_idx=choose([None, 1])), nn.Linear(8, CLASSES)
+        self.first, self.second, self.head = nn.RMSNorm(8), nn.RMSNorm(8), nn.Linear(8, CLASSES, bias=choose([False, True]))
+        self.near, self.far = nn.Conv1d(8, 8, 3, padding=1, groups=2), nn.Conv1d(8, 8, 3, padding=2, dilation=2, groups=2)
+        self.between.weight = self.head.weight = self.embedding.weight
+        self.second.weight, self.far.weight, self.far.bias = self.first.weight, self.near.weight, self.near.bias
+
+    def forward(self, x):
+        h = self.first(self.embedding(x % CLASSES))
+        h = h + torch.tanh(self.near(h.mT) + self.far(h.mT)).mT
+        return self.head(self.second(h + self.embedding(torch.tanh(self.between(h)).argmax(-1)))) + self.between(h)
+
+
 class Pyramid(nn.Module):
     """One convolution, and the norms behind it, on an image and on its half."""
 
@@ -69,9 +86,9 @@ def network(seed):
     """(network, inputs, label shape) of a seed."""
     choose = random.Random(seed).choice
     torch.manual_seed(seed)
-    n, kind = choose([1, 2, 5, 9]), choose(["language", "convolution", "perceptron", "pyramid"])
-    if kind == "language":
-        return Language(), torch.randint(0, 11, (n, 7)), (n, 7)
+    n, kind = choose([1, 2, 5, 9]), choose(["language", "tied", "convolution", "perceptron", "pyramid"])
+    if kind in ("language", "tied"):
+        return Language() if kind == "language" else Tied(choose), torch.randint(0, 11, (n, 7)), (n, 7)
     if kind == "perceptron":
         layers = nn.Linear(13, 17), nn.LayerNorm(17), nn.ReLU(inplace=True), nn.Linear(17, CLASSES)
         return nn.Sequential(*layers), torch.randn(n, 13), (n,)

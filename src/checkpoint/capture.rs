@@ -19,6 +19,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -345,22 +346,23 @@ impl Capture {
         Ok(values)
     }
 
-    /// The ids of an embedding's input, every one below `rows`.
+    /// Some ids of an embedding's input, counted over the tensor, every one below `rows`.
     ///
     /// # Errors
     /// As [`Checkpoint::read`]; [`Error::Tensor`] with the index of the first id out of range.
-    pub fn ids(&self, tensor: &TensorInfo, rows: u32) -> Result<Vec<u32>> {
-        let mut bytes = vec![0; usize_of(tensor.bytes)];
-        self.checkpoint.read(tensor, 0, &mut bytes)?;
+    pub fn ids(&self, tensor: &TensorInfo, ids: Range<u64>, rows: u32) -> Result<Vec<u32>> {
+        const BYTES: u64 = 8;
+        let mut bytes = vec![0; usize_of(BYTES * (ids.end - ids.start))];
+        self.checkpoint.read(tensor, BYTES * ids.start, &mut bytes)?;
         let (words, _) = bytes.as_chunks::<8>();
-        let id = |(index, word): (usize, &[u8; 8])| {
+        let id = |(index, word): (u64, &[u8; 8])| {
             let id = i64::from_le_bytes(*word);
             u32::try_from(id).ok().filter(|id| *id < rows).ok_or_else(|| {
                 let problem = format!("id {id} at flat index {index}, the table has rows 0..{rows}");
                 Error::tensor(self.path(), &tensor.name, problem)
             })
         };
-        words.iter().enumerate().map(id).collect()
+        (ids.start..).zip(words).map(id).collect()
     }
 
     fn float(&self, tensor: &TensorInfo) -> Result<DType> {

@@ -4,13 +4,18 @@
 //! several times has one parameter) lie one after the other: along the positions, or, where channels come before positions, as samples
 //! of their own that are folded into one square.
 
+mod held;
+mod portion;
+mod unit;
+
 use std::ops::Range;
 
 use crate::backend::Backend;
 use crate::checkpoint::{
-    Capture, CaptureLayer, LayerKind, LayerUse, TensorInfo, Window, positions, same_shapes, widen_bytes,
+    Capture, CaptureLayer, LayerKind, TensorInfo, Window, positions, same_shapes, widen_bytes,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
+use crate::gpu::Caps;
 use crate::kernels::fisher::{
     EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, Epilogue, Listed, NormLayout, NormSq,
     NormSqArgs, NormSqParams, NormStats, NormStatsArgs, NormStatsParams,
@@ -18,9 +23,17 @@ use crate::kernels::fisher::{
 use crate::memory::{Element, View};
 use crate::record::Recording;
 use crate::record::fisher::{Bias, Buffers, Conv, Linear, Squares};
-use crate::shape::{DType, elements};
+use crate::shape::{DType, GROUP_BYTES, elements};
+
+pub(crate) use held::{Held, cut, hold};
+pub(crate) use portion::Portion;
+use portion::{Band, Span};
+pub(crate) use unit::{Parameter, Role, Unit, units};
 
 const OP: &str = "capture";
+
+/// Bytes of an id.
+const ID_BYTES: u64 = 8;
 
 /// Bytes that are read at a time: whole groups of elements of every type.
 const PIECE: usize = 4 << 20;
@@ -32,38 +45,9 @@ pub(crate) struct InFile<'a> {
     pub(crate) layer: &'a CaptureLayer,
 }
 
-/// Bytes of a part of a file that [`Batch::load_part`] is given at a time, and its samples: squares of more would lose digits in one sum.
-const PART_BYTES: u64 = 64 << 20;
-const PART_SAMPLES: u64 = 1 << 14;
-
-impl InFile<'_> {
-    /// The file's samples in ranges whose data are small, fit one binding each, and ask for no longer loops than the device makes. One empty
-    /// range for a file without samples.
-    pub(crate) fn parts(&self, backend: &Backend) -> Vec<Range<u64>> {
-        let samples = self.capture.samples();
-        let each = |bytes: u64| bytes.div_ceil(samples.max(1)).max(1);
-        let inputs = each(self.layer.uses.iter().map(|one| one.input.bytes).sum());
-        // Gradients may be widened.
-        let gradients =
-            each(self.layer.uses.iter().map(|one| 4 * elements(&one.grad_output.shape).unwrap_or(0)).sum());
-        let caps = backend.caps();
-        let most = (PART_BYTES / (inputs + gradients))
-            .min(caps.max_binding_bytes / inputs.max(gradients))
-            .min(caps.max_iterations / self.iterations())
-            .clamp(1, PART_SAMPLES);
-        (0..samples.div_ceil(most).max(1)).map(|i| i * most..samples.min((i + 1) * most)).collect()
-    }
-
-    /// No step makes more loop iterations for a sample: each position up to three times (an embedding's, each a run), and a few more.
-    fn iterations(&self) -> u64 {
-        let of_use = |one: &LayerUse| match self.layer.kind {
-            LayerKind::Conv(_) | LayerKind::ConvTranspose(_) => {
-                positions_of(self.layer, &one.input).max(positions_of(self.layer, &one.grad_output))
-            }
-            _ => positions_of(self.layer, &one.input),
-        };
-        3 * (self.layer.uses.iter().map(of_use).sum::<u64>() + 32)
-    }
+/// Bytes that one binding of one buffer can have, in whole groups.
+fn room(caps: &Caps) -> u64 {
+    caps.max_binding_bytes.min(caps.max_buffer_bytes) / GROUP_BYTES * GROUP_BYTES
 }
 
 /// Positions of a sample in one use's input.
@@ -77,8 +61,8 @@ fn positions_of(layer: &CaptureLayer, tensor: &TensorInfo) -> u64 {
 }
 
 /// One layer's data of one or more files.
-pub(crate) struct Batch<'a> {
-    layer: &'a CaptureLayer,
+pub(crate) struct Batch {
+    layer: CaptureLayer,
     /// Samples of all its files.
     samples: u64,
     /// Uses that count as samples of their own (convolutions and norms over channels).
@@ -150,26 +134,36 @@ pub(crate) fn joinable(a: InFile<'_>, b: InFile<'_>) -> bool {
     a.layer.running.is_none() && same_shapes(a.layer, b.layer)
 }
 
-impl<'a> Batch<'a> {
+impl Batch {
     /// Reads one layer of files that are [`joinable`]. With `scale`, one factor a sample, gradients are multiplied by it and f32.
-    pub(crate) fn load(backend: &Backend, files: &[InFile<'a>], scale: &[f64]) -> Result<Self> {
+    pub(crate) fn load(backend: &Backend, files: &[InFile<'_>], scale: &[f64]) -> Result<Self> {
         let samples = files.iter().map(|file| file.capture.samples()).sum();
-        Self::read(backend, &Stream { files, samples: None, gradient: false, scale: &[] }, scale, samples)
+        let stream = Stream { files, samples: None, bands: None, gradient: false, scale: &[] };
+        Self::read(backend, &stream, scale, samples)
     }
 
-    /// Reads some samples of one layer of a file; `scale` is theirs.
-    pub(crate) fn load_part(
+    /// Reads a portion of a file; `scale` is its samples'.
+    pub(crate) fn load_portion(
         backend: &Backend,
-        file: InFile<'a>,
-        samples: Range<u64>,
+        capture: &Capture,
+        portion: &Portion,
         scale: &[f64],
     ) -> Result<Self> {
+        let Portion { layer, bands, .. } = portion;
+        let samples = portion.samples();
         let count = samples.end - samples.start;
-        let stream = Stream { files: &[file], samples: Some(samples), gradient: false, scale: &[] };
-        Self::read(backend, &stream, scale, count)
+        let files = [InFile { capture, layer }];
+        let (samples, bands) =
+            (Some(samples), bands.as_ref().map(|bands| [&bands.input, &bands.grad_output]));
+        Self::read(
+            backend,
+            &Stream { files: &files, samples, bands, gradient: false, scale: &[] },
+            scale,
+            count,
+        )
     }
 
-    fn read(backend: &Backend, inputs: &Stream<'_, 'a>, scale: &[f64], samples: u64) -> Result<Self> {
+    fn read(backend: &Backend, inputs: &Stream<'_, '_>, scale: &[f64], samples: u64) -> Result<Self> {
         let InFile { capture, layer } = inputs.files[0];
         let by_channels = by_channels(layer);
         if has_several_sizes(layer) {
@@ -198,7 +192,7 @@ impl<'a> Batch<'a> {
             false => (1, counts.sum()),
         };
         let fixed = fixed_stats(backend, capture, layer)?;
-        Ok(Self { layer, samples, parts, positions, input, gradient, largest, fixed })
+        Ok(Self { layer: layer.clone(), samples, parts, positions, input, gradient, largest, fixed })
     }
 
     pub(crate) fn samples(&self) -> u64 {
@@ -242,47 +236,52 @@ impl<'a> Batch<'a> {
 
     /// How the weight is cut.
     pub(crate) fn rows(&self) -> Result<WeightRows> {
-        let shape = &self.layer.weight;
-        let all = elements(shape).unwrap_or(u64::MAX);
-        let (count, unit) = match &self.layer.kind {
-            LayerKind::Linear | LayerKind::Embedding { .. } => (shape[0], 1),
-            LayerKind::Conv(window) | LayerKind::ConvTranspose(window) if window.groups == 1 => (shape[0], 1),
-            LayerKind::Conv(window) | LayerKind::ConvTranspose(window) => {
-                (shape[0], shape[0] / window.groups.max(1))
-            }
-            _ => (1, 1),
-        };
-        Ok(WeightRows {
-            count: small(count)?,
-            unit: small(unit)?.max(1),
-            len: all.checked_div(count).unwrap_or(0),
-        })
+        weight_rows(&self.layer)
     }
 
-    /// Records the step of the layer's weight. `squares.fold` counts samples.
-    pub(crate) fn record_weight(
+    /// Records the step of the layer's weight or bias into the buffers that hold it. `squares.fold` counts samples.
+    pub(crate) fn record(
+        &self,
+        backend: &Backend,
+        recording: &mut Recording,
+        role: Role,
+        squares: Squares,
+        weight: &View,
+        held: &[Held],
+    ) -> Result<()> {
+        match role {
+            Role::Weight => self.record_weight(backend, recording, squares, weight, held),
+            Role::Bias => self.record_bias(recording, squares, Sides { weight, out: &held[0].view }),
+        }
+    }
+
+    /// Records the step of the layer's weight into the buffers that hold its rows. `squares.fold` counts samples.
+    fn record_weight(
         &self,
         backend: &Backend,
         recording: &mut Recording,
         squares: Squares,
-        sides: Sides<'_>,
+        weight: &View,
+        held: &[Held],
     ) -> Result<()> {
-        match &self.input {
-            Input::Ids(ids) => {
-                let listed = if squares.epilogue == Epilogue::Add { Listed::Touched } else { Listed::All };
-                let positions = small(self.positions)? as usize * squares.fold as usize;
-                let rows = small(self.layer.weight[0])?;
-                let index = EmbeddingIndex::new(ids, positions, (0, rows), listed)?;
-                self.record_embedding(backend, recording, &index, squares, sides)
-            }
-            Input::Floats(_) => {
-                let rows = 0..self.rows()?.count;
-                self.record_rows(backend, recording, rows, squares, sides)
+        for Held { rows, view: out } in held {
+            let sides = Sides { weight, out };
+            match &self.input {
+                Input::Ids(ids) => {
+                    let listed =
+                        if squares.epilogue == Epilogue::Add { Listed::Touched } else { Listed::All };
+                    let positions = small(self.positions)? as usize * squares.fold as usize;
+                    let rows = (rows.start, small(rows.len() as u64)?);
+                    let index = EmbeddingIndex::new(ids, positions, rows, listed)?;
+                    self.record_embedding(backend, recording, &index, squares, sides)?;
+                }
+                Input::Floats(_) => self.record_rows(backend, recording, rows.clone(), squares, sides)?,
             }
         }
+        Ok(())
     }
 
-    /// As [`Batch::record_weight`], for some rows of a weight that is no embedding's; `out` is as the kernels have it.
+    /// As [`Batch::record_weight`], for some rows of a weight that is no embedding's; `out` has these rows alone.
     pub(crate) fn record_rows(
         &self,
         backend: &Backend,
@@ -304,10 +303,10 @@ impl<'a> Batch<'a> {
                 layer.record_outputs(recording, rows, squares, buffers)
             }
             LayerKind::Conv(window) => {
-                conv(self.layer, window, samples, false)?.record_rows(recording, rows, squares, buffers)
+                conv(&self.layer, window, samples, false)?.record_rows(recording, rows, squares, buffers)
             }
             LayerKind::ConvTranspose(window) => {
-                conv(self.layer, window, samples, true)?.record_rows(recording, rows, squares, buffers)
+                conv(&self.layer, window, samples, true)?.record_rows(recording, rows, squares, buffers)
             }
             kind => self.record_norm(backend, recording, kind, (samples, positions), squares, buffers),
         }
@@ -423,6 +422,30 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// How a layer's weight is cut.
+pub(crate) fn weight_rows(layer: &CaptureLayer) -> Result<WeightRows> {
+    let shape = &layer.weight;
+    let all = elements(shape).unwrap_or(u64::MAX);
+    let (count, unit) = match &layer.kind {
+        LayerKind::Linear | LayerKind::Embedding { .. } => (shape[0], 1),
+        LayerKind::Conv(window) | LayerKind::ConvTranspose(window) if window.groups == 1 => (shape[0], 1),
+        LayerKind::Conv(window) | LayerKind::ConvTranspose(window) => {
+            (shape[0], shape[0] / window.groups.max(1))
+        }
+        _ => (1, 1),
+    };
+    Ok(WeightRows {
+        count: small(count)?,
+        unit: small(unit)?.max(1),
+        len: all.checked_div(count).unwrap_or(0),
+    })
+}
+
+/// A bias, which is not cut.
+pub(crate) fn bias_rows(layer: &CaptureLayer) -> WeightRows {
+    WeightRows { count: 1, unit: 1, len: elements(&layer.bias_shape).unwrap_or(u64::MAX) }
+}
+
 /// Batch norm's fixed (mean, 1/√(variance + eps)).
 fn fixed_stats(backend: &Backend, capture: &Capture, layer: &CaptureLayer) -> Result<Option<View>> {
     let (LayerKind::BatchNorm { eps }, Some(running)) = (&layer.kind, &layer.running) else {
@@ -495,16 +518,18 @@ struct Stream<'s, 'a> {
     files: &'s [InFile<'a>],
     /// Samples of the only file; all of all files if there are none given.
     samples: Option<Range<u64>>,
+    /// Of one sample: the positions of its inputs and of its gradients.
+    bands: Option<[&'s Band; 2]>,
     gradient: bool,
     /// One factor a sample, or none.
     scale: &'s [f64],
 }
 
-/// Consecutive bytes of one tensor.
+/// Consecutive bytes of one tensor, or zeros.
 struct Run<'a> {
     capture: &'a Capture,
     tensor: &'a TensorInfo,
-    start: u64,
+    start: Option<u64>,
     len: u64,
 }
 
@@ -518,8 +543,31 @@ impl<'a> Stream<'_, 'a> {
         self.samples.clone().unwrap_or(0..capture.samples())
     }
 
+    fn band(&self) -> Option<&Band> {
+        self.bands.map(|[input, gradient]| if self.gradient { gradient } else { input })
+    }
+
+    /// The runs of a band of one sample.
+    fn of_band(&self, band: &Band) -> Vec<Run<'a>> {
+        let InFile { capture, layer } = self.files[0];
+        let tensor = if self.gradient { &layer.uses[0].grad_output } else { &layer.uses[0].input };
+        let each = tensor.bytes.checked_div(capture.samples()).unwrap_or(0);
+        let (sample, size) =
+            (self.samples_of(capture).start * each, each.checked_div(band.of_sample()).unwrap_or(0));
+        let run = |Span { start, len }: Span| Run {
+            capture,
+            tensor,
+            start: start.map(|start| sample + start * size),
+            len: len * size,
+        };
+        band.spans().into_iter().map(run).collect()
+    }
+
     /// Every run of bytes: consecutive samples of a tensor, or, of several uses, sample by sample.
     fn runs(&self) -> Vec<Run<'a>> {
+        if let Some(band) = self.band() {
+            return self.of_band(band);
+        }
         let mut runs = Vec::new();
         for &InFile { capture, layer } in self.files {
             let samples = self.samples_of(capture);
@@ -528,7 +576,7 @@ impl<'a> Stream<'_, 'a> {
                 Run {
                     capture,
                     tensor,
-                    start: samples.start * each,
+                    start: Some(samples.start * each),
                     len: (samples.end - samples.start) * each,
                 }
             };
@@ -546,19 +594,33 @@ impl<'a> Stream<'_, 'a> {
     /// The ids, the uses of a sample one after the other.
     fn ids(&self, rows: u32) -> Result<Vec<u32>> {
         let mut all = Vec::new();
-        for InFile { capture, layer } in self.files {
-            let uses =
-                layer.uses.iter().map(|one| capture.ids(&one.input, rows)).collect::<Result<Vec<_>>>()?;
-            let samples = usize::try_from(capture.samples()).unwrap_or(usize::MAX);
-            for sample in self.samples_of(capture) {
-                let sample = usize::try_from(sample).unwrap_or(usize::MAX);
-                for part in &uses {
-                    let len = part.len() / samples;
-                    all.extend_from_slice(&part[sample * len..(sample + 1) * len]);
-                }
-            }
+        for Run { capture, tensor, start, len } in self.runs() {
+            // No position of an embedding lies outside of its sample.
+            let first = start.unwrap_or(0) / ID_BYTES;
+            all.extend(capture.ids(tensor, first..first + len / ID_BYTES, rows)?);
         }
         Ok(all)
+    }
+
+    /// What cannot be divided further is refused by name.
+    fn too_large(&self, error: Error) -> Error {
+        let InFile { capture, layer } = self.files[0];
+        match (error, self.tensors(layer).next()) {
+            (Error::Limit { limit, max, asked, .. }, Some(tensor)) => {
+                let op = format!(
+                    "{}: what is taken of {} at a time",
+                    capture.path().display(),
+                    printable(&tensor.name)
+                );
+                Error::Limit {
+                    op,
+                    limit: format!("{limit} (the host backend has no such limit)"),
+                    max,
+                    asked,
+                }
+            }
+            (other, _) => other,
+        }
     }
 
     /// Reads everything; also gives the largest magnitude.
@@ -576,7 +638,7 @@ impl<'a> Stream<'_, 'a> {
             .map(|range| range.end - range.start)
             .sum();
         let target = if self.scale.is_empty() { stored } else { DType::F32 };
-        let view = backend.alloc(len, target)?;
+        let view = backend.alloc(len, target).map_err(|error| self.too_large(error))?;
         let mut pieces = Pieces {
             backend,
             view: &view,
@@ -594,7 +656,11 @@ impl<'a> Stream<'_, 'a> {
             let mut done = 0;
             while done < len {
                 let take = usize::try_from(len - done).unwrap_or(PIECE).min(piece.len() - filled);
-                capture.read_range(tensor, start + done, &mut piece[filled..filled + take])?;
+                let into = &mut piece[filled..filled + take];
+                match start {
+                    Some(start) => capture.read_range(tensor, start + done, into)?,
+                    None => into.fill(0),
+                }
                 (filled, done) = (filled + take, done + take as u64);
                 if filled == piece.len() {
                     pieces.store(&piece)?;

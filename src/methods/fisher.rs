@@ -14,9 +14,16 @@
 //! | `ema` | f ← β f + (1−β) Σ_n w_n g_n², batch by batch | the data's |
 //! | `accumulator` | v ← β v + (1−β) (1/B Σ_n g_n)², batch by batch, from 0, no bias correction | the data's |
 //!
-//! A layer used several times has one parameter: the gradients of its uses are added before they are squared.
-
-mod several_sizes;
+//! A layer used several times has one parameter: the gradients of its uses are added before they are squared. Where one step cannot do
+//! that (uses at several sizes, a sample larger than a binding or longer than a loop), the gradient of one sample after the other is
+//! formed, then squared:
+//!
+//! ```text
+//! f ← decay · f + gain · weight_n · (Σ_part g_n,part)²
+//! ```
+//!
+//! which takes one more buffer of the parameter's size, and reading and writing it for every sample. A result that one binding cannot hold is kept
+//! in several buffers of consecutive rows.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,8 +41,9 @@ use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::kernels::optimizer::{Ema, EmaArgs, EmaParams};
-use crate::memory::View;
-use crate::methods::captured::{Batch, InFile, Sides, by_size, in_pieces, small};
+use crate::methods::captured::{
+    Batch, Held, InFile, Parameter, Portion, Role, Unit, has_several_sizes, hold, in_pieces, small, units,
+};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
@@ -198,8 +206,8 @@ pub fn fisher(
     let output = Output::create(out, layout, options.overwrite, &inputs)?;
     let bytes_read = captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum();
     progress.begin(bytes_read);
-    for at in 0..captures[0].layers().len() {
-        job.layer(at, &output, &clock, progress, interrupt)?;
+    for unit in units(captures[0].layers())? {
+        job.unit(&unit, &output, &clock, progress, interrupt)?;
     }
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
     let mut report = FisherReport {
@@ -323,43 +331,61 @@ impl<'a> Job<'a> {
         entries.into_iter().filter_map(|(key, value)| Some((format!("squisher.{key}"), value?))).collect()
     }
 
-    /// One layer: read and computed batch by batch, then checked and written.
-    fn layer(
+    /// One unit of layers: read and computed batch by batch, then checked and written.
+    fn unit(
         &self,
-        at: usize,
+        unit: &Unit,
         output: &Output,
         clock: &Clock,
         progress: &dyn Progress,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        let parameters = self.captures[0].layers()[at].parameters();
-        let alloc = |(_, shape): &(String, Vec<u64>)| {
-            self.backend.alloc(elements(shape).unwrap_or(u64::MAX), DType::F32)
+        let buffers = || {
+            let of = |one: &Parameter| hold(self.backend, &one.name, one.rows);
+            unit.parameters.iter().map(of).collect::<Result<Vec<_>>>()
         };
-        let buffers = || parameters.iter().map(alloc).collect::<Result<Vec<View>>>();
-        let views = buffers()?;
-        let sums = if self.options.kind.folds_samples() { buffers()? } else { Vec::new() };
+        let results = buffers()?;
+        let needs_sums = |capture| self.options.kind.folds_samples() || self.adds_by_sample(unit, capture);
+        let sums = if self.captures.iter().any(needs_sums) { buffers()? } else { Vec::new() };
         for (step, capture) in self.captures.iter().enumerate() {
-            let file = InFile { capture, layer: &capture.layers()[at] };
-            let targets = if sums.is_empty() { &views } else { &sums };
-            let mut scale = None;
-            for samples in file.parts(self.backend) {
-                interrupt.check()?;
-                scale = Some(self.add(clock, file, step, samples, scale, targets)?);
+            let batch = OfBatch { unit, capture, step, clock, interrupt };
+            if self.options.kind.folds_samples() {
+                let scale = self.add_sums(batch, &sums)?;
+                clock.time(Stage::Compute, || self.square(capture.samples(), scale, &sums, &results))?;
+            } else if self.options.kind.joins_samples() {
+                self.add_sums(batch, &results)?;
+            } else if self.adds_by_sample(unit, capture) {
+                self.add_by_sample(batch, &sums, &results)?;
+            } else {
+                self.add_squares(batch, &results)?;
             }
-            if !sums.is_empty() {
-                let scale = scale.unwrap_or(1.0);
-                clock.time(Stage::Compute, || self.square(capture.samples(), scale, &sums, &views))?;
-            }
-            progress.advance(file.layer.bytes());
+            progress.advance(batch.bytes());
         }
-        for ((name, _), view) in parameters.iter().zip(&views) {
-            let slot = output.position(name).expect("the layout has every tensor of every layer");
-            let write = |first, values: &mut [f32]| {
-                self.finish(name, first, values)?;
-                output.write(slot, 4 * first, bytemuck::cast_slice(values))
-            };
-            clock.time(Stage::Write, || in_pieces(self.backend, view, write))?;
+        for (parameter, held) in unit.parameters.iter().zip(&results) {
+            clock.time(Stage::Write, || self.write(parameter, held, output))?;
+        }
+        Ok(())
+    }
+
+    /// Whether the gradient of a sample is not to be had in one step, which squares it: where layers share a parameter, where uses are of
+    /// several sizes, and where a sample is too large.
+    fn adds_by_sample(&self, unit: &Unit, capture: &Capture) -> bool {
+        let divided = |&layer: &usize| {
+            let layer = &capture.layers()[layer];
+            has_several_sizes(layer) || !InFile { capture, layer }.takes_whole_samples(&self.backend.caps())
+        };
+        !self.options.kind.joins_samples() && (unit.is_tied() || unit.layers.iter().any(divided))
+    }
+
+    fn write(&self, parameter: &Parameter, held: &[Held], output: &Output) -> Result<()> {
+        let name = &parameter.name;
+        let slot = output.position(name).expect("the layout has every tensor of every layer");
+        for Held { rows, view } in held {
+            let start = u64::from(rows.start) * parameter.rows.len;
+            in_pieces(self.backend, view, |first, values| {
+                self.finish(name, start + first, values)?;
+                output.write(slot, 4 * (start + first), bytemuck::cast_slice(values))
+            })?;
         }
         Ok(())
     }
@@ -389,81 +415,127 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Reads some samples of a batch, and records and runs their step for weight and bias. Gives the power of two by which the batch's sums
-    /// of gradients are scaled: `sum_scale`, or, for its first part, what suits that.
-    fn add(
-        &self,
-        clock: &Clock,
-        file: InFile<'_>,
-        step: usize,
-        samples: Range<u64>,
-        sum_scale: Option<f64>,
-        targets: &[View],
-    ) -> Result<f64> {
-        let of_part = |all: &[f64]| match all {
-            [] => Vec::new(),
-            all => all[usize_of(samples.start)..usize_of(samples.end)].to_vec(),
-        };
-        let layers = by_size(file.layer);
-        let scales = of_part(&self.batches[step].scale);
-        let load = |layer| Batch::load_part(self.backend, InFile { layer, ..file }, samples.clone(), &scales);
-        let sizes = clock.time(Stage::Read, || layers.iter().map(load).collect::<Result<Vec<_>>>())?;
-        // The largest gradient of any size decides.
-        let scale = sizes.iter().map(Batch::gradient_scale).fold(f64::INFINITY, f64::min);
-        let sum_scale = sum_scale.unwrap_or(scale);
-        let part = Part {
-            batch: file.capture.samples(),
-            step,
-            first: samples.start == 0,
-            samples: samples.end - samples.start,
-            scale,
-        };
-        let squares = self.squares(part, sum_scale)?;
-        let weights = match squares.mode {
-            // The part is one square, if it has samples.
-            Mode::Gradients => vec![1.0; usize::from(part.samples > 0)],
-            _ => of_part(&self.batches[step].weight),
-        };
-        #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
-        let weights: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
-        clock.time(Stage::Compute, || {
-            Parameter::ALL.into_iter().zip(targets).try_for_each(|(parameter, out)| match &sizes[..] {
-                [_, _, ..] if squares.mode == Mode::Squares => {
-                    self.add_squares(&sizes, squares, parameter, &weights, out)
-                }
-                _ => self.record(&sizes, squares, parameter, &weights, out),
-            })
-        })?;
-        Ok(sum_scale)
+    /// Adds the squares of a batch's samples, each of which is one step's alone.
+    fn add_squares(&self, batch: OfBatch<'_>, results: &[Vec<Held>]) -> Result<()> {
+        let layer = batch.unit.layers[0];
+        for portion in batch.file(layer).portions(self.backend, 0..batch.capture.samples()) {
+            let data = self.load(batch, &portion)?;
+            let samples = portion.samples();
+            let part = batch.part(samples.start == 0, samples.end - samples.start, data.gradient_scale());
+            let squares = self.squares(part);
+            let weights = of_samples(&self.batches[batch.step].weight, &samples);
+            let steps = batch.unit.of_layer(layer).map(|(at, role)| (role, squares, &results[at][..]));
+            self.record(batch.clock, &data, &weights, steps)?;
+        }
+        Ok(())
     }
 
-    /// Records and runs the step of one parameter for each of some batches, which go on from each other.
-    fn record(
-        &self,
-        batches: &[Batch<'_>],
-        squares: Squares,
-        parameter: Parameter,
-        weights: &[f32],
-        out: &View,
-    ) -> Result<()> {
-        let weight = self.backend.buffer(weights, DType::F32)?;
-        let mut recording = Recording::new(self.backend);
-        for (i, batch) in batches.iter().enumerate() {
-            let epilogue = if i == 0 { squares.epilogue } else { Epilogue::Add };
-            let (squares, sides) = (Squares { epilogue, ..squares }, Sides { weight: &weight, out });
-            match parameter {
-                Parameter::Weight => batch.record_weight(self.backend, &mut recording, squares, sides)?,
-                Parameter::Bias => batch.record_bias(&mut recording, squares, sides)?,
+    /// Adds the gradients of all samples of a batch. Gives the power of two by which the sums are left multiplied.
+    fn add_sums(&self, batch: OfBatch<'_>, sums: &[Vec<Held>]) -> Result<f64> {
+        let mut sum_scale = None;
+        let mut begun = vec![false; sums.len()];
+        for &layer in &batch.unit.layers {
+            for portion in batch.file(layer).portions(self.backend, 0..batch.capture.samples()) {
+                let data = self.load(batch, &portion)?;
+                let samples = portion.samples().end - portion.samples().start;
+                let scale = data.gradient_scale();
+                let sum_scale = *sum_scale.get_or_insert(scale);
+                let step = |(at, role): (usize, Role)| {
+                    let first = !std::mem::replace(&mut begun[at], true);
+                    (role, self.sums(batch.part(first, samples, scale), sum_scale), &sums[at][..])
+                };
+                let own = batch.unit.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
+                // The portion is one square, if it has samples.
+                let weights = vec![1.0; usize::from(samples > 0)];
+                self.record(batch.clock, &data, &weights, own.map(step).collect::<Vec<_>>())?;
             }
         }
-        self.backend.run(&recording)
+        Ok(sum_scale.unwrap_or(1.0))
     }
 
-    /// How the gradients of a part of a batch are summed; `sum_scale` is what sums of gradients are left multiplied by.
-    fn squares(&self, part: Part, sum_scale: f64) -> Result<Squares> {
-        if self.options.kind.joins_samples() {
-            return self.sums(part, sum_scale);
+    /// Adds the squares of a batch's samples whose gradients are formed in several steps: one sample after the other, in `sums`.
+    fn add_by_sample(&self, batch: OfBatch<'_>, sums: &[Vec<Held>], results: &[Vec<Held>]) -> Result<()> {
+        let samples = batch.capture.samples();
+        // The old values decay without samples, too.
+        for sample in 0..samples.max(1) {
+            let weight = self.batches[batch.step].weight.get(usize_of(sample)).copied().unwrap_or(0.0);
+            let squares = self.squares(batch.part(sample == 0, samples, 1.0));
+            let decay = squares.epilogue.decay();
+            let scale = if weight == 0.0 { None } else { Some(self.sum_of_sample(batch, sample, sums)?) };
+            #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+            let numbers = scale.map(|scale| Numbers {
+                decay,
+                gain: (f64::from(squares.epilogue.gain(squares.factor)) * weight / (scale * scale)) as f32,
+                gradient_scale: scale as f32,
+            });
+            // A sample of weight 0 is left out, whatever it holds.
+            let nothing = Numbers { decay, gain: 0.0, gradient_scale: 0.0 };
+            if numbers.is_some() || decay != 1.0 {
+                batch.clock.time(Stage::Compute, || {
+                    self.square_into(sums, results, numbers.unwrap_or(nothing), numbers.is_none())
+                })?;
+            }
         }
+        Ok(())
+    }
+
+    /// The gradient of one sample, in `sums`; gives the power of two that brings its largest factor near 1.
+    fn sum_of_sample(&self, batch: OfBatch<'_>, sample: u64, sums: &[Vec<Held>]) -> Result<f64> {
+        let mut least = f64::INFINITY;
+        let mut begun = vec![false; sums.len()];
+        for &layer in &batch.unit.layers {
+            for portion in batch.file(layer).portions(self.backend, sample..sample + 1) {
+                let data = self.load(batch, &portion)?;
+                let scale = data.gradient_scale();
+                least = scale.min(least);
+                let step = |(at, role): (usize, Role)| {
+                    let begins = !std::mem::replace(&mut begun[at], true);
+                    let epilogue = if begins { Epilogue::Overwrite } else { Epilogue::Add };
+                    #[expect(clippy::cast_possible_truncation, reason = "powers of two up to 2^60")]
+                    let (factor, gradient_scale) = ((1.0 / scale) as f32, scale as f32);
+                    let squares =
+                        Squares { mode: Mode::Gradients, epilogue, fold: 1, factor, gradient_scale };
+                    (role, squares, &sums[at][..])
+                };
+                let own = batch.unit.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
+                self.record(batch.clock, &data, &[1.0], own.map(step).collect::<Vec<_>>())?;
+            }
+        }
+        Ok(least)
+    }
+
+    /// Reads a portion of a batch.
+    fn load(&self, batch: OfBatch<'_>, portion: &Portion) -> Result<Batch> {
+        batch.interrupt.check()?;
+        let scale = &self.batches[batch.step].scale;
+        let samples = portion.samples();
+        let scale = match &scale[..] {
+            [] => &[],
+            all => &all[usize_of(samples.start)..usize_of(samples.end)],
+        };
+        batch.clock.time(Stage::Read, || Batch::load_portion(self.backend, batch.capture, portion, scale))
+    }
+
+    /// Records and runs the steps of a layer's parameters.
+    fn record<'s>(
+        &self,
+        clock: &Clock,
+        data: &Batch,
+        weights: &[f32],
+        steps: impl IntoIterator<Item = (Role, Squares, &'s [Held])>,
+    ) -> Result<()> {
+        clock.time(Stage::Compute, || {
+            let weight = self.backend.buffer(weights, DType::F32)?;
+            let mut recording = Recording::new(self.backend);
+            for (role, squares, held) in steps {
+                data.record(self.backend, &mut recording, role, squares, &weight, held)?;
+            }
+            self.backend.run(&recording)
+        })
+    }
+
+    /// How squares of a part of a batch are summed.
+    fn squares(&self, part: Part) -> Squares {
         let Part { batch, step, first, scale, .. } = part;
         let (kind, samples) = (self.options.kind, batch.max(1) as f64);
         // The iEF's s_n has the same factor as g_n².
@@ -485,11 +557,11 @@ impl<'a> Job<'a> {
         };
         #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
         let factor = (factor / (scale * scale)) as f32;
-        Ok(Squares { mode: Mode::Squares, epilogue, fold: 1, factor, gradient_scale })
+        Squares { mode: Mode::Squares, epilogue, fold: 1, factor, gradient_scale }
     }
 
     /// How gradients are summed that are squared when their sum is whole. A joint sum goes on over all batches, and is not left scaled.
-    fn sums(&self, part: Part, sum_scale: f64) -> Result<Squares> {
+    fn sums(&self, part: Part, sum_scale: f64) -> Squares {
         let Part { batch, step, first, samples, scale } = part;
         let (factor, goes_on) = match (self.options.kind, self.mean_loss()) {
             (Kind::Joint, true) => (batch as f64, step > 0 || !first),
@@ -499,7 +571,8 @@ impl<'a> Job<'a> {
         let epilogue = if goes_on { Epilogue::Add } else { Epilogue::Overwrite };
         #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
         let (factor, gradient_scale) = ((factor / scale) as f32, scale as f32);
-        Ok(Squares { mode: Mode::Gradients, epilogue, fold: small(samples.max(1))?, factor, gradient_scale })
+        let fold = u32::try_from(samples.max(1)).unwrap_or(u32::MAX);
+        Squares { mode: Mode::Gradients, epilogue, fold, factor, gradient_scale }
     }
 
     fn mean_loss(&self) -> bool {
@@ -507,7 +580,7 @@ impl<'a> Job<'a> {
     }
 
     /// Squares a batch's summed gradients, which were left multiplied by `scale`, into the results.
-    fn square(&self, samples: u64, scale: f64, sums: &[View], results: &[View]) -> Result<()> {
+    fn square(&self, samples: u64, scale: f64, sums: &[Vec<Held>], results: &[Vec<Held>]) -> Result<()> {
         let samples = samples.max(1) as f64;
         let (decay, factor) = match (self.options.kind, self.mean_loss()) {
             (Kind::Accumulator, true) => (self.options.beta, 1.0),
@@ -516,21 +589,72 @@ impl<'a> Job<'a> {
             (_, false) => (1.0, 1.0),
         };
         let gain = if decay < 1.0 { (1.0 - decay) * factor } else { factor };
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+        let (decay, gain) = (decay as f32, (gain / (scale * scale)) as f32);
+        self.square_into(sums, results, Numbers { decay, gain, gradient_scale: 1.0 }, false)
+    }
+
+    /// Squares gradients into the results: zeros, if the sums are of nothing and are to be cleared.
+    fn square_into(
+        &self,
+        sums: &[Vec<Held>],
+        results: &[Vec<Held>],
+        numbers: Numbers,
+        clear: bool,
+    ) -> Result<()> {
         let mut recording = Recording::new(self.backend);
-        for (gradient, exp_avg_sq) in sums.iter().zip(results) {
+        for (Held { view: gradient, .. }, Held { view: exp_avg_sq, .. }) in
+            sums.iter().flatten().zip(results.iter().flatten())
+        {
+            if clear {
+                recording.clear(gradient);
+            }
             let kernel = Ema { gradient: DType::F32, accumulator: DType::F32 };
-            #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
-            let params = EmaParams {
-                len: small(gradient.len())?,
-                decay: decay as f32,
-                gain: (gain / (scale * scale)) as f32,
-                gradient_scale: 1.0,
-            };
+            let Numbers { decay, gain, gradient_scale } = numbers;
+            let params = EmaParams { len: small(gradient.len())?, decay, gain, gradient_scale };
             let args = EmaArgs { gradient: gradient.clone(), exp_avg_sq: exp_avg_sq.clone() };
             recording.dispatch(&kernel, params, args)?;
         }
         self.backend.run(&recording)
     }
+}
+
+/// v ← decay · v + gain · (`gradient_scale` · g)².
+#[derive(Clone, Copy)]
+struct Numbers {
+    decay: f32,
+    gain: f32,
+    gradient_scale: f32,
+}
+
+/// One unit's data of one file.
+#[derive(Clone, Copy)]
+struct OfBatch<'a> {
+    unit: &'a Unit,
+    capture: &'a Capture,
+    /// Which batch.
+    step: usize,
+    clock: &'a Clock,
+    interrupt: &'a Interrupt,
+}
+
+impl<'a> OfBatch<'a> {
+    fn file(self, layer: usize) -> InFile<'a> {
+        InFile { capture: self.capture, layer: &self.capture.layers()[layer] }
+    }
+
+    fn bytes(self) -> u64 {
+        self.unit.layers.iter().map(|&layer| self.capture.layers()[layer].bytes()).sum()
+    }
+
+    fn part(self, first: bool, samples: u64, scale: f64) -> Part {
+        Part { batch: self.capture.samples(), step: self.step, first, samples, scale }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+fn of_samples(all: &[f64], samples: &Range<u64>) -> Vec<f32> {
+    all[usize_of(samples.start)..usize_of(samples.end)].iter().map(|&weight| weight as f32).collect()
 }
 
 /// A part of a batch, and where it stands.
@@ -546,17 +670,6 @@ struct Part {
     samples: u64,
     /// The power of two by which its gradients are multiplied.
     scale: f64,
-}
-
-/// Weight or bias, in the order of a layer's parameters.
-#[derive(Clone, Copy)]
-enum Parameter {
-    Weight,
-    Bias,
-}
-
-impl Parameter {
-    const ALL: [Self; 2] = [Self::Weight, Self::Bias];
 }
 
 fn usize_of(samples: u64) -> usize {

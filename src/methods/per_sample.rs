@@ -42,7 +42,10 @@ use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{EmbeddingIndex, Epilogue, Form, Gram, GramArgs, GramParams, Listed, Mode};
 use crate::memory::{Element, View};
-use crate::methods::captured::{Batch, InFile, Sides, WeightRows, by_size, in_pieces, joinable, small};
+use crate::methods::captured::{
+    Batch, Held, InFile, Parameter, Portion, Sides, Unit, by_size, cut, hold, in_pieces, joinable, small,
+    units,
+};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
@@ -198,65 +201,67 @@ impl<'a> PerSample<'a> {
         let scale = power_of_two(x.iter().fold(0.0, |most, x| x.abs().max(most)));
         let x: Vec<f64> = x.iter().map(|x| x * scale).collect();
         progress.begin(self.bytes());
-        for at in 0..self.captures[0].layers().len() {
-            self.sum_of_layer(at, (&x, scale), &mut write, progress, interrupt)?;
+        for unit in units(self.captures[0].layers())? {
+            self.sum_of_unit(&unit, (&x, scale), &mut write, progress, interrupt)?;
         }
         Ok(())
     }
 
-    fn sum_of_layer(
+    fn sum_of_unit(
         &self,
-        at: usize,
+        unit: &Unit,
         (x, scale): (&[f64], f64),
         write: &mut impl FnMut(&str, u64, &[f32]) -> Result<()>,
         progress: &dyn Progress,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        let parameters = self.captures[0].layers()[at].parameters();
-        let outs = parameters
-            .iter()
-            .map(|(_, shape)| self.backend.alloc(elements(shape).unwrap_or(u64::MAX), DType::F32));
-        let outs = outs.collect::<Result<Vec<_>>>()?;
-        // Sums are kept in units of the first file's scale.
-        let mut common = 1.0;
+        let of = |one: &Parameter| hold(self.backend, &one.name, one.rows);
+        let outs = unit.parameters.iter().map(of).collect::<Result<Vec<_>>>()?;
+        // Sums are kept in units of the first portion's scale.
+        let mut common = None;
+        let mut begun = vec![false; outs.len()];
         for (file, capture) in self.captures.iter().enumerate() {
-            interrupt.check()?;
-            let layer = &capture.layers()[at];
-            let parts = by_size(layer);
-            let load = |layer| Batch::load(self.backend, &[InFile { capture, layer }], &[]);
-            let batches = parts.iter().map(load).collect::<Result<Vec<_>>>()?;
-            let gradient_scale = common_scale(&batches);
-            common = if file == 0 { gradient_scale } else { common };
-            let of_file = &x[self.first[file]..self.first[file + 1]];
-            let weight = self.backend.buffer(&narrow(of_file), DType::F32)?;
-            let squares = Squares {
-                mode: Mode::Gradients,
-                epilogue: if file == 0 { Epilogue::Overwrite } else { Epilogue::Add },
-                factor: narrow(&[common / gradient_scale])[0],
-                gradient_scale: narrow(&[gradient_scale])[0],
-                ..Squares::default()
-            };
-            let mut recording = Recording::new(self.backend);
-            let sides = |out| Sides { weight: &weight, out };
-            for (size, batch) in batches.iter().enumerate() {
-                let squares = after(squares, size);
-                batch.record_weight(self.backend, &mut recording, squares, sides(&outs[0]))?;
-                if let Some(bias) = outs.get(1) {
-                    batch.record_bias(&mut recording, squares, sides(bias))?;
+            for &layer in &unit.layers {
+                let in_file = InFile { capture, layer: &capture.layers()[layer] };
+                for portion in in_file.portions(self.backend, 0..capture.samples()) {
+                    interrupt.check()?;
+                    let batch = Batch::load_portion(self.backend, capture, &portion, &[])?;
+                    let gradient_scale = batch.gradient_scale();
+                    let factor = *common.get_or_insert(gradient_scale) / gradient_scale;
+                    let place =
+                        |sample: u64| self.first[file] + usize::try_from(sample).unwrap_or(usize::MAX);
+                    let samples = place(portion.samples().start)..place(portion.samples().end);
+                    let weight = self.backend.buffer(&narrow(&x[samples]), DType::F32)?;
+                    let mut recording = Recording::new(self.backend);
+                    for (at, role) in unit.of_layer(layer).filter(|(_, role)| portion.adds_to(*role)) {
+                        let begins = !std::mem::replace(&mut begun[at], true);
+                        let squares = Squares {
+                            mode: Mode::Gradients,
+                            epilogue: if begins { Epilogue::Overwrite } else { Epilogue::Add },
+                            factor: narrow(&[factor])[0],
+                            gradient_scale: narrow(&[gradient_scale])[0],
+                            ..Squares::default()
+                        };
+                        batch.record(self.backend, &mut recording, role, squares, &weight, &outs[at])?;
+                    }
+                    self.backend.run(&recording)?;
                 }
+                progress.advance(in_file.layer.bytes());
             }
-            self.backend.run(&recording)?;
-            progress.advance(layer.bytes());
         }
+        let common = common.unwrap_or(1.0);
         let undo = 1.0 / (common * scale);
-        for ((name, _), out) in parameters.iter().zip(&outs) {
-            let problem = format!("the sum for {} leaves f32's range", printable(name));
-            in_pieces(self.backend, out, |first, values| {
-                #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
-                values.iter_mut().for_each(|value| *value = (f64::from(*value) * undo) as f32);
-                finite(values, &problem)?;
-                write(name, first, values)
-            })?;
+        for (parameter, held) in unit.parameters.iter().zip(&outs) {
+            let problem = format!("the sum for {} leaves f32's range", printable(&parameter.name));
+            for Held { rows, view } in held {
+                let start = u64::from(rows.start) * parameter.rows.len;
+                in_pieces(self.backend, view, |first, values| {
+                    #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+                    values.iter_mut().for_each(|value| *value = (f64::from(*value) * undo) as f32);
+                    finite(values, &problem)?;
+                    write(&parameter.name, start + first, values)
+                })?;
+            }
         }
         Ok(())
     }
@@ -294,7 +299,7 @@ impl<'a> PerSample<'a> {
             }
             if let Some((name, shape)) = layer.parameters().get(1) {
                 let len = elements(shape).unwrap_or(u64::MAX);
-                let gradients = |batches: &[Batch<'_>]| layer.gradients(batches, len, &Part::Bias);
+                let gradients = |batches: &[Batch]| layer.gradients(batches, len, &Part::Bias);
                 layer.slab(sum, name, 0, len, gradients)?;
             }
             progress.advance(layer.bytes());
@@ -383,11 +388,13 @@ impl Runs<'_> {
     }
 }
 
-/// Files whose data lie in one buffer (of each size, where the layer is used at several).
+/// Files whose data lie in one buffer (of each size, where the layer is used at several), or some samples of one file.
 struct Chunk<'a> {
     sizes: Vec<Vec<InFile<'a>>>,
     samples: Range<usize>,
-    held: RefCell<Option<Rc<Vec<Batch<'a>>>>>,
+    /// Of one file, counted in it.
+    some: Option<Range<u64>>,
+    held: RefCell<Option<Rc<Vec<Batch>>>>,
 }
 
 /// One layer over all files.
@@ -434,9 +441,26 @@ impl<'a> Layer<'a> {
                     *together += bytes;
                 }
                 _ => {
-                    let sizes = sizes.map(|file| vec![file]).collect();
-                    chunks.push(Chunk { sizes, samples: samples[0]..samples[1], held: RefCell::new(None) });
-                    last = Some((this, bytes));
+                    let sizes: Vec<_> = sizes.map(|file| vec![file]).collect();
+                    let chunk = |samples, some| Chunk {
+                        sizes: sizes.clone(),
+                        samples,
+                        some,
+                        held: RefCell::new(None),
+                    };
+                    match this.ranges_within_bindings(&caps) {
+                        None => {
+                            chunks.push(chunk(samples[0]..samples[1], None));
+                            last = Some((this, bytes));
+                        }
+                        Some(ranges) => {
+                            let place = |at: u64| samples[0] + usize::try_from(at).unwrap_or(usize::MAX);
+                            let some =
+                                |range: Range<u64>| chunk(place(range.start)..place(range.end), Some(range));
+                            chunks.extend(ranges.into_iter().map(some));
+                            last = None;
+                        }
+                    }
                 }
             }
         }
@@ -462,12 +486,19 @@ impl<'a> Layer<'a> {
     }
 
     /// A chunk's data, one batch for each size: never none, and one alone but where channels come before positions.
-    fn batches(&self, chunk: &Chunk<'a>) -> Result<Rc<Vec<Batch<'a>>>> {
+    fn batches(&self, chunk: &Chunk<'a>) -> Result<Rc<Vec<Batch>>> {
         self.interrupt.check()?;
         if let Some(batches) = chunk.held.borrow().as_ref() {
             return Ok(Rc::clone(batches));
         }
-        let load = |files: &Vec<InFile<'a>>| Batch::load(self.job.backend, files, &[]);
+        let load = |files: &Vec<InFile<'a>>| match &chunk.some {
+            None => Batch::load(self.job.backend, files, &[]),
+            Some(samples) => {
+                let InFile { capture, layer } = files[0];
+                let portion = Portion::whole(layer.clone(), samples.clone());
+                Batch::load_portion(self.job.backend, capture, &portion, &[])
+            }
+        };
         let batches = Rc::new(chunk.sizes.iter().map(load).collect::<Result<Vec<_>>>()?);
         if self.holds {
             chunk.held.replace(Some(Rc::clone(&batches)));
@@ -507,7 +538,7 @@ impl<'a> Layer<'a> {
             let first = u64::from(range.start) * rows.len;
             let len = range.len() as u64 * rows.len;
             let part = Part::Rows(range);
-            let gradients = |batches: &[Batch<'_>]| self.gradients(batches, len, &part);
+            let gradients = |batches: &[Batch]| self.gradients(batches, len, &part);
             self.slab(sum, name, first, len, gradients)?;
         }
         Ok(())
@@ -519,7 +550,7 @@ impl<'a> Layer<'a> {
         name: &str,
         first: u64,
         len: u64,
-        gradients: impl Fn(&[Batch<'_>]) -> Result<View>,
+        gradients: impl Fn(&[Batch]) -> Result<View>,
     ) -> Result<()> {
         let mut chunks = Vec::new();
         for chunk in &self.chunks {
@@ -531,7 +562,7 @@ impl<'a> Layer<'a> {
     }
 
     /// The gradients of a chunk's samples for a part of the parameters, `[n, len]`.
-    fn gradients(&self, batches: &[Batch<'_>], len: u64, part: &Part) -> Result<View> {
+    fn gradients(&self, batches: &[Batch], len: u64, part: &Part) -> Result<View> {
         let backend = self.job.backend;
         let out = backend.alloc(batches[0].samples().saturating_mul(len), DType::F32)?;
         let weight = ones(backend, &batches[0])?;
@@ -612,17 +643,17 @@ impl<'a> Layer<'a> {
 }
 
 /// A weight of 1 for every sample.
-fn ones(backend: &Backend, batch: &Batch<'_>) -> Result<View> {
+fn ones(backend: &Backend, batch: &Batch) -> Result<View> {
     backend.buffer(&vec![1.0_f32; small(batch.samples())? as usize], DType::F32)
 }
 
 /// The power of two that brings the largest gradient of all sizes near 1.
-fn common_scale(batches: &[Batch<'_>]) -> f64 {
+fn common_scale(batches: &[Batch]) -> f64 {
     batches.iter().map(Batch::gradient_scale).fold(f64::INFINITY, f64::min)
 }
 
 /// 1, or, where gradients are so small or large that their products leave f32, their common scale.
-fn scale_of(batches: &[Batch<'_>]) -> f64 {
+fn scale_of(batches: &[Batch]) -> f64 {
     let scale = common_scale(batches);
     if (2.0_f64.powi(-30)..=2.0_f64.powi(30)).contains(&scale) { 1.0 } else { scale }
 }
@@ -655,22 +686,6 @@ fn finite<T: Copy + Into<f64>>(values: &[T], problem: &str) -> Result<()> {
             Err(Error::argument(OP, problem))
         }
     }
-}
-
-/// Ranges of at most so many rows that cover a weight: whole units, or parts of one.
-fn cut(rows: WeightRows, at_once: u64) -> Vec<Range<u32>> {
-    let at_once = u32::try_from(at_once).unwrap_or(u32::MAX).max(1);
-    let (block, step) = match at_once / rows.unit {
-        0 => (rows.unit, at_once),
-        units => (rows.count, units * rows.unit),
-    };
-    let blocks = (0..rows.count).step_by(block.max(1) as usize);
-    blocks
-        .flat_map(|start| {
-            let end = rows.count.min(start.saturating_add(block));
-            (start..end).step_by(step as usize).map(move |first| first..end.min(first.saturating_add(step)))
-        })
-        .collect()
 }
 
 /// Ranges of rows with at most so many uses each (or one row), without the unused ends.
@@ -826,8 +841,8 @@ impl GramSum {
     fn add_pairs(
         &mut self,
         layer: &Layer<'_>,
-        (chunk, ours): (&Chunk<'_>, &Batch<'_>),
-        (other, theirs): (&Chunk<'_>, &Batch<'_>),
+        (chunk, ours): (&Chunk<'_>, &Batch),
+        (other, theirs): (&Chunk<'_>, &Batch),
         same: bool,
     ) -> Result<()> {
         let (s, t) = (ours.positions() as usize, theirs.positions() as usize);
@@ -848,7 +863,7 @@ struct Pairs<'a> {
 }
 
 impl<'a> Pairs<'a> {
-    fn new(layer: &'a Layer<'_>, ours: &'a Batch<'_>, theirs: &'a Batch<'_>) -> Result<Self> {
+    fn new(layer: &'a Layer<'_>, ours: &'a Batch, theirs: &'a Batch) -> Result<Self> {
         let backend = layer.job.backend;
         let shape = &layer.captured().weight;
         let (Some(x), Some(y)) = (ours.input(), theirs.input()) else {
@@ -1029,23 +1044,6 @@ fn available_memory() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cuts_cover_every_row_once_and_keep_units_or_stay_inside_one() {
-        for (count, unit) in [(1, 1), (7, 1), (64, 1), (12, 3), (12, 12), (0, 1)] {
-            for at_once in [0, 1, 2, 3, 5, 7, 100] {
-                let ranges = cut(WeightRows { count, unit, len: 1 }, at_once);
-                let covered: Vec<u32> = ranges.iter().cloned().flatten().collect();
-                assert_eq!(covered, (0..count).collect::<Vec<_>>(), "{count} {unit} {at_once}");
-                for range in ranges {
-                    let whole = range.start % unit == 0 && range.end % unit == 0;
-                    let inside = range.start / unit == (range.end - 1) / unit;
-                    assert!(whole || inside, "{range:?} of units of {unit}");
-                    assert!(range.len() as u64 <= at_once.max(1), "{range:?} at once {at_once}");
-                }
-            }
-        }
-    }
 
     #[test]
     fn rows_of_an_embedding_are_cut_by_their_uses() {
