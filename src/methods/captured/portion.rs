@@ -27,8 +27,8 @@ use crate::shape::elements;
 const PART_BYTES: u64 = 64 << 20;
 const PART_SAMPLES: u64 = 1 << 14;
 
-/// Loop iterations of a step beside those over positions.
-const TURNS: u64 = 96;
+/// Loop iterations of a step beside those over positions: more than any kernel makes.
+const TURNS: u64 = 256;
 
 /// Some samples of a layer, or some positions of one sample.
 #[derive(Clone, Debug)]
@@ -328,6 +328,7 @@ fn signed_one(at: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::fisher::Form;
 
     #[test]
     fn a_band_has_its_rows_of_every_channel_and_zeros_beyond_the_axis() {
@@ -339,6 +340,13 @@ mod tests {
         assert_eq!(spans(-4..-2), [zeros(10), zeros(10)]);
         assert_eq!(spans(4..5), [zeros(5), zeros(5)]);
         assert_eq!(spans(0..0), []);
+    }
+
+    #[test]
+    fn what_fits_by_its_positions_fits_with_what_else_a_product_does() {
+        for form in [Form::Register, Form::Octets, Form::Direct] {
+            assert!(form.iterations(1, 5000) <= turns(&LayerKind::Linear, 5000) + TURNS, "{form:?}");
+        }
     }
 
     #[test]
