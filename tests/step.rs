@@ -337,6 +337,55 @@ fn narrow_bindings_change_nothing_beyond_rounding() {
     assert!(error < 1e-5, "{error:e}");
 }
 
+/// An embedding and an output layer share a table: their gradients add, in inner products and in steps.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn gradients_of_layers_that_share_a_weight_add() {
+    let folder = folder();
+    let layers = r#"{"wte": {"kind": "embedding", "rows": 5, "bias": false},
+        "head": {"kind": "linear", "bias": true, "tied": {"weight": "wte"}}}"#;
+    let (rows, width) = (5, 3);
+    let mut gradients = Vec::new();
+    let mut paths = Vec::new();
+    for (file, ids) in [[0, 4, 4, 2, 1, 1], [3, 3, 0, 4, 2, 0]].iter().enumerate() {
+        let seed = 20 * file as u32 + 1;
+        let (table, a, b) = (noise(seed, 18), noise(seed + 1, 12), noise(seed + 2, 20));
+        let path = Draft::new(layers)
+            .ids("wte.input", &[2, 3], ids)
+            .with("wte.grad_output", &[2, 3, width], &table)
+            .with("head.input", &[2, 2, width], &a)
+            .with("head.grad_output", &[2, 2, rows], &b)
+            .write(&folder, &file.to_string());
+        paths.push(path);
+        for n in 0..2 {
+            let (a, b) = (wide(&a[6 * n..][..6]), wide(&b[10 * n..][..10]));
+            let mut gradient = reference::fisher::linear(&a, &b, 2, width, rows);
+            for t in 3 * n..3 * n + 3 {
+                for d in 0..width {
+                    gradient[usize::try_from(ids[t]).expect("small") * width + d] +=
+                        f64::from(table[t * width + d]);
+                }
+            }
+            gradient.extend(reference::fisher::bias(&b, 2, rows, false));
+            gradients.push(gradient);
+        }
+    }
+    let want = reference::fisher::inner_products(&gradients, &gradients);
+    let [host, device] = support::backends();
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: 128, ..wgpu::Limits::default() };
+    for backend in [host, device, Backend::Gpu(support::device_with(limits))] {
+        assert!(share(&gram(&backend, &paths), &want) < 2e-6, "{}", backend.name());
+        let squares: Vec<f64> = norms(&backend, &paths).iter().map(|norm| norm * norm).collect();
+        let diagonal: Vec<f64> = want.iter().copied().step_by(5).collect();
+        assert!(share(&squares, &diagonal) < 2e-6, "{}", backend.name());
+        let own = tempfile::tempdir().expect("made");
+        let (step, report) = run(&backend, &paths, &options(StepKind::Ef, 0.0), own.path()).expect("sound");
+        assert_eq!(step.keys().collect::<Vec<_>>(), ["head.bias", "wte.weight"]);
+        let changes = along(&backend, &paths, &report.output).expect("its own network");
+        assert!(share(&changes, &[1.0; 4]) < 1e-4, "{changes:?} on {}", backend.name());
+    }
+}
+
 /// One convolution on an image and on a smaller one: gradients of both uses add.
 #[test]
 fn uses_of_several_sizes_add() {

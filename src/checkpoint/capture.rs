@@ -13,6 +13,17 @@
 //! logit_grad       [n, …]   optional, ∂loss/∂logits
 //! ```
 //!
+//! A parameter that two layers share is one of them's, and the other says whose:
+//!
+//! ```text
+//! layers           {"wte": {"kind": "embedding", "rows": 50257, "bias": false},
+//!                   "head": {"kind": "linear", "bias": false, "tied": {"weight": "wte"}}}
+//! ```
+//!
+//! The result is then `wte.weight` alone: the gradients of both layers are added before they are squared. `tied` may name the owner of `weight`,
+//! of `bias`, or of both. Weights can be shared by linear layers and embeddings (rows are outputs and ids) and by layers of one kind;
+//! any two layers can share a bias.
+//!
 //! Everything that headers can tell is checked on opening: kinds, shapes that fit each other, one batch size, no tensor
 //! that belongs to nothing. Values are checked as they are read: NaN and infinity, and ids out of range, are errors that name
 //! file, tensor and index. Several files are several batches of one network ([`same_network`]).
@@ -139,6 +150,20 @@ pub struct CaptureLayer {
     pub bias_shape: Vec<u64>,
     /// Batch norm's running mean and variance.
     pub running: Option<(TensorInfo, TensorInfo)>,
+    /// Which of its parameters are other layers'.
+    pub tied: Tied,
+}
+
+/// The names of the layers whose parameters a layer shares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tied {
+    /// Whose weight is its weight, if not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<String>,
+    /// Whose bias is its bias, if not its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias: Option<String>,
 }
 
 /// One use of a layer.
@@ -166,6 +191,8 @@ struct RawLayer {
     #[serde(flatten)]
     kind: LayerKind,
     bias: bool,
+    #[serde(default)]
+    tied: Tied,
 }
 
 /// Whether a checkpoint says that it is a capture.
@@ -215,6 +242,7 @@ impl Capture {
             .into_iter()
             .map(|(name, raw)| layer(&checkpoint, name, raw))
             .collect::<Result<Vec<_>>>()?;
+        check_ties(&checkpoint, &layers)?;
         let capture = Self { samples: 0, layers, loss_reduction, labels, checkpoint };
         let samples = capture.check_samples()?;
         capture.refuse_strangers()?;
@@ -470,11 +498,14 @@ pub(crate) fn same_shapes(a: &CaptureLayer, b: &CaptureLayer) -> bool {
 }
 
 impl CaptureLayer {
-    /// Its tensors: the names of weight and bias, if it has one, with their shapes.
+    /// Its tensors: the names of weight and bias, if it has one, with their shapes. Those that are another layer's are left out.
     #[must_use]
     pub fn parameters(&self) -> Vec<(String, Vec<u64>)> {
-        let mut parameters = vec![(format!("{}.weight", self.name), self.weight.clone())];
-        if self.bias {
+        let mut parameters = Vec::new();
+        if self.tied.weight.is_none() {
+            parameters.push((format!("{}.weight", self.name), self.weight.clone()));
+        }
+        if self.bias && self.tied.bias.is_none() {
             parameters.push((format!("{}.bias", self.name), self.bias_shape.clone()));
         }
         parameters
@@ -484,7 +515,12 @@ impl CaptureLayer {
     #[must_use]
     pub fn describe(&self) -> String {
         let bias = if self.bias { " with bias" } else { "" };
-        format!("{:?} {}{bias}", self.kind, shape_text(&self.weight))
+        let tie = |what: &str, owner: &Option<String>| match owner {
+            Some(owner) => format!(", its {what} {}'s", printable(owner)),
+            None => String::new(),
+        };
+        let ties = tie("weight", &self.tied.weight) + &tie("bias", &self.tied.bias);
+        format!("{:?} {}{bias}{ties}", self.kind, shape_text(&self.weight))
     }
 
     /// Bytes of all its uses.
@@ -607,7 +643,80 @@ fn layer(checkpoint: &Checkpoint, name: String, raw: RawLayer) -> Result<Capture
         }
     }
     let bias_shape = raw.kind.bias_shape(&weight);
-    Ok(CaptureLayer { name, kind: raw.kind, bias: raw.bias, uses, weight, bias_shape, running })
+    Ok(CaptureLayer {
+        name,
+        kind: raw.kind,
+        bias: raw.bias,
+        uses,
+        weight,
+        bias_shape,
+        running,
+        tied: raw.tied,
+    })
+}
+
+/// Each shared parameter has one owner, which is not tied itself, of the same shape and of a kind whose gradients add to it.
+fn check_ties(checkpoint: &Checkpoint, layers: &[CaptureLayer]) -> Result<()> {
+    for layer in layers {
+        for (what, owner) in [("weight", &layer.tied.weight), ("bias", &layer.tied.bias)] {
+            let Some(owner) = owner else { continue };
+            let refuse = |problem: String| {
+                let (name, owner) = (printable(&layer.name), printable(owner));
+                Err(Error::file(
+                    checkpoint.path(),
+                    format!("layer {name} says that its {what} is {owner}'s: {problem}"),
+                ))
+            };
+            let Some(other) = layers.iter().find(|other| other.name == *owner) else {
+                return refuse("there is no such layer".into());
+            };
+            if other.name == layer.name {
+                return refuse("a layer's own parameter is not tied; leave it out".into());
+            }
+            if (what == "weight" && other.tied.weight.is_some())
+                || (what == "bias" && other.tied.bias.is_some())
+            {
+                return refuse("which is tied itself; name the layer that it belongs to".into());
+            }
+            if let Err(problem) =
+                if what == "weight" { share_weight(layer, other) } else { share_bias(layer, other) }
+            {
+                return refuse(problem);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn share_weight(layer: &CaptureLayer, owner: &CaptureLayer) -> Result<(), String> {
+    use LayerKind::{Conv, ConvTranspose, Embedding, Linear};
+    let groups = |layer: &CaptureLayer| match &layer.kind {
+        Conv(window) | ConvTranspose(window) => Some(window.groups),
+        _ => None,
+    };
+    let rows = |layer: &CaptureLayer| matches!(layer.kind, Linear | Embedding { .. });
+    let alike = layer.kind_name() == owner.kind_name() && groups(layer) == groups(owner);
+    if !alike && !(rows(layer) && rows(owner)) {
+        let (a, b) = (layer.kind_name(), owner.kind_name());
+        return Err(format!(
+            "a {a} and a {b} cannot share it; linear layers and embeddings can, and layers of one kind with the same groups"
+        ));
+    }
+    same_shape(&layer.weight, &owner.weight)
+}
+
+fn share_bias(layer: &CaptureLayer, owner: &CaptureLayer) -> Result<(), String> {
+    if !layer.bias || !owner.bias {
+        return Err("both need a bias".into());
+    }
+    same_shape(&layer.bias_shape, &owner.bias_shape)
+}
+
+fn same_shape(ours: &[u64], theirs: &[u64]) -> Result<(), String> {
+    if ours == theirs {
+        return Ok(());
+    }
+    Err(format!("the one is {}, the other {}", shape_text(ours), shape_text(theirs)))
 }
 
 /// `{layer}.input` and `{layer}.grad_output`, or the numbered ones of several uses.

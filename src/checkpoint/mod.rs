@@ -62,8 +62,8 @@ mod target;
 pub use accumulator::{Accumulator, Scale, momentum_bound};
 
 pub use capture::{
-    CAPTURE_FORMAT, Capture, CaptureLayer, Labels, LayerKind, LayerUse, LossReduction, Window, is_capture,
-    positions, same_network,
+    CAPTURE_FORMAT, Capture, CaptureLayer, Labels, LayerKind, LayerUse, LossReduction, Tied, Window,
+    is_capture, positions, same_network,
 };
 pub(crate) use capture::{same_shapes, widen_bytes};
 pub use header::{MAX_AXES, MAX_HEADER_BYTES, MAX_TENSORS};

@@ -17,8 +17,8 @@ use crate::checkpoint::{
 use crate::error::{Error, Result, printable};
 use crate::gpu::Caps;
 use crate::kernels::fisher::{
-    EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, Epilogue, Listed, NormLayout, NormSq,
-    NormSqArgs, NormSqParams, NormStats, NormStatsArgs, NormStatsParams,
+    EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, Epilogue, Listed, Mode, NormLayout,
+    NormSq, NormSqArgs, NormSqParams, NormStats, NormStatsArgs, NormStatsParams,
 };
 use crate::memory::{Element, View};
 use crate::record::Recording;
@@ -26,8 +26,8 @@ use crate::record::fisher::{Bias, Buffers, Conv, Linear, Squares};
 use crate::shape::{DType, GROUP_BYTES, elements};
 
 pub(crate) use held::{Held, cut, hold};
-pub(crate) use portion::Portion;
 use portion::{Band, Span};
+pub(crate) use portion::{Portion, ranges};
 pub(crate) use unit::{Parameter, Role, Unit, units};
 
 const OP: &str = "capture";
@@ -265,23 +265,12 @@ impl Batch {
         held: &[Held],
     ) -> Result<()> {
         for Held { rows, view: out } in held {
-            let sides = Sides { weight, out };
-            match &self.input {
-                Input::Ids(ids) => {
-                    let listed =
-                        if squares.epilogue == Epilogue::Add { Listed::Touched } else { Listed::All };
-                    let positions = small(self.positions)? as usize * squares.fold as usize;
-                    let rows = (rows.start, small(rows.len() as u64)?);
-                    let index = EmbeddingIndex::new(ids, positions, rows, listed)?;
-                    self.record_embedding(backend, recording, &index, squares, sides)?;
-                }
-                Input::Floats(_) => self.record_rows(backend, recording, rows.clone(), squares, sides)?,
-            }
+            self.record_rows(backend, recording, rows.clone(), squares, Sides { weight, out })?;
         }
         Ok(())
     }
 
-    /// As [`Batch::record_weight`], for some rows of a weight that is no embedding's; `out` has these rows alone.
+    /// As [`Batch::record`], for some rows of the weight; `out` has these rows alone, or with [`Mode::Each`] those of every sample.
     pub(crate) fn record_rows(
         &self,
         backend: &Backend,
@@ -290,8 +279,11 @@ impl Batch {
         squares: Squares,
         Sides { weight, out }: Sides<'_>,
     ) -> Result<()> {
-        let Input::Floats(input) = &self.input else {
-            return Err(Error::argument(OP, "rows of an embedding are listed by an index"));
+        let input = match &self.input {
+            Input::Floats(input) => input,
+            Input::Ids(ids) => {
+                return self.record_ids(backend, recording, (ids, rows), squares, Sides { weight, out });
+            }
         };
         let (samples, positions) = (small(self.samples * self.parts)?, small(self.positions)?);
         let squares = self.in_parts(squares)?;
@@ -310,6 +302,33 @@ impl Batch {
             }
             kind => self.record_norm(backend, recording, kind, (samples, positions), squares, buffers),
         }
+    }
+
+    /// Some rows of an embedding. Those of every sample are the rows of a table that has as many for each.
+    fn record_ids(
+        &self,
+        backend: &Backend,
+        recording: &mut Recording,
+        (ids, rows): (&[u32], Range<u32>),
+        squares: Squares,
+        sides: Sides<'_>,
+    ) -> Result<()> {
+        let listed = if squares.epilogue == Epilogue::Add { Listed::Touched } else { Listed::All };
+        let positions = small(self.positions)? as usize * squares.fold as usize;
+        let count = small(rows.len() as u64)?;
+        if squares.mode != Mode::Each {
+            let index = EmbeddingIndex::new(ids, positions, (rows.start, count), listed)?;
+            return self.record_embedding(backend, recording, &index, squares, sides);
+        }
+        let all = small(self.samples * u64::from(count))?;
+        let of_sample = |(at, &id): (usize, &u32)| match id.wrapping_sub(rows.start) {
+            row if row < count => (at / positions) as u32 * count + row,
+            _ => u32::MAX,
+        };
+        let ids: Vec<u32> = ids.iter().enumerate().map(of_sample).collect();
+        let index = EmbeddingIndex::new(&ids, positions, (0, all), listed)?;
+        let squares = Squares { mode: Mode::Gradients, ..squares };
+        self.record_embedding(backend, recording, &index, squares, sides)
     }
 
     /// Records the step of the layer's bias. `squares.fold` counts samples.

@@ -15,8 +15,8 @@
 //! | `accumulator` | v ← β v + (1−β) (1/B Σ_n g_n)², batch by batch, from 0, no bias correction | the data's |
 //!
 //! A layer used several times has one parameter: the gradients of its uses are added before they are squared. Where one step cannot do
-//! that (uses at several sizes, a sample larger than a binding or longer than a loop), the gradient of one sample after the other is
-//! formed, then squared:
+//! that (a parameter of several layers, uses at several sizes, a sample larger than a binding or longer than a loop), the gradient of one
+//! sample after the other is formed, then squared:
 //!
 //! ```text
 //! f ← decay · f + gain · weight_n · (Σ_part g_n,part)²

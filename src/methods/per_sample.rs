@@ -43,13 +43,13 @@ use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{EmbeddingIndex, Epilogue, Form, Gram, GramArgs, GramParams, Listed, Mode};
 use crate::memory::{Element, View};
 use crate::methods::captured::{
-    Batch, Held, InFile, Parameter, Portion, Sides, Unit, by_size, cut, hold, in_pieces, joinable, small,
-    units,
+    Batch, Held, InFile, Parameter, Portion, Role, Sides, Unit, by_size, cut, hold, in_pieces, joinable,
+    ranges, small, units,
 };
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
-use crate::shape::{DType, elements, shape_text};
+use crate::shape::{DType, shape_text};
 use crate::stream::Budget;
 
 const OP: &str = "per-sample gradients";
@@ -289,22 +289,36 @@ impl<'a> PerSample<'a> {
     /// Shows `sum` every layer's gradients.
     fn walk(&self, sum: &mut dyn Sum, progress: &dyn Progress, interrupt: &Interrupt) -> Result<()> {
         progress.begin(self.bytes());
-        for at in 0..self.captures[0].layers().len() {
-            let parts: Vec<_> = self.captures.iter().map(|capture| by_size(&capture.layers()[at])).collect();
-            let layer = Layer::new(self, at, &parts, interrupt);
-            match layer.kind() {
-                LayerKind::Embedding { .. } => layer.embedding(sum)?,
-                LayerKind::Linear if sum.prefers_pairs(&layer.linear()?) => sum.pairs(&layer)?,
-                _ => layer.slabs(sum)?,
+        for unit in units(self.captures[0].layers())? {
+            if let [at] = unit.layers[..] {
+                let parts = self.parts(&[at]);
+                let layer = Layer::new(self, &[at], &parts, interrupt);
+                for parameter in &unit.parameters {
+                    layer.show(parameter, sum)?;
+                }
+            } else {
+                // The gradients of the layers that share it are added in the slab.
+                for parameter in &unit.parameters {
+                    let members: Vec<usize> = parameter.layers().collect();
+                    let parts = self.parts(&members);
+                    Layer::new(self, &members, &parts, interrupt).show(parameter, sum)?;
+                }
             }
-            if let Some((name, shape)) = layer.parameters().get(1) {
-                let len = elements(shape).unwrap_or(u64::MAX);
-                let gradients = |batches: &[Batch]| layer.gradients(batches, len, &Part::Bias);
-                layer.slab(sum, name, 0, len, gradients)?;
-            }
-            progress.advance(layer.bytes());
+            progress.advance(unit.layers.iter().map(|&at| self.bytes_of(at)).sum());
         }
         Ok(())
+    }
+
+    /// Each file's layers, by size.
+    fn parts(&self, layers: &[usize]) -> Vec<Vec<CaptureLayer>> {
+        let of_file =
+            |capture: &Capture| layers.iter().flat_map(|&at| by_size(&capture.layers()[at])).collect();
+        self.captures.iter().map(of_file).collect()
+    }
+
+    /// A layer's bytes in all files.
+    fn bytes_of(&self, layer: usize) -> u64 {
+        self.captures.iter().map(|capture| capture.layers()[layer].bytes()).sum()
     }
 
     /// Bytes of the gradients that may be formed at a time.
@@ -397,10 +411,11 @@ struct Chunk<'a> {
     held: RefCell<Option<Rc<Vec<Batch>>>>,
 }
 
-/// One layer over all files.
+/// One layer over all files, or those that share a parameter.
 struct Layer<'a> {
     job: &'a PerSample<'a>,
-    at: usize,
+    /// The places of the layers, the parameter's own first.
+    members: Vec<usize>,
     chunks: Vec<Chunk<'a>>,
     /// Whether data stay in memory from one slab to the next.
     holds: bool,
@@ -413,10 +428,10 @@ enum Part {
 }
 
 impl<'a> Layer<'a> {
-    /// `parts`: the layer of each file, by size.
+    /// `parts`: the layers of each file, by size.
     fn new(
         job: &'a PerSample<'a>,
-        at: usize,
+        members: &[usize],
         parts: &'a [Vec<CaptureLayer>],
         interrupt: &'a Interrupt,
     ) -> Self {
@@ -429,12 +444,14 @@ impl<'a> Layer<'a> {
             if samples[0] == samples[1] {
                 continue;
             }
-            let this = InFile { capture, layer: &capture.layers()[at] };
+            let this = InFile { capture, layer: &capture.layers()[members[0]] };
             let sizes = parts.iter().map(|layer| InFile { capture, layer });
-            let bytes = this.layer.bytes();
+            let bytes: u64 = members.iter().map(|&at| capture.layers()[at].bytes()).sum();
             match (chunks.last_mut(), &mut last) {
                 (Some(chunk), Some((before, together)))
-                    if *together + bytes <= hold.min(caps.max_binding_bytes) && joinable(*before, this) =>
+                    if members.len() == 1
+                        && *together + bytes <= hold.min(caps.max_binding_bytes)
+                        && joinable(*before, this) =>
                 {
                     chunk.sizes.iter_mut().zip(sizes).for_each(|(files, file)| files.push(file));
                     chunk.samples.end = samples[1];
@@ -448,7 +465,11 @@ impl<'a> Layer<'a> {
                         some,
                         held: RefCell::new(None),
                     };
-                    match this.ranges_within_bindings(&caps) {
+                    let within = |&at: &usize| {
+                        InFile { capture, layer: &capture.layers()[at] }.samples_within_bindings(&caps)
+                    };
+                    let most = members.iter().map(within).min().unwrap_or(u64::MAX);
+                    match (most < capture.samples()).then(|| ranges(capture.samples(), most)) {
                         None => {
                             chunks.push(chunk(samples[0]..samples[1], None));
                             last = Some((this, bytes));
@@ -457,32 +478,39 @@ impl<'a> Layer<'a> {
                             let place = |at: u64| samples[0] + usize::try_from(at).unwrap_or(usize::MAX);
                             let some =
                                 |range: Range<u64>| chunk(place(range.start)..place(range.end), Some(range));
-                            chunks.extend(ranges.into_iter().map(some));
+                            chunks.extend(ranges.map(some));
                             last = None;
                         }
                     }
                 }
             }
         }
-        let all: u64 = job.captures.iter().map(|capture| capture.layers()[at].bytes()).sum();
+        let all: u64 = members.iter().map(|&at| job.bytes_of(at)).sum();
         let holds = chunks.len() == 1 || all <= hold;
-        Self { job, at, chunks, holds, interrupt }
+        Self { job, members: members.to_vec(), chunks, holds, interrupt }
     }
 
     fn captured(&self) -> &'a CaptureLayer {
-        &self.job.captures[0].layers()[self.at]
+        &self.job.captures[0].layers()[self.members[0]]
+    }
+
+    /// Shows `sum` one parameter's gradients.
+    fn show(&self, parameter: &Parameter, sum: &mut dyn Sum) -> Result<()> {
+        let name = &parameter.name;
+        match (parameter.role(), self.kind()) {
+            (Role::Bias, _) => {
+                let len = parameter.rows.len;
+                self.slab(sum, name, 0, len, |batches| self.gradients(batches, len, &Part::Bias))
+            }
+            _ if self.members.len() > 1 => self.slabs(sum, parameter),
+            (_, LayerKind::Embedding { .. }) => self.embedding(sum, name),
+            (_, LayerKind::Linear) if sum.prefers_pairs(&self.linear()?) => sum.pairs(self),
+            _ => self.slabs(sum, parameter),
+        }
     }
 
     fn kind(&self) -> &'a LayerKind {
         &self.captured().kind
-    }
-
-    fn parameters(&self) -> Vec<(String, Vec<u64>)> {
-        self.captured().parameters()
-    }
-
-    fn bytes(&self) -> u64 {
-        self.job.captures.iter().map(|capture| capture.layers()[self.at].bytes()).sum()
     }
 
     /// A chunk's data, one batch for each size: never none, and one alone but where channels come before positions.
@@ -529,17 +557,15 @@ impl<'a> Layer<'a> {
     }
 
     /// Shows `sum` the weight's gradients, some rows at a time.
-    fn slabs(&self, sum: &mut dyn Sum) -> Result<()> {
-        let Some(chunk) = self.chunks.first() else { return Ok(()) };
-        let rows = self.batches(chunk)?[0].rows()?;
+    fn slabs(&self, sum: &mut dyn Sum, parameter: &Parameter) -> Result<()> {
+        let rows = parameter.rows;
         let row_bytes = (4 * rows.len).saturating_mul(self.job.samples() as u64).max(1);
-        let (name, _) = &self.parameters()[0];
         for range in cut(rows, self.job.slab_bytes() / row_bytes) {
             let first = u64::from(range.start) * rows.len;
             let len = range.len() as u64 * rows.len;
             let part = Part::Rows(range);
             let gradients = |batches: &[Batch]| self.gradients(batches, len, &part);
-            self.slab(sum, name, first, len, gradients)?;
+            self.slab(sum, &parameter.name, first, len, gradients)?;
         }
         Ok(())
     }
@@ -584,8 +610,8 @@ impl<'a> Layer<'a> {
     }
 
     /// Shows `sum` an embedding's gradients, some rows at a time.
-    fn embedding(&self, sum: &mut dyn Sum) -> Result<()> {
-        let (name, shape) = &self.parameters()[0];
+    fn embedding(&self, sum: &mut dyn Sum, name: &str) -> Result<()> {
+        let shape = &self.captured().weight;
         let dim = usize::try_from(shape[1]).unwrap_or(usize::MAX);
         let mut uses = vec![0_u64; usize::try_from(shape[0]).unwrap_or(usize::MAX)];
         for chunk in &self.chunks {

@@ -115,12 +115,10 @@ impl InFile<'_> {
         by_size(self.layer).iter().all(|layer| self.fitting(layer, caps) > 0)
     }
 
-    /// Ranges of samples that bindings can take, where not all of them do at once.
-    pub(crate) fn ranges_within_bindings(&self, caps: &Caps) -> Option<Vec<Range<u64>>> {
+    /// Samples that bindings can take at once, at least one.
+    pub(crate) fn samples_within_bindings(&self, caps: &Caps) -> u64 {
         let (inputs, gradients) = self.bytes_of_sample(self.layer);
-        let most = (room(caps) / inputs.max(gradients)).max(1);
-        let samples = self.capture.samples();
-        (most < samples).then(|| ranges(samples, most).collect())
+        (room(caps) / inputs.max(gradients)).max(1)
     }
 
     /// Some samples, one portion or several: for each size of uses, and for each part that fits. Of no samples there is an empty portion for each size.
@@ -313,7 +311,8 @@ fn without_padding(window: &Window) -> Window {
     window
 }
 
-fn ranges(all: u64, most: u64) -> impl Iterator<Item = Range<u64>> {
+/// Consecutive ranges of at most `most`.
+pub(crate) fn ranges(all: u64, most: u64) -> impl Iterator<Item = Range<u64>> {
     (0..all.div_ceil(most)).map(move |i| i * most..all.min((i + 1) * most))
 }
 

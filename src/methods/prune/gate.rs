@@ -59,10 +59,11 @@ pub(super) type Layers<'a> = BTreeMap<String, (usize, &'a CaptureLayer)>;
 pub(super) fn layers<'a>(model: &Checkpoint, captures: &'a [Capture]) -> Result<Layers<'a>> {
     let first = captures.first().ok_or_else(|| Error::argument(OP, "filter-gate needs captures"))?;
     same_network(captures)?;
+    refuse_tied(first)?;
     let mut strangers = Vec::new();
     let mut layers = BTreeMap::new();
     for (place, layer) in first.layers().iter().enumerate() {
-        let name = format!("{}.weight", layer.name);
+        let name = format!("{}.weight", layer.tied.weight.as_ref().unwrap_or(&layer.name));
         match model.get(&name) {
             None => strangers.push(format!("{} is not in the model", printable(&name))),
             Some(own) if own.shape != layer.weight => strangers.push(format!(
@@ -71,6 +72,7 @@ pub(super) fn layers<'a>(model: &Checkpoint, captures: &'a [Capture]) -> Result<
                 shape_text(&layer.weight),
                 shape_text(&own.shape)
             )),
+            Some(_) if layer.tied.weight.is_some() => {}
             Some(_) => drop(layers.insert(name, (place, layer))),
         }
     }
@@ -84,6 +86,24 @@ pub(super) fn layers<'a>(model: &Checkpoint, captures: &'a [Capture]) -> Result<
         listed(&strangers)
     );
     Err(Error::mismatch(OP, problem))
+}
+
+/// The gradient of a filter that two layers share is not in either one's data.
+fn refuse_tied(capture: &Capture) -> Result<()> {
+    for layer in capture.layers() {
+        let owner = layer.tied.weight.as_ref();
+        let owner = capture.layers().iter().find(|other| Some(&other.name) == owner);
+        if let Some(owner) = owner.filter(|owner| !matches!(owner.kind, LayerKind::Embedding { .. })) {
+            let problem = format!(
+                "{}: {} and {} share a weight, whose gates are not supported; use filter-sum, or capture without one of them",
+                capture.path().display(),
+                printable(&owner.name),
+                printable(&layer.name)
+            );
+            return Err(Error::mismatch(OP, problem));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a tensor is the weight of a captured layer with filters: a row of an embedding is none.

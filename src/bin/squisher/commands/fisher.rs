@@ -118,10 +118,7 @@ impl Planned {
     fn new(captures: &[Capture]) -> Self {
         let mut tensors = Vec::new();
         for layer in captures.iter().take(1).flat_map(Capture::layers) {
-            tensors.push((format!("{}.weight", layer.name), layer.weight.clone()));
-            if layer.bias {
-                tensors.push((format!("{}.bias", layer.name), layer.bias_shape.clone()));
-            }
+            tensors.extend(layer.parameters());
         }
         Self {
             dry_run: true,
