@@ -696,7 +696,8 @@ fn share_weight(layer: &CaptureLayer, owner: &CaptureLayer) -> Result<(), String
     };
     let rows = |layer: &CaptureLayer| matches!(layer.kind, Linear | Embedding { .. });
     let alike = layer.kind_name() == owner.kind_name() && groups(layer) == groups(owner);
-    if !alike && !(rows(layer) && rows(owner)) {
+    let both_rows = rows(layer) && rows(owner);
+    if !alike && !both_rows {
         let (a, b) = (layer.kind_name(), owner.kind_name());
         return Err(format!(
             "a {a} and a {b} cannot share it; linear layers and embeddings can, and layers of one kind with the same groups"

@@ -25,8 +25,7 @@ pub(crate) fn hold(backend: &Backend, name: &str, rows: WeightRows) -> Result<Ve
         let view = backend.alloc(range.len() as u64 * rows.len, DType::F32);
         Ok(Held { rows: range, view: view.map_err(|error| of_row(error, name))? })
     };
-    let ranges = if rows.len == 0 { vec![0..rows.count] } else { cut(rows, at_once) };
-    ranges.into_iter().map(hold).collect()
+    cut(rows, at_once).into_iter().map(hold).collect()
 }
 
 /// Where one buffer does not do, it is a row that is too large.
