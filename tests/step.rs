@@ -45,7 +45,14 @@ fn along(backend: &Backend, paths: &[PathBuf], direction: &Path) -> Result<Vec<f
 }
 
 fn options(kind: StepKind, damping: f64) -> StepOptions {
-    StepOptions { kind, damping, gram: None, budget: Budget::default(), overwrite: false }
+    StepOptions {
+        kind,
+        damping,
+        gram: None,
+        indicator: Vec::new(),
+        budget: Budget::default(),
+        overwrite: false,
+    }
 }
 
 fn run(
@@ -134,11 +141,11 @@ fn tool(words: &[&str], captures: &[PathBuf], out: &Path) -> Output {
 #[test]
 fn the_tool_agrees_with_autograd() {
     let adapter = support::gpu().device().adapter_info().name;
-    for (case, kind, device) in [
-        ("sequence", "ief", ["--backend", "host"]),
-        ("conv_transpose2d", "ef", ["--backend", "host"]),
-        ("mlp", "ief", ["--adapter", &adapter]),
-    ] {
+    let devices = [["--backend", "host"], ["--adapter", &adapter]];
+    let cases = CASES.into_iter().flat_map(|case| devices.map(|device| (case, device)));
+    for ((case, device), kind) in cases.zip(["ief", "ef", "ef", "ief"].into_iter().cycle()) {
+        let (of_gram, of_step, of_norm) =
+            if case.ends_with("16") { (3e-2, 0.1, 3e-2) } else { (2e-5, 5e-3, 1e-4) };
         let (folder, expected) = (folder(), expected(case));
         let (out, table) = (folder.path().join("step.safetensors"), folder.path().join("gram.safetensors"));
         let damping = expected["damping"][0].to_string();
@@ -148,8 +155,8 @@ fn the_tool_agrees_with_autograd() {
         let done = tool(&words, &captures(case), &out);
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let want = of_flavour(&expected, &format!("{kind}_update"));
-        assert!(worst(&load(&out), &want) <= 5e-3, "{case}");
-        assert!(share(&load(&table)["gram"], &expected["gram"]) <= 2e-5, "{case}");
+        assert!(worst(&load(&out), &want) <= of_step, "{case}");
+        assert!(share(&load(&table)["gram"], &expected["gram"]) <= of_gram, "{case}");
         let shape = &Checkpoint::open(&table).expect("sound").get("gram").expect("it is there").shape.clone();
         let samples = samples_of(&expected) as u64;
         assert_eq!(shape[..], [samples, samples]);
@@ -159,7 +166,7 @@ fn the_tool_agrees_with_autograd() {
         let norms = json["gradient_norms"].as_array().expect("a list");
         let want = expected["gram"].iter().step_by(samples_of(&expected) + 1);
         let near = |(norm, want): (&serde_json::Value, &f64)| {
-            (norm.as_f64().expect("a number") - want.sqrt()).abs() < 1e-4 * want.sqrt()
+            (norm.as_f64().expect("a number") - want.sqrt()).abs() < of_norm * want.sqrt()
         };
         assert!(norms.iter().zip(want).all(near), "{norms:?}");
         let kind_of = Checkpoint::open(&out).expect("sound").metadata().get("squisher.kind").cloned();
@@ -516,6 +523,53 @@ fn the_indicator_of_logistic_regression_is_the_closed_form() {
     assert!(text.contains(r#""fc.weight" is F32 [2, 1], expected floats of [1, 2]"#), "{text}");
     let nan = direction(&folder, "nan", &[1.0, f32::NAN]);
     assert!(refusal(&exact, &data, &nan).contains("\"fc.weight\": NaN or infinity at flat index 1"));
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn the_tool_tells_how_good_a_step_is() {
+    let folder = folder();
+    let (exact, data) = logistic(&folder);
+    let captures = [data[0].path().to_owned()];
+    let exact = exact[0].path().to_string_lossy().into_owned();
+    let out = folder.path().join("step.safetensors");
+    let adapter = support::gpu().device().adapter_info().name;
+    for device in [["--backend", "host"], ["--adapter", &adapter]] {
+        let words = ["--kind", "ef", "--damping", "0.1", "--json", "--overwrite", device[0], device[1]];
+        let done = tool(&[&words[..], &["--indicator", &exact]].concat(), &captures, &out);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let delta = &load(&out)["fc.weight"];
+        // F = 3/16 (1, 2)(1, 2)ᵀ + 1/4 (−1, 1/2)(−1, 1/2)ᵀ, ∇L = (−5/4, −5/4).
+        let (along, across) = (delta[0] + 2.0 * delta[1], -delta[0] + 0.5 * delta[1]);
+        let curvature = 3.0 / 16.0 * along * along + 0.25 * across * across;
+        let want = curvature.sqrt() / (1.25 * (delta[0] + delta[1])).abs();
+        let json: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one object");
+        let gamma = json["indicator"]["gamma"].as_f64().expect("a number");
+        assert!((gamma - want).abs() < 1e-5 * want, "{gamma} {want}");
+    }
+    let plain =
+        tool(&["--kind", "ef", "--damping", "0.1", "--overwrite", "--indicator", &exact], &captures, &out);
+    let text = String::from_utf8_lossy(&plain.stdout).into_owned();
+    assert!(text.contains("γ = √(Δᵀ F Δ) / |Δᵀ ∇L| of the step"), "{text}");
+    let none = folder.path().join("none.safetensors");
+    let half = Draft::new(r#"{"fc": {"kind": "linear", "bias": false}}"#)
+        .with("fc.input", &[1, 2], &[1.0, 2.0])
+        .with("fc.grad_output", &[1, 1], &[1.0])
+        .with("sample_weight", &[1], &[1.0])
+        .note("labels", "sampled")
+        .write(&folder, "half")
+        .to_string_lossy()
+        .into_owned();
+    let data = captures[0].to_string_lossy().into_owned();
+    for (judges, dry, problem) in [
+        (&data, "--quiet", "capture all classes"),
+        (&half, "--quiet", "add up to 1, and the data's captures have 2 samples"),
+        (&half, "--dry-run", "add up to 1, and the data's captures have 2 samples"),
+    ] {
+        let done = tool(&["--kind", "ef", "--damping", "0.1", dry, "--indicator", judges], &captures, &none);
+        let text = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(!done.status.success() && text.contains(problem) && !none.exists(), "{text}");
+    }
 }
 
 #[test]

@@ -460,31 +460,40 @@ impl Capture {
 pub fn same_network(captures: &[Capture]) -> Result<()> {
     let Some((first, rest)) = captures.split_first() else { return Ok(()) };
     for other in rest {
-        let difference = |problem: String| {
-            let (a, b) = (first.path().display(), other.path().display());
-            Err(Error::mismatch("captures", format!("{a} and {b} are not of one network: {problem}")))
-        };
-        let layers = |capture: &Capture| -> BTreeMap<String, String> {
-            capture.layers.iter().map(|layer| (layer.name.clone(), layer.describe())).collect()
-        };
-        let (ours, theirs) = (layers(first), layers(other));
-        for name in ours.keys().chain(theirs.keys()) {
-            match (ours.get(name), theirs.get(name)) {
-                (Some(a), Some(b)) if a == b => {}
-                (Some(a), Some(b)) => {
-                    return difference(format!("layer {} is {a} and {b}", printable(name)));
-                }
-                _ => return difference(format!("layer {} is in one alone", printable(name))),
-            }
-        }
+        same_layers(first, other)?;
         if first.loss_reduction != other.loss_reduction || first.labels != other.labels {
-            return difference(format!(
-                "loss reduction and labels are {:?}, {:?} and {:?}, {:?}",
-                first.loss_reduction, first.labels, other.loss_reduction, other.labels
+            return Err(difference(
+                (first, other),
+                &format!(
+                    "loss reduction and labels are {:?}, {:?} and {:?}, {:?}",
+                    first.loss_reduction, first.labels, other.loss_reduction, other.labels
+                ),
             ));
         }
     }
     Ok(())
+}
+
+/// Requires that two captures are of one network, whatever its loss.
+pub(crate) fn same_layers(first: &Capture, other: &Capture) -> Result<()> {
+    let layers = |capture: &Capture| -> BTreeMap<String, String> {
+        capture.layers.iter().map(|layer| (layer.name.clone(), layer.describe())).collect()
+    };
+    let (ours, theirs) = (layers(first), layers(other));
+    for name in ours.keys().chain(theirs.keys()) {
+        let problem = match (ours.get(name), theirs.get(name)) {
+            (Some(a), Some(b)) if a == b => continue,
+            (Some(a), Some(b)) => format!("layer {} is {a} and {b}", printable(name)),
+            _ => format!("layer {} is in one alone", printable(name)),
+        };
+        return Err(difference((first, other), &problem));
+    }
+    Ok(())
+}
+
+fn difference((a, b): (&Capture, &Capture), problem: &str) -> Error {
+    let (a, b) = (a.path().display(), b.path().display());
+    Error::mismatch("captures", format!("{a} and {b} are not of one network: {problem}"))
 }
 
 /// Whether two files hold one layer's uses in the same types and, samples apart, shapes.

@@ -65,7 +65,7 @@ pub use capture::{
     CAPTURE_FORMAT, Capture, CaptureLayer, Labels, LayerKind, LayerUse, LossReduction, Tied, Window,
     is_capture, positions, same_network,
 };
-pub(crate) use capture::{same_shapes, widen_bytes};
+pub(crate) use capture::{same_layers, same_shapes, widen_bytes};
 pub use header::{MAX_AXES, MAX_HEADER_BYTES, MAX_TENSORS};
 pub use layout::{OutputFile, OutputLayout, OutputTensor};
 #[cfg(feature = "pytorch")]

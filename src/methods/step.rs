@@ -36,7 +36,7 @@ use serde::Serialize;
 
 use crate::backend::Backend;
 use crate::checkpoint::{
-    Capture, CaptureLayer, Checkpoint, Dtype, Labels, Output, OutputLayout, OutputTensor,
+    Capture, CaptureLayer, Checkpoint, Dtype, Labels, Output, OutputLayout, OutputTensor, same_layers,
 };
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
@@ -87,6 +87,8 @@ pub struct StepOptions {
     pub damping: f64,
     /// Where to write K, if anywhere.
     pub gram: Option<PathBuf>,
+    /// Captures of the same samples under the model's labels, by which the step is judged; none: it is not.
+    pub indicator: Vec<PathBuf>,
     /// What memory may be used.
     pub budget: Budget,
     /// Replace existing outputs.
@@ -124,13 +126,16 @@ pub struct StepReport {
     pub output: PathBuf,
     /// K, if it was written.
     pub gram: Option<PathBuf>,
+    /// How good the step is, if that was asked for.
+    pub indicator: Option<Indicator>,
 }
 
 /// Computes a step from captures of the data's labels, writes it under the parameters' names to `out` and, if asked for, K as one tensor
-/// `gram` `[N, N]`, f64, samples in the order of the files.
+/// `gram` `[N, N]`, f64, samples in the order of the files. With captures of the model's labels, also its [`indicator`], which is
+/// computed from the step as it was written.
 ///
 /// # Errors
-/// What [`Capture::open`] and [`PerSample::new`] refuse; [`Error::Argument`] for a damping that is negative or no number, for labels that are not the
+/// What [`Capture::open`], [`PerSample::new`] and [`indicator`] refuse; [`Error::Argument`] for a damping that is negative or no number, for labels that are not the
 /// data's, and for K + λI without an inverse; [`Error::File`] for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does
 /// not fit in memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
 pub fn step(
@@ -145,11 +150,12 @@ pub fn step(
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
     let job = PerSample::new(backend, &captures, options.budget)?;
     check_labels(&captures, Labels::Data, "a step is defined by the data's labels")?;
+    let exact = exact_captures(&captures, options)?;
     let target = match options.kind {
         StepKind::Ef => vec![1.0; job.samples()],
         StepKind::Ief => job.logit_grad_sq()?,
     };
-    let inputs: Vec<&Path> = captures.iter().map(Capture::path).collect();
+    let inputs: Vec<&Path> = captures.iter().chain(&exact).map(Capture::path).collect();
     let step = Written::step(out, &captures, &job, options, &inputs)?;
     let samples = job.samples() as u64;
     let table =
@@ -171,7 +177,8 @@ pub fn step(
     // ‖Jᵀx‖² = xᵀKx = xᵀ(target − λx).
     let step_norm = (inner(&x, &target) - options.damping * inner(&x, &x)).max(0.0).sqrt();
     let tensors: Vec<_> = captures[0].layers().iter().flat_map(CaptureLayer::parameters).collect();
-    let report = StepReport {
+    let read = captures.iter().chain(&exact).map(|capture| capture.checkpoint().total_bytes());
+    let mut report = StepReport {
         kind: options.kind,
         damping: options.damping,
         samples,
@@ -181,17 +188,32 @@ pub fn step(
         slope: inner(&x, &row_sums),
         elements: tensors.iter().map(|(_, shape)| elements(shape).unwrap_or(u64::MAX)).sum(),
         tensors,
-        bytes_read: captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum(),
+        bytes_read: read.sum(),
         bytes_written: step.0.total_bytes() + table.as_ref().map_or(0, |table| table.0.total_bytes()),
         adapter: backend.name(),
         output: step.0.path().to_owned(),
         gram: table.as_ref().map(|table| table.0.path().to_owned()),
+        indicator: None,
     };
     if let Some(table) = table {
         table.0.finish()?;
     }
     step.0.finish()?;
+    if !exact.is_empty() {
+        let direction = Checkpoint::open(&report.output)?;
+        let judged = indicator(backend, &exact, &captures, &direction, options.budget, progress, interrupt)?;
+        report.indicator = Some(judged);
+    }
     Ok(report)
+}
+
+/// The captures that a step is judged by, held against those that it is of before anything is computed.
+fn exact_captures(data: &[Capture], options: &StepOptions) -> Result<Vec<Capture>> {
+    let exact = options.indicator.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
+    if !exact.is_empty() {
+        weights_of(&exact, data)?;
+    }
+    Ok(exact)
 }
 
 /// Checks captures and options as [`step`] would, without computing: the number of samples.
@@ -207,6 +229,7 @@ pub fn check(captures: &[Capture], options: &StepOptions) -> Result<u64> {
         without.map(Capture::logit_grad_sq).collect::<Result<Vec<_>>>()?;
     }
     job.check_gram()?;
+    exact_captures(captures, options)?;
     Ok(job.samples() as u64)
 }
 
@@ -337,12 +360,13 @@ pub struct Indicator {
 /// γ(Δ) = √(Δᵀ F Δ) / |Δᵀ ∇L| of the step that the checkpoint `direction` holds under the parameters' names.
 ///
 /// `exact` are captures of all classes with their probabilities as weights (or of labels drawn from the model, which estimates F); `data` are
-/// captures of the data's labels, for ∇L. F and ∇L are sums over samples, not means: take both of the same samples.
+/// captures of the data's labels, for ∇L. F and ∇L are sums over samples, not means: both are to be of the same samples, so that the weights
+/// add up to as many as there are.
 /// Two passes of 2·P·i·o operations a linear layer; no N × N matrix.
 ///
 /// # Errors
 /// As [`PerSample::inner_products`]; [`Error::Argument`] for captures of other labels; [`Error::Mismatch`] where `exact` and `data` are not of one
-/// network.
+/// network, or not of as many samples.
 pub fn indicator(
     backend: &Backend,
     exact: &[Capture],
@@ -352,6 +376,18 @@ pub fn indicator(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Indicator> {
+    let weights = weights_of(exact, data)?;
+    let products =
+        |captures| PerSample::new(backend, captures, budget)?.inner_products(direction, progress, interrupt);
+    let curvature: f64 =
+        products(exact)?.iter().zip(&weights).map(|(product, w)| w * product * product).sum();
+    let slope: f64 = products(data)?.iter().sum();
+    let gamma = if slope == 0.0 { f64::INFINITY } else { curvature.sqrt() / slope.abs() };
+    Ok(Indicator { curvature, slope, gamma })
+}
+
+/// The weights of `exact`'s samples, after what headers tell of both was checked.
+fn weights_of(exact: &[Capture], data: &[Capture]) -> Result<Vec<f64>> {
     if let Some(capture) = exact.iter().find(|capture| capture.labels() == Labels::Data) {
         let problem = format!(
             "the Fisher is defined by the model's labels, and {} is of the data's; capture all classes",
@@ -360,17 +396,21 @@ pub fn indicator(
         return Err(Error::argument(OP, problem));
     }
     check_labels(data, Labels::Data, "∇L is defined by the data's labels")?;
+    if let (Some(one), Some(other)) = (exact.first(), data.first()) {
+        same_layers(one, other)?;
+    }
     let mut weights = Vec::new();
     for capture in exact {
         weights.extend(capture.sample_weight()?);
     }
-    let products =
-        |captures| PerSample::new(backend, captures, budget)?.inner_products(direction, progress, interrupt);
-    let curvature: f64 =
-        products(exact)?.iter().zip(&weights).map(|(product, w)| w * product * product).sum();
-    let slope: f64 = products(data)?.iter().sum();
-    let gamma = if slope == 0.0 { f64::INFINITY } else { curvature.sqrt() / slope.abs() };
-    Ok(Indicator { curvature, slope, gamma })
+    let (weight, samples) = (weights.iter().sum::<f64>(), data.iter().map(Capture::samples).sum::<u64>());
+    if (weight - samples as f64).abs() > 1e-2 * samples as f64 {
+        let problem = format!(
+            "the weights under the model's labels add up to {weight}, and the data's captures have {samples} samples; capture both of the same samples"
+        );
+        return Err(Error::mismatch(OP, problem));
+    }
+    Ok(weights)
 }
 
 #[cfg(test)]

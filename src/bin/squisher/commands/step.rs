@@ -18,6 +18,7 @@ const EXAMPLES: &str = "\
 Examples:
   squisher step capture-*.safetensors --kind ief --damping 1e-3 -o step.safetensors
   squisher step capture-*.safetensors --kind ef --damping 1e-3 -o step.safetensors --gram gram.safetensors
+  squisher step capture-*.safetensors --kind ief --damping 1e-3 -o step.safetensors --indicator exact-*.safetensors
 The step is to be subtracted from the parameters, times a learning rate. The improved empirical Fisher needs logit_grad
 in the captures: see examples/pytorch/README.md.";
 
@@ -47,6 +48,11 @@ pub(crate) struct Step {
     /// Also write the Gram matrix: one tensor "gram" [N, N], samples in the order of the files
     #[arg(long, value_name = "FILE")]
     gram: Option<PathBuf>,
+
+    /// Also tell how good the step is, by γ = √(Δᵀ F Δ) / |Δᵀ ∇L| with the exact Fisher F: captures of the same samples with all classes, or with
+    /// drawn labels for an estimate. Lower is better
+    #[arg(long, value_name = "CAPTURE", num_args = 1..)]
+    indicator: Vec<PathBuf>,
 }
 
 impl Step {
@@ -55,6 +61,7 @@ impl Step {
             kind: self.kind,
             damping: self.damping,
             gram: self.gram.clone(),
+            indicator: self.indicator.clone(),
             budget: global.memory.budget(),
             overwrite: global.overwrite,
         };
@@ -133,6 +140,9 @@ impl fmt::Display for Done {
             "norm of the step {:.3e}, slope of the loss along it {:.3e}",
             report.step_norm, report.slope
         )?;
+        if let Some(indicator) = report.indicator {
+            writeln!(f, "γ = √(Δᵀ F Δ) / |Δᵀ ∇L| of the step {:.4e}", indicator.gamma)?;
+        }
         let (elements, bytes) = (count(report.elements), size(report.bytes_written));
         write!(f, "wrote {elements} elements, {bytes} to {}", report.output.display())?;
         match &report.gram {
