@@ -3,7 +3,7 @@
 // Expects lib/dtype.wgsl and lib/wide.wgsl.
 
 override WORKGROUP: u32 = 256u;
-override OCTETS: u32 = 4u;
+override OCTETS: u32 = 16u;
 override THETA: u32 = 0u;
 override ANCHOR: u32 = 0u;
 override FISHER: u32 = 0u;

@@ -12,6 +12,9 @@ var<private> fallback: u32;
 var<private> floored: u32;
 var<private> dominated: u32;
 var<private> raised: u32;
+/// Slots 4 to 13 in pairs: how many, and the first one's place.
+var<private> found: array<u32, 5>;
+var<private> places: array<u32, 5>;
 var<workgroup> group_counts: array<atomic<u32>, 4>;
 
 fn is_bad(fisher: vec4<u32>) -> vec4<bool> {
@@ -28,11 +31,24 @@ fn total(flags: vec4<bool>) -> u32 {
     return ones.x + ones.y + ones.z + ones.w;
 }
 
+/// Kept in registers until the end: what an invocation finds wrong is seldom anything.
 fn note(slot: u32, quad: u32, flags: vec4<bool>) {
-    if any(flags) {
-        atomicAdd(&counts[slot], total(flags));
-        let lane = select(select(select(3u, 2u, flags.z), 1u, flags.y), 0u, flags.x);
-        atomicMax(&counts[slot + 1u], ~(4u * quad + lane));
+    let kind = slot / 2u - 2u;
+    let lane = select(select(select(3u, 2u, flags.z), 1u, flags.y), 0u, flags.x);
+    found[kind] += total(flags);
+    places[kind] = max(places[kind], select(0u, ~(4u * quad + lane), any(flags)));
+}
+
+fn add_found(kind: u32) {
+    if found[kind] > 0u {
+        atomicAdd(&counts[2u * kind + 4u], found[kind]);
+        atomicMax(&counts[2u * kind + 5u], places[kind]);
+    }
+}
+
+fn add_own(slot: u32, count: u32) {
+    if count > 0u {
+        atomicAdd(&group_counts[slot], count);
     }
 }
 
@@ -51,10 +67,15 @@ fn count_outcome(t: Tally, inside: vec4<bool>) {
 
 /// Every invocation of the workgroup calls this once, at the end.
 fn add_counts(local: u32) {
-    atomicAdd(&group_counts[0], fallback);
-    atomicAdd(&group_counts[1], floored);
-    atomicAdd(&group_counts[2], dominated);
-    atomicAdd(&group_counts[3], raised);
+    add_found(0u);
+    add_found(1u);
+    add_found(2u);
+    add_found(3u);
+    add_found(4u);
+    add_own(0u, fallback);
+    add_own(1u, floored);
+    add_own(2u, dominated);
+    add_own(3u, raised);
     workgroupBarrier();
     if local < 4u {
         let count = atomicLoad(&group_counts[local]);

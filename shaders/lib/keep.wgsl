@@ -32,24 +32,41 @@ fn score_at(all: ptr<function, Sixteen>, i: u32) -> u32 {
     return (*all).second.hi[i - 12u];
 }
 
+/// The lowest four bits.
+fn bits_of(flags: vec4<bool>) -> u32 {
+    let bits = select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), flags);
+    return (bits.x | bits.y) | (bits.z | bits.w);
+}
+
+fn bits_above(all: Sixteen, threshold: vec4<u32>) -> u32 {
+    return bits_of(all.first.lo > threshold) | (bits_of(all.first.hi > threshold) << 4u)
+        | (bits_of(all.second.lo > threshold) << 8u) | (bits_of(all.second.hi > threshold) << 12u);
+}
+
+fn bits_equal(all: Sixteen, threshold: vec4<u32>) -> u32 {
+    return bits_of(all.first.lo == threshold) | (bits_of(all.first.hi == threshold) << 4u)
+        | (bits_of(all.second.lo == threshold) << 8u) | (bits_of(all.second.hi == threshold) << 12u);
+}
+
 /// One bit for each of the invocation's elements. Every invocation must call it.
-fn kept_bits(all: ptr<function, Sixteen>, block: u32, lane: u32) -> u32 {
-    let threshold = state[0];
+fn kept_bits(all: Sixteen, block: u32, lane: u32) -> u32 {
     let first = block * 4096u + 16u * lane;
-    var kept = 0u;
-    var equal = 0u;
-    for (var i = 0u; i < 16u; i++) {
-        let score = score_at(all, i);
-        if first + i < params.len {
-            kept |= u32(score > threshold) << i;
-            equal |= u32(score == threshold) << i;
-        }
+    let len = min(params.len - min(first, params.len), 16u);
+    let inside = (1u << len) - 1u;
+    let threshold = vec4<u32>(state[0]);
+    var kept = bits_above(all, threshold) & inside;
+    var equal = bits_equal(all, threshold) & inside;
+    // The ties of most blocks are all kept or all left out: only where the budget ends do they have to be counted.
+    let before = ties[block];
+    let most = state[1];
+    if ties[block + 1u] <= most {
+        return kept | equal;
     }
-    var rank = sum_before(lane, countOneBits(equal));
-    if first < params.len {
-        rank += ties[block];
+    if before >= most {
+        return kept;
     }
-    for (; equal != 0u && rank < state[1]; rank++) {
+    var rank = before + sum_before(lane, countOneBits(equal));
+    for (; equal != 0u && rank < most; rank++) {
         kept |= equal & (~equal + 1u);
         equal &= equal - 1u;
     }

@@ -33,6 +33,12 @@ fn pack(t: Tally, lane: u32) -> vec4<u32> {
     );
 }
 
+/// One model alone: what [add_model] makes of nothing and it, without dividing its weight by itself.
+fn first_model(weight: Wide, distance: vec4<f32>, share: f32) -> Tally {
+    let none = weight.m <= vec4<f32>(0.0);
+    return Tally(select(distance, distance * share, none), weight.m, weight.m, weight.e, vec4<u32>());
+}
+
 /// Adds one model: `weight` joins the denominator, `pull` (at the exponent `e`) draws the mean to `distance`.
 /// While no weight is above zero, `share` is the model's share of a plain average.
 fn add_model(t: Tally, weight: Wide, pull: vec4<f32>, e: vec4<i32>, distance: vec4<f32>, share: f32) -> Tally {

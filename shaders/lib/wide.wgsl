@@ -12,12 +12,12 @@ const NOTHING: i32 = -100000;
 /// From the bit patterns of non-negative finite f32.
 fn wide(bits: vec4<u32>) -> Wide {
     let exponent = vec4<i32>(bits >> vec4<u32>(23u));
-    let fraction = bits & vec4<u32>(0x7fffffu);
-    let lead = firstLeadingBit(max(fraction, vec4<u32>(1u)));
+    // A subnormal's fraction as a number: exact, and its own exponent says where its first bit is.
+    let fraction = bitcast<vec4<u32>>(vec4<f32>(bitcast<vec4<i32>>(bits & vec4<u32>(0x7fffffu))));
     let subnormal = exponent == vec4<i32>(0);
-    let shifted = (fraction << (vec4<u32>(23u) - lead)) & vec4<u32>(0x7fffffu);
-    let mantissa = bitcast<vec4<f32>>(select(fraction, shifted, subnormal) | vec4<u32>(0x3f800000u));
-    let power = select(exponent - 127, vec4<i32>(lead) - 149, subnormal);
+    let digits = select(bits, fraction, subnormal) & vec4<u32>(0x7fffffu);
+    let mantissa = bitcast<vec4<f32>>(digits | vec4<u32>(0x3f800000u));
+    let power = select(exponent - 127, vec4<i32>(fraction >> vec4<u32>(23u)) - (127 + 149), subnormal);
     let zero = bits == vec4<u32>(0u);
     return Wide(select(mantissa, vec4<f32>(0.0), zero), select(power, vec4<i32>(NOTHING), zero));
 }

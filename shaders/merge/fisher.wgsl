@@ -3,7 +3,7 @@
 // Expects lib/dtype.wgsl, lib/wide.wgsl, lib/tally.wgsl, lib/count.wgsl.
 
 override WORKGROUP: u32 = 256u;
-override OCTETS: u32 = 1u;
+override OCTETS: u32 = 4u;
 // Storage types; a Fisher of type NONE weighs 1 everywhere.
 override THETA_A: u32 = 0u;
 override THETA_B: u32 = 0u;
@@ -104,16 +104,22 @@ fn store_state(quad: u32, t: Tally) {
     }
 }
 
-/// One model's say about four parameters.
+/// One model's say about four parameters; `alone` if there is none before it.
 fn model(
-    tally: Tally, theta: vec4<u32>, fisher: vec4<u32>, origin: vec4<f32>,
+    tally: Tally, alone: bool, theta: vec4<u32>, fisher: vec4<u32>, origin: vec4<f32>,
     lambda: f32, exponent: i32, share: f32, least: u32,
 ) -> Tally {
     let good = checked(fisher);
     let raised = good < vec4<u32>(least);
     let weight = wide_times(wide(select(good, vec4<u32>(least), raised)), lambda, exponent);
-    let e = max(tally.exponent, weight.e);
-    var next = add_model(tally, weight, mantissa_at(weight, e), e, floats(theta) - origin, share);
+    let distance = floats(theta) - origin;
+    var next: Tally;
+    if alone {
+        next = first_model(weight, distance, share);
+    } else {
+        let e = max(tally.exponent, weight.e);
+        next = add_model(tally, weight, mantissa_at(weight, e), e, distance, share);
+    }
     next.unfloored |= select(vec4<u32>(1u), vec4<u32>(0u), raised);
     return next;
 }
@@ -123,10 +129,10 @@ fn quad(index: u32, ta: vec4<u32>, fa: vec4<u32>, tb: vec4<u32>, fb: vec4<u32>, 
     let inside = vec4<u32>(4u * index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
     let zero = floats(origin);
     count_model(0u, index, ta, fa, params.floor_a, inside);
-    var tally = model(load_state(index), ta, fa, zero, params.lambda_a, params.exponent_a, params.share_a, params.floor_a);
+    var tally = model(load_state(index), FIRST, ta, fa, zero, params.lambda_a, params.exponent_a, params.share_a, params.floor_a);
     if PAIR {
         count_model(1u, index, tb, fb, params.floor_b, inside);
-        tally = model(tally, tb, fb, zero, params.lambda_b, params.exponent_b, params.share_b, params.floor_b);
+        tally = model(tally, false, tb, fb, zero, params.lambda_b, params.exponent_b, params.share_b, params.floor_b);
     }
     if LAST {
         count_outcome(tally, inside);

@@ -3,7 +3,7 @@
 // Expects lib/dtype.wgsl, lib/wide.wgsl, lib/tally.wgsl, lib/count.wgsl.
 
 override WORKGROUP: u32 = 256u;
-override OCTETS: u32 = 1u;
+override OCTETS: u32 = 4u;
 override THETA: u32 = 0u;
 override FISHER: u32 = 0u;
 override BASE: u32 = 0u;

@@ -21,6 +21,11 @@ struct Params {
 var<workgroup> own_above: atomic<u32>;
 var<workgroup> own_ties: atomic<u32>;
 
+fn total(flags: vec4<bool>) -> u32 {
+    let ones = vec4<u32>(flags);
+    return (ones.x + ones.y) + (ones.z + ones.w);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(local_invocation_id) local: vec3<u32>,
@@ -28,19 +33,18 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let block = group.y * groups.x + group.x;
-    let threshold = state[0];
+    let threshold = vec4<u32>(state[0]);
     var more = 0u;
     var same = 0u;
     for (var i = 0u; i < OCTETS; i++) {
         let octet = (block * OCTETS + i) * WORKGROUP + local.x;
         if octet * 8u < params.len {
             let score = scores(octet);
-            for (var j = 0u; j < 4u; j++) {
-                let low = 8u * octet + j < params.len;
-                let high = 8u * octet + 4u + j < params.len;
-                more += u32(low && score.lo[j] > threshold) + u32(high && score.hi[j] > threshold);
-                same += u32(low && score.lo[j] == threshold) + u32(high && score.hi[j] == threshold);
-            }
+            let index = vec4<u32>(8u * octet) + vec4<u32>(0u, 1u, 2u, 3u);
+            let low = index < vec4<u32>(params.len);
+            let high = index + 4u < vec4<u32>(params.len);
+            more += total(low & (score.lo > threshold)) + total(high & (score.hi > threshold));
+            same += total(low & (score.lo == threshold)) + total(high & (score.hi == threshold));
         }
     }
     if more > 0u {

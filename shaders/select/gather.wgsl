@@ -27,7 +27,7 @@ fn main(
 ) {
     let block = group.y * groups.x + group.x;
     var all = sixteen(block, local.x);
-    var kept = kept_bits(&all, block, local.x);
+    var kept = kept_bits(all, block, local.x);
     var at = sum_before(local.x, countOneBits(kept));
     let first = block * 4096u + 16u * local.x;
     if first < params.len {

@@ -28,8 +28,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let block = group.y * groups.x + group.x;
-    var all = sixteen(block, local.x);
-    let kept = kept_bits(&all, block, local.x);
+    let kept = kept_bits(sixteen(block, local.x), block, local.x);
     let first = block * 4096u + 16u * local.x;
     if first < params.len {
         mask[first / 16u] = vec4<u32>(bytes_of(kept), bytes_of(kept >> 4u), bytes_of(kept >> 8u), bytes_of(kept >> 12u));

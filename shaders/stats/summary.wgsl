@@ -4,7 +4,7 @@
 // Expects lib/dtype.wgsl and lib/wide.wgsl.
 
 override WORKGROUP: u32 = 256u;
-override OCTETS: u32 = 8u;
+override OCTETS: u32 = 32u;
 override VALUES: u32 = 0u;
 
 struct Params {

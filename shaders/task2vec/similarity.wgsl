@@ -8,7 +8,7 @@ const KL: u32 = 2u;
 const JSD: u32 = 3u;
 
 override WORKGROUP: u32 = 256u;
-override OCTETS: u32 = 4u;
+override OCTETS: u32 = 16u;
 override METRIC: u32 = 0u;
 override A: u32 = 0u;
 override B: u32 = 0u;

@@ -25,7 +25,7 @@ use crate::shape::DType;
 /// index in the share is recorded (−1 for none).
 ///
 /// Moves each element once and 20 bytes a share; 4 operations an element. No term is formed in its own units, so nothing
-/// overflows or vanishes whatever F is. A share's sum is off by at most 20 roundings. Bitwise repeatable: the order of summation
+/// overflows or vanishes whatever F is. A share's sum is off by at most 32 roundings. Bitwise repeatable: the order of summation
 /// is fixed. Source: Kirkpatrick et al. (2017), equation 3; definition: [`reference::ewc::penalty`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Penalty {
@@ -38,7 +38,7 @@ pub struct Penalty {
 }
 
 /// Groups of eight elements that an invocation adds up.
-const OCTETS: u32 = 4;
+const OCTETS: u32 = 16;
 const WORDS: usize = 5;
 const SHARE: usize = 8 * (WORKGROUP * OCTETS) as usize;
 
@@ -334,7 +334,7 @@ fn case(
 /// What the definition says of one share, in the record's form.
 ///
 /// Roundings of a term: the difference, which is squared, and two products; of the sum: 2 additions of four, 1 of two fours,
-/// 4 over an invocation's groups, 8 over the workgroup; one more covers what a device may flush.
+/// 16 over an invocation's groups, 8 over the workgroup; one more covers what a device may flush.
 fn want(theta: &[f64], anchor: &[f64], fisher: &[f64]) -> [Want; WORDS] {
     let first = |values: &[f64], bad: fn(f64) -> bool| {
         Want::exact(values.iter().position(|v| bad(*v)).map_or(-1.0, |i| i as f64))
@@ -351,7 +351,7 @@ fn want(theta: &[f64], anchor: &[f64], fisher: &[f64]) -> [Want; WORDS] {
     let exponent = terms.map(|i| f[i].log2().floor() + 2.0 * power(i)).reduce(f64::max).unwrap_or(0.0);
     let sum = 2.0 * reference::ewc::penalty(1.0, &f, &t, &a) * (-exponent).exp2();
     [
-        Want::computed(sum, sum, 20.0, DType::F32),
+        Want::computed(sum, sum, 32.0, DType::F32),
         Want::exact(exponent),
         first(theta, |v| !v.is_finite()),
         first(anchor, |v| !v.is_finite()),

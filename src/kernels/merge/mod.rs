@@ -113,8 +113,8 @@ fn code(fisher: Option<DType>) -> f64 {
 pub(crate) const TALLY: &str = crate::kernels::shader!("lib/tally.wgsl");
 pub(crate) const COUNT: &str = crate::kernels::shader!("lib/count.wgsl");
 
-/// An invocation handles one group of eight parameters: six streams leave no registers for more.
-const OCTETS: u32 = 1;
+/// Groups of eight parameters an invocation handles, one after the other: what it counts is handed over once.
+const OCTETS: u32 = 4;
 
 #[cfg(test)]
 mod tests {
