@@ -124,10 +124,10 @@ fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
 #[test]
 fn a_bench_record_becomes_a_roofline_and_a_torn_one_is_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let head = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,share";
+    let head = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,share,first_seconds";
     let line = |kernel: &str, bytes: u64, flops: u64, seconds: &str| {
         format!(
-            "\"a <b> device, 256 bits\",2026-11-21,0.1.0,{kernel},4096 f32,{bytes},{flops},{seconds},host,1e9,1e9,,"
+            "\"a <b> device, 256 bits\",2026-11-21,0.1.0,{kernel},4096 f32,{bytes},{flops},{seconds},host,1e9,1e9,,,"
         )
     };
     let lines = [

@@ -12,7 +12,7 @@ use super::clock::DeviceClock;
 use super::fill::filled;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::gpu::DeviceClass;
+use crate::gpu::{DeviceClass, Gpu};
 use crate::interrupt::Interrupt;
 use crate::kernel::{Args, Bench, Checked, Cost, Fill, Kernel};
 use crate::kernels::optimizer::Ema;
@@ -93,11 +93,8 @@ impl Job {
     /// # Errors
     /// What the kernel or the backend refuses.
     pub fn step<K: Kernel>(backend: &Backend, step: Bench<K>) -> Result<Self> {
-        let Bench { name, kernel, params, buffers } = step;
-        let views: Vec<View> = buffers
-            .iter()
-            .map(|&(element, len, fill)| filled(backend, element, len, fill))
-            .collect::<Result<_>>()?;
+        let views = views(backend, &step)?;
+        let Bench { name, kernel, params, .. } = step;
         let mut recording = Recording::new(backend);
         recording.dispatch(&kernel, params, K::Args::from_views(views))?;
         let cost = recording.cost();
@@ -283,6 +280,28 @@ impl Job {
             _ => Ok(None),
         }
     }
+}
+
+/// A step's buffers, filled.
+fn views<K: Kernel>(backend: &Backend, step: &Bench<K>) -> Result<Vec<View>> {
+    step.buffers.iter().map(|&(element, len, fill)| filled(backend, element, len, fill)).collect()
+}
+
+/// Seconds from a kernel's description to the end of its first run on a device: making its pipeline, and whatever the driver puts off until
+/// a pipeline runs. A driver that keeps compiled shaders in files has them from there.
+pub(super) fn first_run<K: Kernel>(gpu: &Gpu, step: Bench<K>) -> Result<f64> {
+    // With pipelines of its own: checking the kernel has made the others.
+    let fresh = Gpu::from_wgpu(gpu.device().clone(), gpu.queue().clone());
+    let backend = Backend::Gpu(fresh.clone());
+    let args = K::Args::from_views(views(&backend, &step)?);
+    fresh.wait()?;
+    let start = Instant::now();
+    let mut recording = Recording::new(&backend);
+    recording.dispatch(&step.kernel, step.params, args)?;
+    backend.run(&recording)?;
+    let seconds = start.elapsed().as_secs_f64();
+    // The news of a loss reaches the lent device.
+    gpu.check("bench").map(|()| seconds)
 }
 
 fn usize_of(op: &str, bytes: u64) -> Result<usize> {

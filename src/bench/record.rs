@@ -28,6 +28,8 @@ pub struct Row {
     pub seconds: f64,
     /// By which clock.
     pub clock: Clock,
+    /// Of a kernel's smallest size on a device: the seconds that its very first run took, from the shader's text on.
+    pub first_seconds: Option<f64>,
 }
 
 /// What limits a kernel at one size.
@@ -79,6 +81,7 @@ impl Row {
             flops: job.cost.flops,
             seconds: timing.seconds,
             clock: timing.clock,
+            first_seconds: None,
         })
     }
 
@@ -137,10 +140,12 @@ struct Line<'a> {
     bound: Option<Bound>,
     #[serde(skip_serializing_if = "Option::is_none")]
     share: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_seconds: Option<f64>,
 }
 
 /// The columns of the file: where and when, what was measured, and what follows from that.
-const COLUMNS: &str = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,share";
+const COLUMNS: &str = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,share,first_seconds";
 
 impl Record {
     /// An empty record of today.
@@ -171,6 +176,7 @@ impl Record {
             flops_per_second: row.flops_per_second(),
             bound: is_kernel.then(|| row.bound(&self.ceilings)),
             share: is_kernel.then(|| row.share(&self.ceilings)),
+            first_seconds: row.first_seconds,
         }
     }
 
@@ -195,7 +201,8 @@ impl Record {
                 line.flops_per_second
             );
             let words = [&self.adapter, &self.date, &self.version, line.kernel, line.shape].map(quoted);
-            let _ = writeln!(text, "{},{numbers},{bound},{share}", words.join(","));
+            let first = line.first_seconds.map_or(String::new(), |first| format!("{first:e}"));
+            let _ = writeln!(text, "{},{numbers},{bound},{share},{first}", words.join(","));
         }
         text
     }
@@ -286,16 +293,20 @@ fn fields(line: &str) -> Option<Vec<String>> {
 /// Where and when, and what was measured there.
 fn parse(line: &str) -> Option<([String; 3], Row)> {
     let fields = fields(line)?;
-    let [adapter, date, version, kernel, shape, bytes, flops, seconds, clock, ..] = &fields[..] else {
+    let [adapter, date, version, kernel, shape, bytes, flops, seconds, clock, _, _, _, _, first] =
+        &fields[..]
+    else {
         return None;
     };
+    let time = |text: &str| text.parse().ok().filter(|&seconds: &f64| seconds > 0.0 && seconds.is_finite());
     let row = Row {
         kernel: kernel.clone(),
         shape: shape.clone(),
         bytes: bytes.parse().ok()?,
         flops: flops.parse().ok()?,
-        seconds: seconds.parse().ok().filter(|&seconds: &f64| seconds > 0.0 && seconds.is_finite())?,
+        seconds: time(seconds)?,
         clock: [Clock::Device, Clock::Host].into_iter().find(|known| known.name() == clock)?,
+        first_seconds: if first.is_empty() { None } else { Some(time(first)?) },
     };
     Some(([adapter.clone(), date.clone(), version.clone()], row))
 }
@@ -330,7 +341,7 @@ mod tests {
 
     fn row(kernel: &str, bytes: u64, flops: u64, seconds: f64) -> Row {
         let shape = "n=1, \"two\"".to_owned();
-        Row { kernel: kernel.into(), shape, bytes, flops, seconds, clock: Clock::Device }
+        Row { kernel: kernel.into(), shape, bytes, flops, seconds, clock: Clock::Device, first_seconds: None }
     }
 
     fn record() -> Record {
@@ -342,7 +353,8 @@ mod tests {
             readback: None,
             latency: row("ceiling.latency", 12, 4, 1e-6),
         };
-        let rows = vec![row("a.b", 50, 100, 1.0), row("a.c", 50, 900, 1.5)];
+        let first = Row { first_seconds: Some(0.25), ..row("a.b", 50, 100, 1.0) };
+        let rows = vec![first, row("a.c", 50, 900, 1.5)];
         Record { rows, ..Record::new("a device (driver, 256 bits)".into(), ceilings) }
     }
 

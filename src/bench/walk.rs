@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Ceilings;
-use super::job::{Job, RUNS};
+use super::job::{Job, RUNS, first_run};
 use super::record::{Record, Row, Skipped};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -146,12 +146,22 @@ impl Walk<'_> {
         let backend = self.backend;
         let caps = backend.caps();
         let of_layers = !K::layers(&caps).is_empty();
+        let first = self.first_run::<K>(&caps)?;
         let steps = steps::<K>(&caps, &self.options.sizes).into_iter().map(|step| Step {
             shape: step.name.clone(),
             bytes: step.buffers.iter().map(|(element, len, _)| element.padded_bytes(*len)).sum(),
             make: Box::new(move || Job::step(backend, step)),
         });
-        self.measure(K::NAME, steps.collect(), of_layers)
+        self.measure(K::NAME, steps.collect(), of_layers, first)
+    }
+
+    /// How long the kernel's first run takes, at its smallest size.
+    fn first_run<K: Checked>(&self, caps: &Caps) -> Result<Option<f64>> {
+        let smallest = steps::<K>(caps, &self.options.sizes).into_iter().next();
+        match (self.backend, smallest) {
+            (Backend::Gpu(gpu), Some(step)) => first_run(gpu, step).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// The exact selection, which is made of several kernels.
@@ -162,11 +172,17 @@ impl Walk<'_> {
             bytes: 4 * elements,
             make: Box::new(move || Job::top_k(backend, elements)),
         });
-        self.measure(TOP_K, steps.collect(), false)
+        self.measure(TOP_K, steps.collect(), false, None)
     }
 
-    /// All sizes of one kernel, in its share of the time that is left.
-    fn measure(&mut self, kernel: &str, steps: Vec<Step<'_>>, of_layers: bool) -> Result<()> {
+    /// All sizes of one kernel, in its share of the time that is left; `first` is how long its first run took.
+    fn measure(
+        &mut self,
+        kernel: &str,
+        steps: Vec<Step<'_>>,
+        of_layers: bool,
+        mut first: Option<f64>,
+    ) -> Result<()> {
         let started = Instant::now();
         let share = self.budget / self.kernels.max(1);
         self.kernels -= 1;
@@ -189,7 +205,7 @@ impl Walk<'_> {
                     let least = began.elapsed().saturating_sub(each).max(runs);
                     // Real layers are few, and all of them are timed.
                     last = (!of_layers).then_some((bytes, least));
-                    self.record.rows.push(row);
+                    self.record.rows.push(Row { first_seconds: first.take(), ..row });
                 }
                 Err(limit @ Error::Limit { .. }) => self.skip(kernel, shape, limit.to_string()),
                 Err(error) => return Err(error),

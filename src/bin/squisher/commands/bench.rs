@@ -115,7 +115,7 @@ fn rate(per_second: f64) -> String {
     if per_second == 0.0 { "-".into() } else { format!("{:.2}", 1e-9 * per_second) }
 }
 
-fn cells(row: &Row, ceilings: Option<&Ceilings>) -> [String; 8] {
+fn cells(row: &Row, ceilings: Option<&Ceilings>) -> [String; 9] {
     let bound = ceilings.map(|ceilings| row.bound(ceilings));
     [
         row.kernel.clone(),
@@ -126,6 +126,7 @@ fn cells(row: &Row, ceilings: Option<&Ceilings>) -> [String; 8] {
         ceilings.map_or("-".into(), |ceilings| format!("{:.0} %", 100.0 * row.share(ceilings))),
         bound.map_or("-", |bound| if bound == Bound::Bandwidth { "copy" } else { "arithmetic" }).into(),
         if row.clock == bench::Clock::Device { "device" } else { "host" }.into(),
+        row.first_seconds.map_or(String::new(), time),
     ]
 }
 
@@ -140,6 +141,7 @@ impl fmt::Display for Measured {
             Column::Right("OF ROOF"),
             Column::Left("LIMIT"),
             Column::Left("CLOCK"),
+            Column::Right("FIRST RUN"),
         ]);
         let record = &self.record;
         record.ceilings.rows().for_each(|row| table.row(cells(row, None)));
