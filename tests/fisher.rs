@@ -17,6 +17,7 @@ use squisher::checkpoint::Checkpoint;
 use squisher::kernel::noise;
 use squisher::methods::fisher::{FisherOptions, FisherReport, Kind, Reduction, fisher};
 use squisher::reference;
+use squisher::stream::Budget;
 use squisher::{Backend, Interrupt, Result, wgpu};
 use tempfile::TempDir;
 
@@ -626,6 +627,30 @@ fn a_result_larger_than_a_binding_is_held_in_several() {
     let (_, error) = ((), run(&narrow_device(128), &files, of(Kind::Empirical)).expect_err("no row fits"));
     let text = error.to_string();
     assert!(text.contains("the host backend has no such limit"), "{text}");
+}
+
+/// A result beyond the budget is computed some rows at a time, whether gradients are summed in a second buffer or not.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_result_beyond_the_budget_takes_several_passes() {
+    let folder = folder();
+    let files = [wide(&folder, "a", 1), wide(&folder, "b", 2)];
+    for backend in support::backends() {
+        let within = |bytes: u64| Budget { host_bytes: bytes, device_bytes: bytes, ..Budget::default() };
+        for kind in Kind::ALL {
+            let options = of(kind);
+            let (want, once) = run(&backend, &files, options).expect("sound");
+            let (got, report) =
+                run(&backend, &files, FisherOptions { budget: within(6000), ..options }).expect("in passes");
+            assert!(once.passes == 1 && report.passes > 2, "{kind}: {} passes", report.passes);
+            let error = worst(&got, &want);
+            assert!(error < 1e-6, "{kind} on {}: {error:e}", backend.name());
+        }
+        let options = FisherOptions { budget: within(200), ..of(Kind::Empirical) };
+        let text = run(&backend, &files, options).expect_err("a row is more").to_string();
+        let flag = if backend.caps().is_host { "raise --host-memory" } else { "raise --device-memory" };
+        assert!(text.contains("the budget is 200") && text.contains(flag), "{text}");
+    }
 }
 
 /// A sample that one binding cannot hold is taken some positions at a time.

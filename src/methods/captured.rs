@@ -25,7 +25,7 @@ use crate::record::Recording;
 use crate::record::fisher::{Bias, Buffers, Conv, Linear, Squares};
 use crate::shape::{DType, GROUP_BYTES, elements};
 
-pub(crate) use held::{Held, cut, hold};
+pub(crate) use held::{Held, Share, cut, hold, passes};
 use portion::{Band, Span};
 pub(crate) use portion::{Portion, ranges};
 pub(crate) use unit::{Parameter, Role, Unit, units};

@@ -23,7 +23,7 @@
 //! ```
 //!
 //! which takes one more buffer of the parameter's size, and reading and writing it for every sample. A result that one binding cannot hold is kept
-//! in several buffers of consecutive rows.
+//! in several buffers of consecutive rows; one beyond the memory budget is computed some rows at a time, and the captures are read as often.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,17 +38,19 @@ use crate::checkpoint::{
     Capture, CaptureLayer, Dtype, Labels, LossReduction, Output, OutputLayout, OutputTensor, same_network,
 };
 use crate::error::{Error, Result, printable};
+use crate::gpu::Caps;
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::kernels::optimizer::{Ema, EmaArgs, EmaParams};
 use crate::methods::captured::{
-    Batch, Held, InFile, Parameter, Portion, Role, Unit, has_several_sizes, hold, in_pieces, small, units,
+    Batch, Held, InFile, Parameter, Portion, Role, Share, Unit, has_several_sizes, hold, in_pieces, passes,
+    small, units,
 };
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
 use crate::shape::{DType, elements};
-use crate::stream::{Clock, Stage, Timings};
+use crate::stream::{Budget, Clock, Stage, Timings};
 
 const OP: &str = "fisher";
 
@@ -137,6 +139,8 @@ pub struct FisherOptions {
     pub weighted: bool,
     /// What the sum is divided by.
     pub reduction: Reduction,
+    /// What memory may be used. A result that does not fit is computed some rows at a time, each time from the captures.
+    pub budget: Budget,
     /// Replace an existing output.
     pub overwrite: bool,
 }
@@ -148,6 +152,7 @@ impl Default for FisherOptions {
             beta: 0.999,
             weighted: false,
             reduction: Reduction::Sum,
+            budget: Budget::default(),
             overwrite: false,
         }
     }
@@ -172,6 +177,8 @@ pub struct FisherReport {
     pub elements: u64,
     /// Bytes of all captures.
     pub bytes_read: u64,
+    /// How often the layer was read that was read most often: more than once only where its result is beyond the budget.
+    pub passes: usize,
     /// Bytes of the output.
     pub bytes_written: u64,
     /// Where it ran.
@@ -187,7 +194,7 @@ pub struct FisherReport {
 /// # Errors
 /// What [`Capture::open`] and [`same_network`] refuse; [`Error::Argument`] for options without a meaning; [`Error::Tensor`] for values that
 /// are not finite or ids out of range; [`Error::Limit`] and [`Error::Device`] from the backend; [`Error::Output`] where the output cannot
-/// be written; [`Error::Interrupted`] between two batches of a layer.
+/// be written; [`Error::Budget`] where not one row of a result fits the budget; [`Error::Interrupted`] between two batches of a layer.
 pub fn fisher(
     backend: &Backend,
     captures: &[PathBuf],
@@ -206,8 +213,9 @@ pub fn fisher(
     let output = Output::create(out, layout, options.overwrite, &inputs)?;
     let bytes_read = captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum();
     progress.begin(bytes_read);
+    let mut passes = 0;
     for unit in units(captures[0].layers())? {
-        job.unit(&unit, &output, &clock, progress, interrupt)?;
+        passes = passes.max(job.unit(&unit, &output, &clock, progress, interrupt)?);
     }
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
     let mut report = FisherReport {
@@ -219,6 +227,7 @@ pub fn fisher(
         elements: tensors.iter().map(|(_, shape)| elements(shape).unwrap_or(u64::MAX)).sum(),
         tensors,
         bytes_read,
+        passes,
         bytes_written: output.total_bytes(),
         adapter: backend.name(),
         output: output.path().to_owned(),
@@ -331,7 +340,7 @@ impl<'a> Job<'a> {
         entries.into_iter().filter_map(|(key, value)| Some((format!("squisher.{key}"), value?))).collect()
     }
 
-    /// One unit of layers: read and computed batch by batch, then checked and written.
+    /// One unit of layers, in as many passes as the budget asks for: tells how many.
     fn unit(
         &self,
         unit: &Unit,
@@ -339,22 +348,38 @@ impl<'a> Job<'a> {
         clock: &Clock,
         progress: &dyn Progress,
         interrupt: &Interrupt,
-    ) -> Result<()> {
+    ) -> Result<usize> {
+        let (_, caps) = Share::of(&self.options.budget, &self.backend.caps(), 1);
+        let needs_sums =
+            |capture| self.options.kind.folds_samples() || self.adds_by_sample(unit, capture, &caps);
+        let with_sums = self.captures.iter().any(needs_sums);
+        let (share, caps) =
+            Share::of(&self.options.budget, &self.backend.caps(), if with_sums { 2 } else { 1 });
+        let passes = passes(unit, &caps, share)?;
+        for (at, rows) in passes.iter().enumerate() {
+            let pass = Pass { unit, rows, with_sums, caps: &caps, clock, interrupt };
+            self.pass(pass, output, if at == 0 { progress } else { &() })?;
+        }
+        Ok(passes.len())
+    }
+
+    /// Some rows of a unit's parameters: read and computed batch by batch, then checked and written.
+    fn pass(&self, pass: Pass<'_>, output: &Output, progress: &dyn Progress) -> Result<()> {
+        let Pass { unit, clock, .. } = pass;
         let buffers = || {
-            let of = |one: &Parameter| hold(self.backend, &one.name, one.rows);
-            unit.parameters.iter().map(of).collect::<Result<Vec<_>>>()
+            let of = |(one, rows): (&Parameter, &Vec<_>)| hold(self.backend, one, rows);
+            unit.parameters.iter().zip(pass.rows).map(of).collect::<Result<Vec<_>>>()
         };
         let results = buffers()?;
-        let needs_sums = |capture| self.options.kind.folds_samples() || self.adds_by_sample(unit, capture);
-        let sums = if self.captures.iter().any(needs_sums) { buffers()? } else { Vec::new() };
+        let sums = if pass.with_sums { buffers()? } else { Vec::new() };
         for (step, capture) in self.captures.iter().enumerate() {
-            let batch = OfBatch { unit, capture, step, clock, interrupt };
+            let batch = OfBatch { pass, capture, step };
             if self.options.kind.folds_samples() {
                 let scale = self.add_sums(batch, &sums)?;
                 clock.time(Stage::Compute, || self.square(capture.samples(), scale, &sums, &results))?;
             } else if self.options.kind.joins_samples() {
                 self.add_sums(batch, &results)?;
-            } else if self.adds_by_sample(unit, capture) {
+            } else if self.adds_by_sample(unit, capture, pass.caps) {
                 self.add_by_sample(batch, &sums, &results)?;
             } else {
                 self.add_squares(batch, &results)?;
@@ -369,10 +394,10 @@ impl<'a> Job<'a> {
 
     /// Whether the gradient of a sample is not to be had in one step, which squares it: where layers share a parameter, where uses are of
     /// several sizes, and where a sample is too large.
-    fn adds_by_sample(&self, unit: &Unit, capture: &Capture) -> bool {
+    fn adds_by_sample(&self, unit: &Unit, capture: &Capture, caps: &Caps) -> bool {
         let divided = |&layer: &usize| {
             let layer = &capture.layers()[layer];
-            has_several_sizes(layer) || !InFile { capture, layer }.takes_whole_samples(&self.backend.caps())
+            has_several_sizes(layer) || !InFile { capture, layer }.takes_whole_samples(caps)
         };
         !self.options.kind.joins_samples() && (unit.is_tied() || unit.layers.iter().any(divided))
     }
@@ -417,15 +442,15 @@ impl<'a> Job<'a> {
 
     /// Adds the squares of a batch's samples, each of which is one step's alone.
     fn add_squares(&self, batch: OfBatch<'_>, results: &[Vec<Held>]) -> Result<()> {
-        let layer = batch.unit.layers[0];
-        for portion in batch.file(layer).portions(self.backend, 0..batch.capture.samples()) {
+        let layer = batch.pass.unit.layers[0];
+        for portion in batch.file(layer).portions(batch.pass.caps, 0..batch.capture.samples()) {
             let data = self.load(batch, &portion)?;
             let samples = portion.samples();
             let part = batch.part(samples.start == 0, samples.end - samples.start, data.gradient_scale());
             let squares = self.squares(part);
             let weights = of_samples(&self.batches[batch.step].weight, &samples);
-            let steps = batch.unit.of_layer(layer).map(|(at, role)| (role, squares, &results[at][..]));
-            self.record(batch.clock, &data, &weights, steps)?;
+            let steps = batch.of_layer(layer).map(|(at, role)| (role, squares, &results[at][..]));
+            self.record(batch.pass.clock, &data, &weights, steps)?;
         }
         Ok(())
     }
@@ -434,8 +459,8 @@ impl<'a> Job<'a> {
     fn add_sums(&self, batch: OfBatch<'_>, sums: &[Vec<Held>]) -> Result<f64> {
         let mut sum_scale = None;
         let mut begun = vec![false; sums.len()];
-        for &layer in &batch.unit.layers {
-            for portion in batch.file(layer).portions(self.backend, 0..batch.capture.samples()) {
+        for layer in batch.layers() {
+            for portion in batch.file(layer).portions(batch.pass.caps, 0..batch.capture.samples()) {
                 let data = self.load(batch, &portion)?;
                 let samples = portion.samples().end - portion.samples().start;
                 let scale = data.gradient_scale();
@@ -444,10 +469,10 @@ impl<'a> Job<'a> {
                     let first = !std::mem::replace(&mut begun[at], true);
                     (role, self.sums(batch.part(first, samples, scale), sum_scale), &sums[at][..])
                 };
-                let own = batch.unit.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
+                let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
                 // The portion is one square, if it has samples.
                 let weights = vec![1.0; usize::from(samples > 0)];
-                self.record(batch.clock, &data, &weights, own.map(step).collect::<Vec<_>>())?;
+                self.record(batch.pass.clock, &data, &weights, own.map(step).collect::<Vec<_>>())?;
             }
         }
         Ok(sum_scale.unwrap_or(1.0))
@@ -471,7 +496,7 @@ impl<'a> Job<'a> {
             // A sample of weight 0 is left out, whatever it holds.
             let nothing = Numbers { decay, gain: 0.0, gradient_scale: 0.0 };
             if numbers.is_some() || decay != 1.0 {
-                batch.clock.time(Stage::Compute, || {
+                batch.pass.clock.time(Stage::Compute, || {
                     self.square_into(sums, results, numbers.unwrap_or(nothing), numbers.is_none())
                 })?;
             }
@@ -483,8 +508,8 @@ impl<'a> Job<'a> {
     fn sum_of_sample(&self, batch: OfBatch<'_>, sample: u64, sums: &[Vec<Held>]) -> Result<f64> {
         let mut least = f64::INFINITY;
         let mut begun = vec![false; sums.len()];
-        for &layer in &batch.unit.layers {
-            for portion in batch.file(layer).portions(self.backend, sample..sample + 1) {
+        for layer in batch.layers() {
+            for portion in batch.file(layer).portions(batch.pass.caps, sample..sample + 1) {
                 let data = self.load(batch, &portion)?;
                 let scale = data.gradient_scale();
                 least = scale.min(least);
@@ -497,8 +522,8 @@ impl<'a> Job<'a> {
                         Squares { mode: Mode::Gradients, epilogue, fold: 1, factor, gradient_scale };
                     (role, squares, &sums[at][..])
                 };
-                let own = batch.unit.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
-                self.record(batch.clock, &data, &[1.0], own.map(step).collect::<Vec<_>>())?;
+                let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
+                self.record(batch.pass.clock, &data, &[1.0], own.map(step).collect::<Vec<_>>())?;
             }
         }
         Ok(least)
@@ -506,14 +531,17 @@ impl<'a> Job<'a> {
 
     /// Reads a portion of a batch.
     fn load(&self, batch: OfBatch<'_>, portion: &Portion) -> Result<Batch> {
-        batch.interrupt.check()?;
+        batch.pass.interrupt.check()?;
         let scale = &self.batches[batch.step].scale;
         let samples = portion.samples();
         let scale = match &scale[..] {
             [] => &[],
             all => &all[usize_of(samples.start)..usize_of(samples.end)],
         };
-        batch.clock.time(Stage::Read, || Batch::load_portion(self.backend, batch.capture, portion, scale))
+        batch
+            .pass
+            .clock
+            .time(Stage::Read, || Batch::load_portion(self.backend, batch.capture, portion, scale))
     }
 
     /// Records and runs the steps of a layer's parameters.
@@ -627,15 +655,27 @@ struct Numbers {
     gradient_scale: f32,
 }
 
+/// Some rows of a unit's parameters, and how they are computed.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    unit: &'a Unit,
+    /// Of each parameter, one range a buffer.
+    rows: &'a [Vec<Range<u32>>],
+    /// Whether gradients are summed before they are squared.
+    with_sums: bool,
+    /// What the device allows, within the budget.
+    caps: &'a Caps,
+    clock: &'a Clock,
+    interrupt: &'a Interrupt,
+}
+
 /// One unit's data of one file.
 #[derive(Clone, Copy)]
 struct OfBatch<'a> {
-    unit: &'a Unit,
+    pass: Pass<'a>,
     capture: &'a Capture,
     /// Which batch.
     step: usize,
-    clock: &'a Clock,
-    interrupt: &'a Interrupt,
 }
 
 impl<'a> OfBatch<'a> {
@@ -643,8 +683,18 @@ impl<'a> OfBatch<'a> {
         InFile { capture: self.capture, layer: &self.capture.layers()[layer] }
     }
 
+    /// The parameters of a layer of which the pass has rows.
+    fn of_layer(self, layer: usize) -> impl Iterator<Item = (usize, Role)> {
+        self.pass.unit.of_layer(layer).filter(move |(at, _)| !self.pass.rows[*at].is_empty())
+    }
+
+    /// The layers that add to rows of the pass.
+    fn layers(self) -> impl Iterator<Item = usize> {
+        self.pass.unit.layers.iter().copied().filter(move |&layer| self.of_layer(layer).next().is_some())
+    }
+
     fn bytes(self) -> u64 {
-        self.unit.layers.iter().map(|&layer| self.capture.layers()[layer].bytes()).sum()
+        self.pass.unit.layers.iter().map(|&layer| self.capture.layers()[layer].bytes()).sum()
     }
 
     fn part(self, first: bool, samples: u64, scale: f64) -> Part {

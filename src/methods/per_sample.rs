@@ -39,12 +39,13 @@ use crate::checkpoint::{
     Capture, CaptureLayer, Checkpoint, LayerKind, LossReduction, same_network, widen_bytes,
 };
 use crate::error::{Error, Result, printable};
+use crate::gpu::Caps;
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{EmbeddingIndex, Epilogue, Form, Gram, GramArgs, GramParams, Listed, Mode};
 use crate::memory::{Element, View};
 use crate::methods::captured::{
-    Batch, Held, InFile, Parameter, Portion, Role, Sides, Unit, by_size, cut, hold, in_pieces, joinable,
-    ranges, small, units,
+    Batch, Held, InFile, Parameter, Portion, Role, Share, Sides, Unit, by_size, cut, hold, in_pieces,
+    joinable, passes, ranges, small, units,
 };
 use crate::progress::Progress;
 use crate::record::Recording;
@@ -201,29 +202,34 @@ impl<'a> PerSample<'a> {
         let scale = power_of_two(x.iter().fold(0.0, |most, x| x.abs().max(most)));
         let x: Vec<f64> = x.iter().map(|x| x * scale).collect();
         progress.begin(self.bytes());
+        let (share, caps) = Share::of(&self.budget, &self.backend.caps(), 1);
         for unit in units(self.captures[0].layers())? {
-            self.sum_of_unit(&unit, (&x, scale), &mut write, progress, interrupt)?;
+            for (at, rows) in passes(&unit, &caps, share)?.iter().enumerate() {
+                let progress = if at == 0 { progress } else { &() };
+                self.sum_of_unit((&unit, rows), &caps, (&x, scale), &mut write, progress, interrupt)?;
+            }
         }
         Ok(())
     }
 
     fn sum_of_unit(
         &self,
-        unit: &Unit,
+        (unit, rows): (&Unit, &[Vec<Range<u32>>]),
+        caps: &Caps,
         (x, scale): (&[f64], f64),
         write: &mut impl FnMut(&str, u64, &[f32]) -> Result<()>,
         progress: &dyn Progress,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        let of = |one: &Parameter| hold(self.backend, &one.name, one.rows);
-        let outs = unit.parameters.iter().map(of).collect::<Result<Vec<_>>>()?;
+        let of = |(one, rows): (&Parameter, &Vec<_>)| hold(self.backend, one, rows);
+        let outs = unit.parameters.iter().zip(rows).map(of).collect::<Result<Vec<_>>>()?;
         // Sums are kept in units of the first portion's scale.
         let mut common = None;
         let mut begun = vec![false; outs.len()];
         for (file, capture) in self.captures.iter().enumerate() {
             for &layer in &unit.layers {
                 let in_file = InFile { capture, layer: &capture.layers()[layer] };
-                for portion in in_file.portions(self.backend, 0..capture.samples()) {
+                for portion in in_file.portions(caps, 0..capture.samples()) {
                     interrupt.check()?;
                     let batch = Batch::load_portion(self.backend, capture, &portion, &[])?;
                     let gradient_scale = batch.gradient_scale();
@@ -233,7 +239,10 @@ impl<'a> PerSample<'a> {
                     let samples = place(portion.samples().start)..place(portion.samples().end);
                     let weight = self.backend.buffer(&narrow(&x[samples]), DType::F32)?;
                     let mut recording = Recording::new(self.backend);
-                    for (at, role) in unit.of_layer(layer).filter(|(_, role)| portion.adds_to(*role)) {
+                    for (at, role) in unit
+                        .of_layer(layer)
+                        .filter(|&(at, role)| portion.adds_to(role) && !rows[at].is_empty())
+                    {
                         let begins = !std::mem::replace(&mut begun[at], true);
                         let squares = Squares {
                             mode: Mode::Gradients,

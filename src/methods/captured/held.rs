@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
-use super::{WeightRows, room};
+use super::{Parameter, Unit, WeightRows, room};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::gpu::Caps;
 use crate::memory::View;
 use crate::shape::DType;
+use crate::stream::Budget;
 
 /// Some rows of a parameter.
 pub(crate) struct Held {
@@ -14,18 +16,79 @@ pub(crate) struct Held {
     pub(crate) view: View,
 }
 
-/// Zeroed buffers for all rows of the parameter called `name`.
+/// Zeroed buffers for some rows of a parameter.
 ///
 /// # Errors
 /// [`Error::Limit`] where one row is more than a binding; [`Error::Device`] where memory ran out.
-pub(crate) fn hold(backend: &Backend, name: &str, rows: WeightRows) -> Result<Vec<Held>> {
-    // The index of an embedding has a word more than there are rows, which may be of one element.
-    let at_once = room(&backend.caps()) / (4 * rows.len.max(2));
-    let hold = |range: Range<u32>| {
-        let view = backend.alloc(range.len() as u64 * rows.len, DType::F32);
-        Ok(Held { rows: range, view: view.map_err(|error| of_row(error, name))? })
+pub(crate) fn hold(backend: &Backend, parameter: &Parameter, ranges: &[Range<u32>]) -> Result<Vec<Held>> {
+    let hold = |rows: &Range<u32>| {
+        let view = backend.alloc(rows.len() as u64 * parameter.rows.len, DType::F32);
+        let view = view.map_err(|error| of_row(error, &parameter.name))?;
+        Ok(Held { rows: rows.clone(), view })
     };
-    cut(rows, at_once).into_iter().map(hold).collect()
+    ranges.iter().map(hold).collect()
+}
+
+/// The rows of every parameter of a unit that are computed at a time: all of them at once where they are within `budget` bytes. Each range is one
+/// buffer's.
+///
+/// # Errors
+/// [`Error::Budget`] where one row is more.
+pub(crate) fn passes(unit: &Unit, caps: &Caps, share: Share) -> Result<Vec<Vec<Vec<Range<u32>>>>> {
+    let none = vec![Vec::new(); unit.parameters.len()];
+    let mut passes = vec![none.clone()];
+    let mut used = 0;
+    for (at, Parameter { name, rows, .. }) in unit.parameters.iter().enumerate() {
+        let row = 4 * rows.len;
+        share.check(row, name)?;
+        // The index of an embedding has a word more than there are rows, which may be of one element.
+        for range in cut(*rows, room(caps).min(share.bytes) / row.max(8)) {
+            let bytes = range.len() as u64 * row;
+            if used > 0 && used + bytes > share.bytes {
+                passes.push(none.clone());
+                used = 0;
+            }
+            passes.last_mut().expect("there is a first")[at].push(range);
+            used += bytes;
+        }
+    }
+    Ok(passes)
+}
+
+/// What results may have of a memory budget.
+#[derive(Clone, Copy)]
+pub(crate) struct Share {
+    /// Bytes of the parameters that are computed at a time.
+    pub(crate) bytes: u64,
+    budget: u64,
+    is_host: bool,
+}
+
+impl Share {
+    /// Half of the budget for results, of which there are `copies`. The other half is for inputs and gradients, a quarter each: that is
+    /// what bindings are taken to have.
+    pub(crate) fn of(budget: &Budget, caps: &Caps, copies: u64) -> (Self, Caps) {
+        let all = if caps.is_host { budget.host_bytes } else { budget.device_bytes };
+        let within = Caps { max_binding_bytes: caps.max_binding_bytes.min(all / 4), ..caps.clone() };
+        (Self { bytes: all / 2 / copies, budget: all, is_host: caps.is_host }, within)
+    }
+
+    fn check(self, row: u64, name: &str) -> Result<()> {
+        if row <= self.bytes {
+            return Ok(());
+        }
+        let (what, flag) = match self.is_host {
+            true => ("host memory", "--host-memory"),
+            false => ("device memory", "--device-memory"),
+        };
+        Err(Error::Budget {
+            op: format!("the result {}", crate::error::printable(name)),
+            what: what.into(),
+            need: (self.budget / self.bytes.max(1)).max(2).saturating_mul(row),
+            have: self.budget,
+            flag: flag.into(),
+        })
+    }
 }
 
 /// Where one buffer does not do, it is a row that is too large.

@@ -18,7 +18,6 @@
 use std::ops::Range;
 
 use super::{InFile, Role, by_size, positions_of, room};
-use crate::backend::Backend;
 use crate::checkpoint::{CaptureLayer, LayerKind, LayerUse, TensorInfo, Window};
 use crate::gpu::Caps;
 use crate::shape::elements;
@@ -122,12 +121,8 @@ impl InFile<'_> {
     }
 
     /// Some samples, one portion or several: for each size of uses, and for each part that fits. Of no samples there is an empty portion for each size.
-    pub(crate) fn portions(&self, backend: &Backend, samples: Range<u64>) -> Vec<Portion> {
-        let caps = backend.caps();
-        by_size(self.layer)
-            .into_iter()
-            .flat_map(|layer| self.of_size(layer, &caps, samples.clone()))
-            .collect()
+    pub(crate) fn portions(&self, caps: &Caps, samples: Range<u64>) -> Vec<Portion> {
+        by_size(self.layer).into_iter().flat_map(|layer| self.of_size(layer, caps, samples.clone())).collect()
     }
 
     fn of_size(&self, layer: CaptureLayer, caps: &Caps, samples: Range<u64>) -> Vec<Portion> {

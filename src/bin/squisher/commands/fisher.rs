@@ -62,7 +62,7 @@ enum Reduction {
 
 impl Fisher {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let options = self.options(global.overwrite)?;
+        let options = self.options(global)?;
         if global.dry_run {
             let captures = self.captures.iter().map(Capture::open).collect::<Result<Vec<_>, _>>()?;
             same_network(&captures)?;
@@ -81,7 +81,7 @@ impl Fisher {
         output::report(global, "fisher", &Done(report))
     }
 
-    fn options(&self, overwrite: bool) -> Result<FisherOptions, squisher::Error> {
+    fn options(&self, global: &Global) -> Result<FisherOptions, squisher::Error> {
         let averages = matches!(self.kind, Kind::Ema | Kind::Accumulator);
         if self.beta.is_some() != averages {
             let problem = match averages {
@@ -95,7 +95,8 @@ impl Fisher {
             Reduction::Mean => methods::Reduction::Mean,
         };
         let beta = self.beta.unwrap_or(FisherOptions::default().beta);
-        Ok(FisherOptions { kind: self.kind, beta, weighted: self.weighted, reduction, overwrite })
+        let (budget, overwrite) = (global.memory.budget(), global.overwrite);
+        Ok(FisherOptions { kind: self.kind, beta, weighted: self.weighted, reduction, budget, overwrite })
     }
 }
 
@@ -143,6 +144,13 @@ impl fmt::Display for Done {
         let (elements, bytes) = (count(report.elements), size(report.bytes_written));
         writeln!(f, "{}", table(&report.tensors))?;
         writeln!(f, "{} Fisher of {samples} in {batches}, on {}", report.kind, report.adapter)?;
+        if report.passes > 1 {
+            writeln!(
+                f,
+                "read the captures of the largest layer {} times, to stay within the budget",
+                report.passes
+            )?;
+        }
         write!(f, "wrote {elements} elements, {bytes} to {}", report.output.display())
     }
 }
