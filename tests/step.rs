@@ -330,18 +330,53 @@ fn narrow_bindings_change_nothing_beyond_rounding() {
             .write(&folder, name)
     };
     let paths = [file("a", 1), file("b", 11)];
-    let limits = wgpu::Limits { max_storage_buffer_binding_size: 768, ..wgpu::Limits::default() };
-    let narrow = Backend::Gpu(support::device_with(limits));
     let want = gram(&Backend::Host, &paths);
-    assert!(share(&gram(&narrow, &paths), &want) < 1e-6);
-    assert!(share(&norms(&narrow, &paths), &norms(&Backend::Host, &paths)) < 1e-6);
     let step = |backend: &Backend| {
         let folder = tempfile::tempdir().expect("made");
         let options = options(StepKind::Ef, 1e-2 * want[0]);
         run(backend, &paths, &options, folder.path()).expect("sound").0
     };
-    let error = worst(&step(&narrow), &step(&Backend::Host));
-    assert!(error < 1e-5, "{error:e}");
+    // A sample has 240 bytes at most.
+    for bytes in [768, 192] {
+        let limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..wgpu::Limits::default() };
+        let narrow = Backend::Gpu(support::device_with(limits));
+        assert!(share(&gram(&narrow, &paths), &want) < 1e-6, "{bytes}");
+        assert!(share(&norms(&narrow, &paths), &norms(&Backend::Host, &paths)) < 1e-6, "{bytes}");
+        let error = worst(&step(&narrow), &step(&Backend::Host));
+        assert!(error < 1e-5, "{bytes}: {error:e}");
+    }
+}
+
+/// One sample of more positions than software Vulkan's loops run. Gradients are 1 at each of them.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn samples_longer_than_a_loop_have_all_their_positions() {
+    const POSITIONS: usize = 70_000;
+    let folder = folder();
+    let ones = vec![1.0; POSITIONS];
+    let window =
+        r#""kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": true"#;
+    let layers = format!(
+        r#"{{"linear": {{"kind": "linear", "bias": true}}, "conv": {{"kind": "conv", {window}}}, "up": {{"kind": "conv_transpose", {window}}},
+            "table": {{"kind": "embedding", "rows": 2, "bias": false}}}}"#
+    );
+    let (last, first) = ([1, POSITIONS, 1], [1, 1, POSITIONS]);
+    let path = Draft::new(&layers)
+        .with("linear.input", &last, &ones)
+        .with("linear.grad_output", &last, &ones)
+        .with("conv.input", &first, &ones)
+        .with("conv.grad_output", &first, &ones)
+        .with("up.input", &first, &ones)
+        .with("up.grad_output", &first, &ones)
+        .with("table.grad_output", &last, &ones)
+        .ids("table.input", &[1, POSITIONS], &vec![1; POSITIONS])
+        .write(&folder, "a");
+    let paths = [path.clone(), path];
+    let want = 7.0 * (POSITIONS as f64).powi(2);
+    for backend in support::backends() {
+        assert!(share(&gram(&backend, &paths), &[want; 4]) < 1e-5, "{}", backend.name());
+        assert!(share(&norms(&backend, &paths), &[want.sqrt(); 2]) < 1e-5, "{}", backend.name());
+    }
 }
 
 /// An embedding and an output layer share a table: their gradients add, in inner products and in steps.

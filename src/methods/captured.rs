@@ -75,6 +75,8 @@ pub(crate) struct Batch {
     largest: f32,
     /// Batch norm's fixed (mean, 1/√(variance + eps)).
     fixed: Option<View>,
+    /// Whether it is a part of the gradients of weight and bias.
+    adds: [bool; 2],
 }
 
 enum Input {
@@ -153,14 +155,16 @@ impl Batch {
         let samples = portion.samples();
         let count = samples.end - samples.start;
         let files = [InFile { capture, layer }];
+        let adds = [Role::Weight, Role::Bias].map(|role| portion.adds_to(role));
         let (samples, bands) =
             (Some(samples), bands.as_ref().map(|bands| [&bands.input, &bands.grad_output]));
-        Self::read(
+        let batch = Self::read(
             backend,
             &Stream { files: &files, samples, bands, gradient: false, scale: &[] },
             scale,
             count,
-        )
+        )?;
+        Ok(Self { adds, ..batch })
     }
 
     fn read(backend: &Backend, inputs: &Stream<'_, '_>, scale: &[f64], samples: u64) -> Result<Self> {
@@ -192,11 +196,29 @@ impl Batch {
             false => (1, counts.sum()),
         };
         let fixed = fixed_stats(backend, capture, layer)?;
-        Ok(Self { layer: layer.clone(), samples, parts, positions, input, gradient, largest, fixed })
+        Ok(Self {
+            layer: layer.clone(),
+            samples,
+            parts,
+            positions,
+            input,
+            gradient,
+            largest,
+            fixed,
+            adds: [true; 2],
+        })
     }
 
     pub(crate) fn samples(&self) -> u64 {
         self.samples
+    }
+
+    /// Whether it adds to the gradient of the layer's weight, or bias.
+    pub(crate) fn adds_to(&self, role: Role) -> bool {
+        self.adds[match role {
+            Role::Weight => 0,
+            Role::Bias => 1,
+        }]
     }
 
     /// Positions of a sample, over all its uses.

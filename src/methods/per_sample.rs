@@ -428,6 +428,8 @@ struct Layer<'a> {
     chunks: Vec<Chunk<'a>>,
     /// Whether data stay in memory from one slab to the next.
     holds: bool,
+    /// Whether a sample of some file is taken in parts, which are then batches of the same sample.
+    divided: bool,
     interrupt: &'a Interrupt,
 }
 
@@ -449,6 +451,7 @@ impl<'a> Layer<'a> {
         let hold = HELD.min(job.budget.host_bytes / 2).min(device);
         let mut chunks: Vec<Chunk<'a>> = Vec::new();
         let mut last: Option<(InFile<'a>, u64)> = None;
+        let mut divided = false;
         for ((capture, parts), samples) in job.captures.iter().zip(parts).zip(job.first.windows(2)) {
             if samples[0] == samples[1] {
                 continue;
@@ -478,7 +481,12 @@ impl<'a> Layer<'a> {
                         InFile { capture, layer: &capture.layers()[at] }.samples_within_bindings(&caps)
                     };
                     let most = members.iter().map(within).min().unwrap_or(u64::MAX);
-                    match (most < capture.samples()).then(|| ranges(capture.samples(), most)) {
+                    let parts = members.iter().any(|&at| {
+                        !InFile { capture, layer: &capture.layers()[at] }.takes_whole_samples(&caps)
+                    });
+                    divided |= parts;
+                    let most = if parts { 1 } else { most };
+                    match (parts || most < capture.samples()).then(|| ranges(capture.samples(), most)) {
                         None => {
                             chunks.push(chunk(samples[0]..samples[1], None));
                             last = Some((this, bytes));
@@ -496,7 +504,7 @@ impl<'a> Layer<'a> {
         }
         let all: u64 = members.iter().map(|&at| job.bytes_of(at)).sum();
         let holds = chunks.len() == 1 || all <= hold;
-        Self { job, members: members.to_vec(), chunks, holds, interrupt }
+        Self { job, members: members.to_vec(), chunks, holds, divided, interrupt }
     }
 
     fn captured(&self) -> &'a CaptureLayer {
@@ -511,7 +519,7 @@ impl<'a> Layer<'a> {
                 let len = parameter.rows.len;
                 self.slab(sum, name, 0, len, |batches| self.gradients(batches, len, &Part::Bias))
             }
-            _ if self.members.len() > 1 => self.slabs(sum, parameter),
+            _ if self.members.len() > 1 || self.divided => self.slabs(sum, parameter),
             (_, LayerKind::Embedding { .. }) => self.embedding(sum, name),
             (_, LayerKind::Linear) if sum.prefers_pairs(&self.linear()?) => sum.pairs(self),
             _ => self.slabs(sum, parameter),
@@ -522,21 +530,27 @@ impl<'a> Layer<'a> {
         &self.captured().kind
     }
 
-    /// A chunk's data, one batch for each size: never none, and one alone but where channels come before positions.
+    /// A chunk's data, one batch for each size and part: never none, and one alone but where channels come before positions or a sample is divided.
     fn batches(&self, chunk: &Chunk<'a>) -> Result<Rc<Vec<Batch>>> {
         self.interrupt.check()?;
         if let Some(batches) = chunk.held.borrow().as_ref() {
             return Ok(Rc::clone(batches));
         }
+        let caps = self.job.backend.caps();
         let load = |files: &Vec<InFile<'a>>| match &chunk.some {
-            None => Batch::load(self.job.backend, files, &[]),
+            None => Batch::load(self.job.backend, files, &[]).map(|batch| vec![batch]),
             Some(samples) => {
                 let InFile { capture, layer } = files[0];
-                let portion = Portion::whole(layer.clone(), samples.clone());
-                Batch::load_portion(self.job.backend, capture, &portion, &[])
+                let whole = || vec![Portion::whole(layer.clone(), samples.clone())];
+                // What a range of several samples is taken in is further samples, not parts of one.
+                let one = self.divided && samples.end - samples.start == 1;
+                let portions = if one { files[0].portions(&caps, samples.clone()) } else { whole() };
+                let load = |portion| Batch::load_portion(self.job.backend, capture, portion, &[]);
+                portions.iter().map(load).collect()
             }
         };
-        let batches = Rc::new(chunk.sizes.iter().map(load).collect::<Result<Vec<_>>>()?);
+        let batches = chunk.sizes.iter().map(load).collect::<Result<Vec<Vec<Batch>>>>()?;
+        let batches = Rc::new(batches.into_iter().flatten().collect::<Vec<_>>());
         if self.holds {
             chunk.held.replace(Some(Rc::clone(&batches)));
         }
@@ -605,8 +619,12 @@ impl<'a> Layer<'a> {
         let gradient_scale = narrow(&[scale_of(batches)])[0];
         let squares = Squares { mode: Mode::Each, gradient_scale, ..Squares::default() };
         let mut recording = Recording::new(backend);
-        for (size, batch) in batches.iter().enumerate() {
-            let squares = after(squares, size);
+        let role = match part {
+            Part::Rows(_) => Role::Weight,
+            Part::Bias => Role::Bias,
+        };
+        for (at, batch) in batches.iter().filter(|batch| batch.adds_to(role)).enumerate() {
+            let squares = after(squares, at);
             match part {
                 Part::Rows(rows) => {
                     batch.record_rows(backend, &mut recording, rows.clone(), squares, sides)?;
@@ -693,9 +711,9 @@ fn scale_of(batches: &[Batch]) -> f64 {
     if (2.0_f64.powi(-30)..=2.0_f64.powi(30)).contains(&scale) { 1.0 } else { scale }
 }
 
-/// The step of one of a layer's sizes: those after the first add to it.
-fn after(first: Squares, size: usize) -> Squares {
-    Squares { epilogue: if size == 0 { first.epilogue } else { Epilogue::Add }, ..first }
+/// The step of one of a layer's sizes or parts: those after the first add to it.
+fn after(first: Squares, at: usize) -> Squares {
+    Squares { epilogue: if at == 0 { first.epilogue } else { Epilogue::Add }, ..first }
 }
 
 /// The power of two that brings a magnitude near 1.
