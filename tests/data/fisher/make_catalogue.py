@@ -4,7 +4,7 @@ the Fishers of one autograd call a sample and label in float64.
 
 The shapes are those that BackPACK tests its per-sample squares on (Dangel et al. 2020): linear layers with any number of extra axes, convolutions and transposed
 ones of one to three dimensions with stride, padding and dilation, norms, embeddings with repeated ids, recurrent networks as uses of
-one layer. Groups, odd sizes and layers used at several sizes are added.
+one layer. Groups, odd sizes, layers used at several sizes and parameters that layers share are added.
 
 usage: make_catalogue.py OUTDIR          (torch and safetensors; the folders beside this script were written with torch 2.15)
 """
@@ -89,6 +89,31 @@ class SeveralSizes(nn.Module):
         return self.head(sum(torch.tanh(self.batch(self.group(self.conv(x)))).mean((2, 3)) for x in sizes))
 
 
+class TiedLinear(nn.Module):
+    """Two linear layers with one weight, of which one has the other's bias, too; a third with the bias of the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3), nn.Linear(5, 3)
+        self.second.weight, self.second.bias, self.third.bias = self.first.weight, self.first.bias, self.head.bias
+
+    def forward(self, x):
+        h = torch.tanh(self.second(torch.tanh(self.first(x))))
+        return (self.head(h) + torch.sin(self.third(x))).mean(1)
+
+
+class TiedTable(nn.Module):
+    """A language model in small: the table of the embedding, whose row 2 is padding, is the weight of the output, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm, self.head = nn.Embedding(6, 4, padding_idx=2), nn.LayerNorm(4), nn.Linear(4, 6)
+        self.head.weight = self.table.weight
+
+    def forward(self, x):
+        return self.head(self.norm(torch.tanh(self.table(x)).cumsum(1)))
+
+
 def real(*shape):
     return lambda: torch.randn(*shape)
 
@@ -119,6 +144,8 @@ cases = {
     "embedding": (sequential(nn.Embedding(5, 3)), ids(5, 6)),
     "embedding_repeats": (sequential(nn.Embedding(3, 5), nn.Flatten(), nn.Linear(20, 4)), ids(3, 4, 2, 2)),
     "embedding_bag_of_ids": (sequential(nn.Embedding(4, 3), nn.Flatten()), ids(2, 4, 7)),
+    "tied_linear": (TiedLinear, real(4, 3, 5)),
+    "tied_table": (TiedTable, ids(6, 4, 7)),
     "residual": (Residual, real(2, 3, 7, 7)),
     "several_sizes": (SeveralSizes, real(3, 2, 6, 6)),
     "layer_norm": (sequential(nn.LayerNorm(6), nn.Linear(6, 4)), real(4, 6)),
@@ -149,8 +176,8 @@ for dim in (1, 2, 3):
     cases[f"batch_norm{dim}d"] = (lambda d=dim: nn.Sequential(CONV[d](2, 3, 2), NORM[d](3), *head(d)), real(3, 2, *SIDES[dim](5)))
 
 MODEL_LABELS = {"linear_relu", "linear_sigmoid_gaussian", "linear_axes_2", "linear_axes_1_gaussian", "conv2d_2", "embedding_repeats", "rnn",
-                "several_sizes"}
-JOINT = {"several_sizes", "residual", "rnn"}
+                "several_sizes", "tied_linear"}
+JOINT = {"several_sizes", "residual", "rnn", "tied_linear", "tied_table"}
 
 
 def squares(net, x, target, weight, gaussian):
