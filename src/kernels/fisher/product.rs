@@ -268,8 +268,9 @@ pub(super) fn products<F: Factors>(
         let (rows, columns) =
             if F::TRANSPOSED { (&tile.columns, &tile.rows) } else { (&tile.rows, &tile.columns) };
         let panels = Panels::new(grain, rows, columns);
+        let starts = starts(factors, rows);
         let sums = sum_of_runs(&squares, tasks, bench, |bench, squares| {
-            pulp::Arch::new().dispatch(Sum { factors, panels: &panels, squares, bench })
+            pulp::Arch::new().dispatch(Sum { factors, panels: &panels, starts: &starts, squares, bench })
         });
         let sums = panels.unpack(&sums, F::TRANSPOSED);
         for (out, sums) in tile.out.iter_mut().zip(sums.chunks(tile.columns.len())) {
@@ -326,6 +327,7 @@ pub(super) fn sum_of_runs<S: Default + Send>(
 struct Sum<'a, F> {
     factors: &'a F,
     panels: &'a Panels<'a>,
+    starts: &'a [usize],
     squares: Range<usize>,
     bench: &'a mut Bench,
 }
@@ -335,12 +337,11 @@ impl<F: Factors> WithSimd for Sum<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Sum { factors, panels, squares, bench } = self;
-        let starts = starts(factors, panels.rows);
+        let Sum { factors, panels, starts, squares, bench } = self;
         bench.sums.take(panels.len()).fill(0.0);
         for square in squares {
             if factors.weight(square) != 0.0 {
-                panels.add(simd, factors, square, &starts, bench);
+                panels.add(simd, factors, square, starts, bench);
             }
         }
         bench.sums.take(panels.len()).to_vec()

@@ -122,7 +122,11 @@ fn multiply<S: Simd, const N: usize>(
     let mut tile = [[simd.splat_f32s(0.0); N]; ROWS];
     for (run, vectors) in right.vectors.chunks(left.run * right.stride).enumerate() {
         let len = (vectors.len() / right.stride - 1) * left.step + 1;
-        let rows = starts.map(|start| &left.values[start + run * left.pitch..][..len]);
+        // `map` would be a call, and the tile would go to memory for it.
+        let mut rows = [&left.values[..0]; ROWS];
+        for (row, start) in rows.iter_mut().zip(starts) {
+            *row = &left.values[start + run * left.pitch..][..len];
+        }
         let mut at = 0;
         for columns in vectors.chunks_exact(right.stride) {
             let columns = &columns[right.first..][..N];
