@@ -458,6 +458,7 @@ impl<'a> Layer<'a> {
     }
 
     /// Copies what a block of positions meets of some channels, with zeros outside of the input.
+    #[inline(always)]
     fn window<'s>(
         &self,
         sample: usize,
@@ -479,6 +480,7 @@ impl<'a> Layer<'a> {
     }
 
     /// The first element of an input row, if the row, counted with the padding, lies inside.
+    #[inline(always)]
     fn row(&self, sample: usize, channel: usize, d: usize, h: usize) -> Option<usize> {
         let inside =
             |axis: usize, at: usize| at.checked_sub(self.padding[axis]).filter(|&at| at < self.input[axis]);
@@ -487,6 +489,7 @@ impl<'a> Layer<'a> {
     }
 
     /// One row of a window, from position `w` on.
+    #[inline(always)]
     fn phases(&self, row: usize, w: usize, out: &mut [f32]) {
         let (stride, padding, input) = (self.stride[2], self.padding[2], self.input[2]);
         for (phase, out) in out.chunks_exact_mut(self.phase()).enumerate() {
@@ -502,6 +505,7 @@ impl<'a> Layer<'a> {
     }
 
     /// Input elements from `start`, a stride apart.
+    #[inline(always)]
     fn fetch(&self, start: usize, out: &mut [f32]) {
         let stride = self.stride[2];
         if stride == 1 {
@@ -520,6 +524,7 @@ impl<'a> Layer<'a> {
     }
 
     /// Output gradients of consecutive positions of one channel, scaled.
+    #[inline(always)]
     fn grads(&self, sample: usize, output: usize, positions: Range<usize>, out: &mut [f32]) {
         let start = (sample * self.outputs + output) * self.positions() + positions.start;
         widen_into(self.grad_output.range(start, positions.len()), out);
@@ -653,6 +658,7 @@ impl Factors for Group<'_> {
         self.layer.start(self.tap(row), self.tap(rows.start).channel)
     }
 
+    #[inline(always)]
     fn left<'a>(
         &'a self,
         square: usize,
@@ -667,6 +673,7 @@ impl Factors for Group<'_> {
         Left { values, run: block.width, pitch: self.layer.pitch(), step: 1 }
     }
 
+    #[inline(always)]
     fn right(
         &self,
         square: usize,
@@ -678,16 +685,13 @@ impl Factors for Group<'_> {
     ) {
         let (sample, positions) = self.sample(square, positions);
         out.chunks_exact_mut(stride).for_each(|out| out[columns.len()..].fill(0.0));
-        // So many positions at a time that what is written stays in a first-level cache.
-        const EACH: usize = 64;
-        for (piece, out) in out.chunks_mut(EACH * stride).enumerate() {
-            let start = positions.start + piece * EACH;
-            let line = scratch.take(out.len() / stride);
-            for (column, output) in columns.clone().enumerate() {
-                self.layer.grads(sample, self.first_output + output, start..start + line.len(), line);
-                for (out, &b) in out.iter_mut().skip(column).step_by(stride).zip(&*line) {
-                    *out = b;
-                }
+        // One channel after the other, each read from its first position to its last: reading a few positions of all channels at a time
+        // keeps what is written in a first-level cache, but waits for each of them.
+        let line = scratch.take(positions.len());
+        for (column, output) in columns.clone().enumerate() {
+            self.layer.grads(sample, self.first_output + output, positions.clone(), line);
+            for (out, &b) in out.iter_mut().skip(column).step_by(stride).zip(&*line) {
+                *out = b;
             }
         }
     }

@@ -181,6 +181,7 @@ impl Factors for Blocks<'_> {
         (row - rows.start) * BLOCK
     }
 
+    #[inline(always)]
     fn left<'a>(
         &'a self,
         block: usize,
@@ -197,6 +198,7 @@ impl Factors for Blocks<'_> {
         Left { values: out, run, pitch: 0, step: 1 }
     }
 
+    #[inline(always)]
     fn right(
         &self,
         block: usize,

@@ -195,6 +195,7 @@ impl Factors for Squares<'_> {
         row - rows.start
     }
 
+    #[inline(always)]
     fn left<'a>(
         &'a self,
         square: usize,
@@ -212,6 +213,7 @@ impl Factors for Squares<'_> {
         Left { values: out, run: positions.len(), pitch: 0, step }
     }
 
+    #[inline(always)]
     fn right(
         &self,
         square: usize,
@@ -232,6 +234,7 @@ impl Factors for Squares<'_> {
 }
 
 /// weight · (scale · values)², zeros for a weight of 0 whatever the values are.
+#[inline(always)]
 fn square_into(values: Slice<'_>, weight: f32, scale: f32, out: &mut [f32]) {
     if weight == 0.0 {
         return out.fill(0.0);

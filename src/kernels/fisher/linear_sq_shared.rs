@@ -186,6 +186,7 @@ pub(super) struct Rows<'a> {
 
 impl Rows<'_> {
     /// Some columns as f32, a step apart from row to row: where they lie if nothing has to be done to them.
+    #[inline(always)]
     fn get<'a>(
         &'a self,
         rows: Range<usize>,
@@ -205,6 +206,7 @@ impl Rows<'_> {
     }
 
     /// Copies some columns, and zeros behind them up to `stride`.
+    #[inline(always)]
     fn copy(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32], stride: usize) {
         for (row, out) in rows.zip(out.chunks_exact_mut(stride)) {
             let (out, beyond) = out.split_at_mut(columns.len());
@@ -255,6 +257,7 @@ impl Factors for Shared<'_> {
         row - rows.start
     }
 
+    #[inline(always)]
     fn left<'a>(
         &'a self,
         square: usize,
@@ -267,6 +270,7 @@ impl Factors for Shared<'_> {
         Left { values, run: positions.len(), pitch: 0, step }
     }
 
+    #[inline(always)]
     fn right(
         &self,
         square: usize,
@@ -328,6 +332,7 @@ impl Factors for Joined<'_> {
         row - rows.start
     }
 
+    #[inline(always)]
     fn left<'a>(
         &'a self,
         block: usize,
@@ -350,6 +355,7 @@ impl Factors for Joined<'_> {
         Left { values: out, run: positions.len(), pitch: 0, step }
     }
 
+    #[inline(always)]
     fn right(
         &self,
         block: usize,
