@@ -283,12 +283,14 @@ impl Kernel for ConvSq {
         let first = p.first_output as usize;
         super::for_results(self.mode, squares, &mut args.out.cast()[written], |squares, out| {
             if layer.is_narrow() {
-                let tasks = p.output_count as usize;
-                out.par_chunks_mut(columns).enumerate().for_each(|(row, out)| {
+                let tasks = (p.output_count as usize).div_ceil(OUTPUTS);
+                out.par_chunks_mut(OUTPUTS * columns).enumerate().for_each(|(task, out)| {
+                    let start = first + task * OUTPUTS;
+                    let outputs = start..start + out.len() / columns;
                     let sums = sum_of_runs(&squares, tasks, &mut Narrow::default(), |scratch, run| {
                         vectorised(
                             #[inline(always)]
-                            || layer.narrow(first + row, run, scratch),
+                            || layer.narrow(&outputs, run, scratch),
                         )
                     });
                     store.apply(out, &sums);
@@ -429,32 +431,33 @@ impl<'a> Layer<'a> {
         POSITIONS.min(self.grad[2])
     }
 
-    /// Elements that a tap meets along a row of a block, and further ones up to the last tap's.
-    fn phase(&self) -> usize {
-        self.block_width() + (self.kernel[2] - 1) * self.dilation[2] / self.stride[2]
+    /// Phases of an axis that taps meet: elements of the input a stride apart lie side by side in a window, each such phase
+    /// behind the other.
+    fn phases(&self, axis: usize) -> usize {
+        self.stride[axis].min(self.reach(axis) + 1)
     }
 
-    /// Elements of one row of a window: those that lie a stride apart side by side, each such phase behind the other.
-    fn window_width(&self) -> usize {
-        self.stride[2] * self.phase()
+    /// How far the last tap is from the first along an axis of the input.
+    fn reach(&self, axis: usize) -> usize {
+        (self.kernel[axis] - 1) * self.dilation[axis]
     }
 
-    /// Input rows that a block of positions meets.
-    fn window_height(&self) -> usize {
-        (self.block_rows() - 1) * self.stride[1] + (self.kernel[1] - 1) * self.dilation[1] + 1
+    /// Rows of a phase: those that the first tap meets, and further ones up to the last tap's.
+    fn phase_height(&self) -> usize {
+        self.block_rows() + self.reach(1) / self.stride[1]
     }
 
-    /// Elements between one row of positions and the next in a window.
+    /// Elements of a row of a phase: from one row of positions to the next, for every tap.
     fn pitch(&self) -> usize {
-        self.stride[1] * self.window_width()
+        self.block_width() + self.reach(2) / self.stride[2]
     }
 
     /// Where a tap's elements start in a window whose first channel is `first`.
     fn start(&self, tap: Tap, first: usize) -> usize {
+        let [_, down, across] = self.stride;
         let plane = (tap.channel - first) * self.kernel[0] + tap.plane;
-        let row = plane * self.window_height() + tap.row;
-        let (column, stride) = (tap.column, self.stride[2]);
-        row * self.window_width() + column % stride * self.phase() + column / stride
+        let phase = (plane * self.phases(1) + tap.row % down) * self.phases(2) + tap.column % across;
+        (phase * self.phase_height() + tap.row / down) * self.pitch() + tap.column / across
     }
 
     /// Copies what a block of positions meets of some channels, with zeros outside of the input.
@@ -466,20 +469,30 @@ impl<'a> Layer<'a> {
         block: Block,
         scratch: &'s mut Scratch,
     ) -> &'s [f32] {
-        let (planes, height, width) = (self.kernel[0], self.window_height(), self.window_width());
-        let out = scratch.take(channels.len() * planes * height * width);
-        for (at, out) in out.chunks_exact_mut(width).enumerate() {
-            let (plane, h) = (at / height, block.h * self.stride[1] + at % height);
-            let d = block.d * self.stride[0] + plane % planes * self.dilation[0];
-            match self.row(sample, channels.start + plane / planes, d, h) {
-                Some(row) => self.phases(row, block.w, out),
-                None => out.fill(0.0),
+        let (planes, rows, columns) = (self.kernel[0], self.phases(1), self.phases(2));
+        let size = self.phase_height() * self.pitch();
+        let out = scratch.take(channels.len() * planes * rows * columns * size);
+        for (at, out) in out.chunks_exact_mut(size).enumerate() {
+            let (plane, row, column) = (at / columns / rows, at / columns % rows, at % columns);
+            let (channel, d) = (channels.start + plane / planes, plane % planes * self.dilation[0]);
+            let inside = self.inside(block.w, column);
+            for (h, out) in out.chunks_exact_mut(self.pitch()).enumerate() {
+                let h = (block.h + h) * self.stride[1] + row;
+                match self.row(sample, channel, block.d * self.stride[0] + d, h) {
+                    Some(start) => {
+                        out[..inside.start].fill(0.0);
+                        out[inside.end..].fill(0.0);
+                        let first = (block.w + inside.start) * self.stride[2] + column;
+                        self.fetch(start + first - self.padding[2], &mut out[inside.clone()]);
+                    }
+                    None => out.fill(0.0),
+                }
             }
         }
         out
     }
 
-    /// The first element of an input row, if the row, counted with the padding, lies inside.
+    /// The first element of an input row, if the row, counted with the padding, lies inside and has elements.
     #[inline(always)]
     fn row(&self, sample: usize, channel: usize, d: usize, h: usize) -> Option<usize> {
         let inside =
@@ -488,20 +501,13 @@ impl<'a> Layer<'a> {
         Some((((sample * self.channels + channel) * self.input[0] + d) * self.input[1] + h) * self.input[2])
     }
 
-    /// One row of a window, from position `w` on.
-    #[inline(always)]
-    fn phases(&self, row: usize, w: usize, out: &mut [f32]) {
-        let (stride, padding, input) = (self.stride[2], self.padding[2], self.input[2]);
-        for (phase, out) in out.chunks_exact_mut(self.phase()).enumerate() {
-            // Element q lies at column (w + q) · stride + phase, counted with the padding.
-            let first_from = |column: usize| column.saturating_sub(phase).div_ceil(stride).saturating_sub(w);
-            let (from, to) = (first_from(padding).min(out.len()), first_from(padding + input).min(out.len()));
-            out[..from].fill(0.0);
-            out[to..].fill(0.0);
-            if from < to {
-                self.fetch(row + (w + from) * stride + phase - padding, &mut out[from..to]);
-            }
-        }
+    /// The elements of a phase's row that lie inside of the input, where position `w` is the first. Element q lies at
+    /// column (w + q) · stride + phase, counted with the padding.
+    fn inside(&self, w: usize, phase: usize) -> Range<usize> {
+        let first_from =
+            |column: usize| column.saturating_sub(phase).div_ceil(self.stride[2]).saturating_sub(w);
+        let end = first_from(self.padding[2] + self.input[2]).min(self.pitch());
+        first_from(self.padding[2]).min(end)..end
     }
 
     /// Input elements from `start`, a stride apart.
@@ -539,54 +545,70 @@ impl<'a> Layer<'a> {
             || self.channels / self.groups * self.kernel.iter().product::<usize>() < 4
     }
 
-    /// The sums of one output channel over a run of squares, each element as a dot product.
+    /// The sums of some output channels over a run of squares, each element as a dot product.
     #[inline(always)]
-    fn narrow(&self, output: usize, squares: Range<usize>, scratch: &mut Narrow) -> Vec<f32> {
+    fn narrow(&self, outputs: &Range<usize>, squares: Range<usize>, scratch: &mut Narrow) -> Vec<f32> {
         let columns = self.channels / self.groups * self.kernel.iter().product::<usize>();
-        let mut sums = vec![0.0; columns];
-        for square in squares {
-            let weight = self.weight[square];
-            if weight == 0.0 {
-                continue;
-            }
-            scratch.products.clear();
-            scratch.products.resize(columns, [0.0; LANES]);
-            for sample in self.samples_of(square) {
-                let mut start = 0;
-                while start < self.positions() {
-                    start += self.narrow_block(sample, output, start, scratch);
+        let mut sums = vec![0.0; outputs.len() * columns];
+        for square in squares.filter(|&square| self.weight[square] != 0.0) {
+            for (output, sums) in outputs.clone().zip(sums.chunks_exact_mut(columns)) {
+                self.narrow_square(output, square, scratch);
+                for (sum, lanes) in sums.iter_mut().zip(&scratch.products) {
+                    let p: f32 = lanes.iter().sum();
+                    *sum += self.weight[square] * if self.squared { p * p } else { p };
                 }
-            }
-            for (sum, lanes) in sums.iter_mut().zip(&scratch.products) {
-                let p: f32 = lanes.iter().sum();
-                *sum += weight * if self.squared { p * p } else { p };
             }
         }
         sums
     }
 
+    /// The products of one square.
+    #[inline(always)]
+    fn narrow_square(&self, output: usize, square: usize, scratch: &mut Narrow) {
+        let columns = self.channels / self.groups * self.kernel.iter().product::<usize>();
+        scratch.products.clear();
+        scratch.products.resize(columns, [0.0; LANES]);
+        for sample in self.samples_of(square) {
+            let mut start = 0;
+            while start < self.positions() {
+                start += self.narrow_block(sample, output, start, scratch);
+            }
+        }
+    }
+
     /// Adds a block of positions to each element's product; tells how many.
+    ///
+    /// Rows of gradients lie as far apart as those of the window, with zeros between them, so that all of them and a tap's elements
+    /// make one long dot product: rows of images are shorter than a few vectors.
     #[inline(always)]
     fn narrow_block(&self, sample: usize, output: usize, start: usize, scratch: &mut Narrow) -> usize {
         let block = self.block(&(start..self.positions()));
-        let len = block.rows * block.width;
+        let pitch = self.pitch();
         let first = self.tap(output, 0).channel;
         let window =
             self.window(sample, first..first + self.channels / self.groups, block, &mut scratch.window);
-        let grads = scratch.grads.take(len);
-        self.grads(sample, output, start..start + len, grads);
-        for (column, product) in scratch.products.iter_mut().enumerate() {
-            let patch = &window[self.start(self.tap(output, column), first)..];
-            for (row, grads) in grads.chunks_exact(block.width).enumerate() {
-                dot(grads, &patch[row * self.pitch()..][..block.width], product);
-            }
+        let grads = scratch.grads.take(block.rows * pitch);
+        for (row, grads) in grads.chunks_exact_mut(pitch).enumerate() {
+            let (grads, gap) = grads.split_at_mut(block.width);
+            let start = start + row * block.width;
+            self.grads(sample, output, start..start + block.width, grads);
+            gap.fill(0.0);
         }
-        len
+        let grads = &grads[..(block.rows - 1) * pitch + block.width];
+        for (column, product) in scratch.products.iter_mut().enumerate() {
+            let start = self.start(self.tap(output, column), first);
+            dot(grads, &window[start..][..grads.len()], product);
+        }
+        block.rows * block.width
     }
 }
 
-/// Interleaved sums of a dot product, so that it vectorises.
-const LANES: usize = 16;
+/// Output channels that follow each other in memory and are taken together: one alone is read too shortly at a time to be
+/// fetched ahead.
+const OUTPUTS: usize = 16;
+
+/// Interleaved sums of a dot product: four vectors that do not wait for each other.
+const LANES: usize = 64;
 
 /// Scratch of the narrow path.
 #[derive(Default)]
@@ -599,14 +621,25 @@ struct Narrow {
 /// Adds the products of a and b to the sums.
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32], sums: &mut [f32; LANES]) {
-    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
-    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_lanes.iter().zip(b_lanes) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    // In registers, not in memory.
+    let mut lanes = *sums;
+    for (a, b) in a.iter().zip(b) {
+        multiply_add(a, b, &mut lanes);
     }
-    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+    *sums = lanes;
+    let (a, a_rest) = a_rest.as_chunks::<16>();
+    let (b, b_rest) = b_rest.as_chunks::<16>();
+    for ((a, b), sums) in a.iter().zip(b).zip(sums.as_chunks_mut::<16>().0) {
+        multiply_add(a, b, sums);
+    }
+    multiply_add(a_rest, b_rest, sums);
+}
+
+#[inline(always)]
+fn multiply_add(a: &[f32], b: &[f32], sums: &mut [f32]) {
+    for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
         *sum += a * b;
     }
 }

@@ -177,7 +177,7 @@ impl Squares<'_> {
 }
 
 impl Factors for Squares<'_> {
-    const TILE: (usize, usize) = (258, 512);
+    const TILE: (usize, usize) = (132, 1024);
 
     fn squared(&self) -> bool {
         false

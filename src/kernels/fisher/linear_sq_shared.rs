@@ -239,7 +239,7 @@ impl Shared<'_> {
 }
 
 impl Factors for Shared<'_> {
-    const TILE: (usize, usize) = (258, 512);
+    const TILE: (usize, usize) = (132, 1024);
 
     fn squared(&self) -> bool {
         self.mode.squared()
@@ -314,7 +314,7 @@ impl<'a> Joined<'a> {
 }
 
 impl Factors for Joined<'_> {
-    const TILE: (usize, usize) = (258, 512);
+    const TILE: (usize, usize) = (132, 1024);
 
     fn squared(&self) -> bool {
         false
