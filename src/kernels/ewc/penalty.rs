@@ -167,8 +167,8 @@ impl Kernel for Penalty {
     }
 }
 
-/// Sums kept side by side, so that they are vectors.
-const LANES: usize = 8;
+/// Sums kept side by side, so that they are vectors and do not wait for each other.
+const LANES: usize = 16;
 
 /// The exponent of a term of 0: below that of every other.
 const NOTHING: i32 = -100_000;
@@ -176,13 +176,13 @@ const NOTHING: i32 = -100_000;
 /// A share on the host: f64 holds every term, so nothing needs scaling before the end.
 struct Tally {
     sum: [f64; LANES],
-    exponent: i32,
+    exponent: [i32; LANES],
     bad: [Option<usize>; 3],
 }
 
 impl Default for Tally {
     fn default() -> Self {
-        Self { sum: [0.0; LANES], exponent: 3 * NOTHING, bad: [None; 3] }
+        Self { sum: [0.0; LANES], exponent: [3 * NOTHING; LANES], bad: [None; 3] }
     }
 }
 
@@ -193,41 +193,64 @@ fn is_fine(t: f32, a: f32, f: f32) -> bool {
 }
 
 impl Tally {
-    /// Adds consecutive parameters, at most [`BLOCK`], of which the first has index `start` in the share. Sums, exponents and faults have
-    /// loops of their own without a branch, which vectorise.
+    /// Adds consecutive parameters, at most [`BLOCK`], of which the first has index `start` in the share: in one loop if all of
+    /// them are common numbers, else with care.
     #[inline(always)]
     fn add(&mut self, theta: &[f32], anchor: &[f32], fisher: &[f32], start: usize) {
-        let all = || theta.iter().zip(anchor).zip(fisher).map(|((&t, &a), &f)| (t, a, f));
-        let mut terms = [0.0_f64; BLOCK];
-        for (term, (t, a, f)) in terms.iter_mut().zip(all()) {
-            let delta = f64::from(t) - f64::from(a);
-            *term = if is_fine(t, a, f) { f64::from(f) * delta * delta } else { 0.0 };
+        if !self.add_common(theta, anchor, fisher) {
+            self.add_any(theta, anchor, fisher, start);
         }
-        for terms in terms[..theta.len()].chunks(LANES) {
-            for (sum, term) in self.sum.iter_mut().zip(terms) {
-                *sum += term;
+    }
+
+    /// Adds whole vectors of finite numbers, normal or zero, and tells whether they were.
+    #[inline(always)]
+    fn add_common(&mut self, theta: &[f32], anchor: &[f32], fisher: &[f32]) -> bool {
+        let (theta, rest) = theta.as_chunks::<LANES>();
+        let (anchor, fisher) = (anchor.as_chunks::<LANES>().0, fisher.as_chunks::<LANES>().0);
+        let (mut sum, mut exponent, mut rare) = (self.sum, self.exponent, [0_u32; LANES]);
+        for ((theta, anchor), fisher) in theta.iter().zip(anchor).zip(fisher) {
+            for i in 0..LANES {
+                let (t, a, f) = (theta[i], anchor[i], fisher[i]);
+                let delta = f64::from(t) - f64::from(a);
+                sum[i] += f64::from(f) * delta * delta;
+                let (d, f) = ((0.5 * t - 0.5 * a).to_bits() & 0x7fff_ffff, f.to_bits());
+                let of_term = (f >> 23).cast_signed() + 2 * (d >> 23).cast_signed();
+                let of_term = if (f == 0) | (d == 0) { NOTHING } else { of_term - 3 * 127 + 2 };
+                exponent[i] = exponent[i].max(of_term);
+                // A zero wraps around.
+                let subnormal = (f.wrapping_sub(1) < 0x7f_ffff) | (d.wrapping_sub(1) < 0x7f_ffff);
+                rare[i] |= u32::from(subnormal | (f > 0x7f7f_ffff) | !t.is_finite() | !a.is_finite());
             }
         }
-        let mut exponents = [3 * NOTHING; BLOCK];
-        for (exponent, (t, a, f)) in exponents.iter_mut().zip(all()) {
-            *exponent = if is_fine(t, a, f) { exponent_of(f, t, a) } else { 3 * NOTHING };
+        let common = rest.is_empty() && rare.iter().all(|&rare| rare == 0);
+        if common {
+            (self.sum, self.exponent) = (sum, exponent);
         }
-        self.exponent = exponents[..theta.len()].iter().fold(self.exponent, |most, &other| most.max(other));
-        let good = all().fold(0, |bad, (t, a, f)| bad | u32::from(!is_fine(t, a, f))) == 0;
-        if !good {
-            let first = |found: Option<usize>, values: &[f32], is: fn(f32) -> bool| {
-                found.or_else(|| values.iter().position(|v| is(*v)).map(|i| start + i))
-            };
-            self.bad = [
-                first(self.bad[0], theta, |v| !v.is_finite()),
-                first(self.bad[1], anchor, |v| !v.is_finite()),
-                first(self.bad[2], fisher, |v| !(v.is_finite() && v >= 0.0)),
-            ];
+        common
+    }
+
+    /// Adds parameters whatever they are, and notes the first bad ones.
+    #[inline(always)]
+    fn add_any(&mut self, theta: &[f32], anchor: &[f32], fisher: &[f32], start: usize) {
+        for (i, ((&t, &a), &f)) in theta.iter().zip(anchor).zip(fisher).enumerate() {
+            if is_fine(t, a, f) {
+                let delta = f64::from(t) - f64::from(a);
+                self.sum[i % LANES] += f64::from(f) * delta * delta;
+                self.exponent[i % LANES] = self.exponent[i % LANES].max(exponent_of(f, t, a));
+                continue;
+            }
+            let bad = [!t.is_finite(), !a.is_finite(), !(f.is_finite() && f >= 0.0)];
+            for (first, bad) in self.bad.iter_mut().zip(bad) {
+                if bad {
+                    *first = first.or(Some(start + i));
+                }
+            }
         }
     }
 
     fn record(&self) -> [f32; WORDS] {
-        let exponent = if self.exponent < NOTHING / 2 { 0 } else { self.exponent };
+        let exponent = self.exponent.iter().fold(3 * NOTHING, |most, &exponent| most.max(exponent));
+        let exponent = if exponent < NOTHING / 2 { 0 } else { exponent };
         #[expect(clippy::cast_possible_truncation, reason = "the record's sum is f32")]
         let sum = (self.sum.iter().sum::<f64>() * 2.0_f64.powi(-exponent)) as f32;
         let [theta, anchor, fisher] =

@@ -5,10 +5,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::norm_stats::floats;
+use super::product::{Store, sum_of_runs};
 use super::{Mode, cases};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_of, noise};
+use crate::kernel::{
+    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_of, noise, vectorised,
+};
 use crate::kernels::{DTYPE, ELEMENT, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -254,8 +257,6 @@ impl Kernel for NormSq {
     }
 
     fn host(&self, params: &NormSqParams, args: NormSqSlices<'_>) {
-        // Channels that lie beside each other are walked together, up to a first-level cache's share.
-        let block = if together(params) { 256 } else { 1 };
         let walk = Walk {
             params,
             squared: self.mode.squared(),
@@ -265,13 +266,19 @@ impl Kernel for NormSq {
             weight: args.weight.cast(),
         };
         let squares = 0..params.squares as usize;
+        let store = Store { overwrite: params.decay == 0.0, decay: params.decay, gain: params.gain };
+        let block = if together(params) { TOGETHER } else { APART };
         super::for_results(self.mode, squares, args.out.cast(), |squares, out| {
-            out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (at, out)| {
-                let sums = walk.sums(at * block, out.len(), squares.clone(), scratch);
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    let old = if params.decay == 0.0 { 0.0 } else { params.decay * *out };
-                    *out = old + params.gain * sum;
-                }
+            let tasks = out.len().div_ceil(block);
+            out.par_chunks_mut(block).enumerate().for_each(|(at, out)| {
+                let channels = at * block..at * block + out.len();
+                let sums = sum_of_runs(&squares, tasks, &mut Scratch::default(), |scratch, run| {
+                    vectorised(
+                        #[inline(always)]
+                        || walk.sums(&channels, run, scratch),
+                    )
+                });
+                store.apply(out, &sums);
             });
         });
     }
@@ -311,71 +318,92 @@ struct Walk<'a> {
     weight: &'a [f32],
 }
 
+/// Channels of a task that lie beside each other at every position: what is read of one follows what is read of another, and
+/// a first-level cache holds their sums.
+const TOGETHER: usize = 1024;
+
+/// Channels of a task whose positions lie beside each other.
+const APART: usize = 16;
+
 #[derive(Default)]
 struct Scratch {
     input: Vec<f32>,
     gradient: Vec<f32>,
     /// In f64: positions come in any number, and their sum must not lose more digits with each.
     square: Vec<f64>,
-    sums: Vec<f32>,
 }
 
 impl Walk<'_> {
-    /// The sums over squares for `len` channels from `first` on.
-    fn sums<'a>(
-        &self,
-        first: usize,
-        len: usize,
-        squares: Range<usize>,
-        scratch: &'a mut Scratch,
-    ) -> &'a [f32] {
-        scratch.sums.clear();
-        scratch.sums.resize(len, 0.0);
+    /// The sums over some squares for some channels.
+    #[inline(always)]
+    fn sums(&self, channels: &Range<usize>, squares: Range<usize>, scratch: &mut Scratch) -> Vec<f32> {
+        let mut sums = vec![0.0; channels.len()];
         let (samples, fold) = (self.params.samples as usize, self.params.fold as usize);
         for square in squares.filter(|&square| self.weight[square] != 0.0) {
             let weight = self.weight[square];
             scratch.square.clear();
-            scratch.square.resize(len, 0.0);
+            scratch.square.resize(channels.len(), 0.0);
             for sample in square * fold..samples.min((square + 1) * fold) {
-                self.add_sample(sample, first, len, scratch);
+                if together(self.params) {
+                    self.add_together(sample, channels, scratch);
+                } else {
+                    self.add_apart(sample, channels, scratch);
+                }
             }
-            for (sum, &g) in scratch.sums.iter_mut().zip(&scratch.square) {
+            for (sum, &g) in sums.iter_mut().zip(&scratch.square) {
                 #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
                 let g = self.params.gradient_scale * g as f32;
                 *sum += weight * if self.squared { g * g } else { g };
             }
         }
-        &scratch.sums
+        sums
     }
 
-    /// Adds one sample's gradients of `len` channels from `first` on.
-    fn add_sample(&self, sample: usize, first: usize, len: usize, scratch: &mut Scratch) {
+    /// μ and the scale of a sample's channel at a position.
+    #[inline(always)]
+    fn stat(&self, sample: usize, position: usize, channel: usize) -> (f32, f32) {
         let p = self.params;
-        let (positions, channels) = (p.positions as usize, p.channels as usize);
-        let start = sample * positions * channels;
-        let stat = |position: usize| {
-            sample * p.stats_per_sample as usize
-                + position * p.stats_per_position as usize
-                + first / p.channels_per_stat as usize
-        };
-        if together(p) {
-            for position in 0..positions {
-                let at = start + position * p.position_stride as usize + first;
-                let (x, b) = self.load(at, len, &mut scratch.input, &mut scratch.gradient);
-                let (mean, scale) = (self.stats[2 * stat(position)], self.stats[2 * stat(position) + 1]);
-                for ((sum, x), b) in scratch.square.iter_mut().zip(x).zip(b) {
-                    *sum += f64::from(b * ((x - mean) * scale));
-                }
+        let at = sample * p.stats_per_sample as usize
+            + position * p.stats_per_position as usize
+            + channel / p.channels_per_stat as usize;
+        (self.stats[2 * at], self.stats[2 * at + 1])
+    }
+
+    /// Adds one sample's gradients of channels that lie beside each other.
+    #[inline(always)]
+    fn add_together(&self, sample: usize, channels: &Range<usize>, scratch: &mut Scratch) {
+        let Scratch { input, gradient, square } = scratch;
+        let start = sample * self.sample() + channels.start;
+        for position in 0..self.params.positions as usize {
+            let at = start + position * self.params.position_stride as usize;
+            let (x, b) = self.load(at, channels.len(), input, gradient);
+            let (mean, scale) = self.stat(sample, position, channels.start);
+            for ((sum, x), b) in square.iter_mut().zip(x).zip(b) {
+                *sum += f64::from(b * ((x - mean) * scale));
             }
-        } else {
-            let at = start + first * p.channel_stride as usize;
-            let (x, b) = self.load(at, positions, &mut scratch.input, &mut scratch.gradient);
-            let (mean, scale) = (self.stats[2 * stat(0)], self.stats[2 * stat(0) + 1]);
-            let blocks = x.chunks(BLOCK).zip(b.chunks(BLOCK));
-            scratch.square[0] += blocks.map(|(x, b)| f64::from(products(x, b, mean, scale))).sum::<f64>();
         }
     }
 
+    /// Adds one sample's gradients of channels whose positions lie beside each other.
+    #[inline(always)]
+    fn add_apart(&self, sample: usize, channels: &Range<usize>, scratch: &mut Scratch) {
+        let Scratch { input, gradient, square } = scratch;
+        for (channel, sum) in channels.clone().zip(square) {
+            let at = sample * self.sample() + channel * self.params.channel_stride as usize;
+            let (x, b) = self.load(at, self.params.positions as usize, input, gradient);
+            let (mean, scale) = self.stat(sample, 0, channel);
+            for (x, b) in x.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+                *sum += f64::from(products(x, b, mean, scale));
+            }
+        }
+    }
+
+    /// Elements of a sample.
+    fn sample(&self) -> usize {
+        self.params.positions as usize * self.params.channels as usize
+    }
+
+    #[inline(always)]
     fn load<'a>(
         &'a self,
         at: usize,
@@ -392,13 +420,20 @@ impl Walk<'_> {
 /// Terms that are summed in f32.
 const BLOCK: usize = 4096;
 
-/// Σ b · (x − mean) · scale by eight interleaved sums, which vectorise, as no single one would.
+/// Σ b · (x − mean) · scale by interleaved sums, which vectorise, as no single one would.
+#[inline(always)]
 fn products(x: &[f32], b: &[f32], mean: f32, scale: f32) -> f32 {
-    let mut lanes = [0.0_f32; 8];
-    for (x, b) in x.chunks(8).zip(b.chunks(8)) {
-        for ((lane, x), b) in lanes.iter_mut().zip(x).zip(b) {
-            *lane += b * ((x - mean) * scale);
+    const LANES: usize = 32;
+    let mut lanes = [0.0_f32; LANES];
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    for (x, b) in x.iter().zip(b) {
+        for i in 0..LANES {
+            lanes[i] += b[i] * ((x[i] - mean) * scale);
         }
+    }
+    for ((lane, x), b) in lanes.iter_mut().zip(x_rest).zip(b_rest) {
+        *lane += b * ((x - mean) * scale);
     }
     lanes.iter().sum()
 }

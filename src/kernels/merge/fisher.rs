@@ -255,7 +255,9 @@ impl Fisher {
 
 impl Fisher {
     /// Two models in one step, the common case, in plain f32: several times as fast, the same bits. Gives the block back if its weights
-    /// need exponents of their own.
+    /// need exponents of their own, or if something in it is to be counted.
+    ///
+    /// Weights are read once: the loop that merges takes the last block's common exponent to fit, and finds out meanwhile.
     #[inline(always)]
     fn plain_block<'a>(
         &self,
@@ -263,33 +265,45 @@ impl Fisher {
         reference: Slice<'_>,
         scratch: &mut host::Scratch,
         counts: &mut host::Words,
-        block: Block<'a>,
+        mut block: Block<'a>,
     ) -> Option<Block<'a>> {
         let Block { start, len, .. } = block;
         let [a, b] = models;
-        let host::Scratch { theta, fisher, origin, merged: out, second, .. } = scratch;
+        let host::Scratch { theta, fisher, origin, merged: out, second, shift, .. } = scratch;
         let fishers = [load_fisher(fisher, a.1, start, len), load_fisher(&mut second.1, b.1, start, len)];
-        let weights = [(fishers[0], a.2.floor, a.2.factor), (fishers[1], b.2.floor, b.2.factor)];
-        let Some(factors) = host::plain_factors(&weights) else { return Some(block) };
         let thetas = [theta.load(a.0.range(start, len)), second.0.load(b.0.range(start, len))];
-        let plain = |m: usize| host::Plain {
-            theta: thetas[m],
-            fisher: fishers[m],
-            factor: factors[m],
-            share: models[m].2.share,
-            least: models[m].2.floor,
-        };
-        for (m, model) in models.iter().enumerate() {
-            let fisher = model.1.map(|_| fishers[m]);
-            host::count_model(counts, m, start, thetas[m], fisher, model.2.floor);
-        }
         let origin = origin.load(reference.range(start, len));
-        out.store(block.merged?, |merged| {
-            let outcome = host::merge_pair(plain(0), plain(1), origin, merged);
-            counts.iter_mut().zip(outcome).for_each(|(count, more)| *count += more);
-            host::count_unrepresentable(counts, start, merged, self.merged);
-        });
-        None
+        let limit = host::too_large(self.merged);
+        // Twice at most: what the first time finds is centred the second.
+        for _ in 0..2 {
+            let plain = |m: usize| {
+                let (_, with_fisher, model) = models[m];
+                let (factor, exponent) = host::plain_factor(model.factor, *shift - a.2.factor.exponent)?;
+                Some(host::Plain {
+                    theta: thetas[m],
+                    fisher: fishers[m],
+                    factor,
+                    exponent,
+                    share: model.share,
+                    least: model.floor,
+                    counted: with_fisher.is_some(),
+                })
+            };
+            let (Some(a), Some(b), Some(merged)) = (plain(0), plain(1), &mut block.merged) else {
+                return Some(block);
+            };
+            let mut seen = host::Seen::default();
+            out.store(merged.reborrow(), |merged| seen = host::merge_pair(a, b, origin, merged, limit));
+            match seen.shift() {
+                Some(0) if !seen.unfit => {
+                    seen.count(counts);
+                    return None;
+                }
+                Some(more) if !seen.unfit => *shift += more,
+                _ => return Some(block),
+            }
+        }
+        Some(block)
     }
 }
 

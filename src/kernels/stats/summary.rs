@@ -222,15 +222,16 @@ impl Kernel for Summary {
 }
 
 const SHARE: usize = 8 * (WORKGROUP * OCTETS) as usize;
-const LANES: usize = 8;
+/// Numbers kept side by side, so that they are vectors and do not wait for each other.
+const LANES: usize = 16;
 
 /// A share on the host: f64 holds every sum, so nothing needs scaling before the end. Extremes are bit patterns.
 struct Part {
     sum: [f64; LANES],
     sum_sq: [f64; LANES],
-    greatest: i32,
-    least: i32,
-    zeros: u32,
+    greatest: [i32; LANES],
+    least: [i32; LANES],
+    zeros: [u32; LANES],
     bad: u32,
     first_bad: u32,
 }
@@ -240,9 +241,9 @@ impl Default for Part {
         Self {
             sum: [0.0; LANES],
             sum_sq: [0.0; LANES],
-            greatest: 0,
-            least: i32::MAX,
-            zeros: 0,
+            greatest: [0; LANES],
+            least: [i32::MAX; LANES],
+            zeros: [0; LANES],
             bad: 0,
             first_bad: NONE,
         }
@@ -250,58 +251,71 @@ impl Default for Part {
 }
 
 impl Part {
-    /// Adds consecutive values, at most [`BLOCK`], of which the first has flat index `start`. Each number has a loop of its own without a
-    /// branch, which vectorises; the values stay in a first-level cache meanwhile.
+    /// Adds consecutive values, at most [`BLOCK`], of which the first has flat index `start`: in one loop if all of them are
+    /// Fishers, else with care.
     #[inline(always)]
     fn add(&mut self, values: &[f32], start: usize) {
-        let (mut kept, mut lowest) = ([0_u32; BLOCK], [0_i32; BLOCK]);
-        let (kept, lowest) = (&mut kept[..values.len()], &mut lowest[..values.len()]);
-        for ((kept, lowest), value) in kept.iter_mut().zip(&mut *lowest).zip(values) {
-            let bits = value.to_bits();
-            let magnitude = bits & 0x7fff_ffff;
-            *kept = if is_good(bits) { magnitude } else { 0 };
-            *lowest = if is_good(bits) { magnitude.cast_signed() } else { i32::MAX };
-        }
-        self.add_sums(kept);
-        self.greatest = kept.iter().fold(self.greatest, |greatest, kept| greatest.max(kept.cast_signed()));
-        self.least = lowest.iter().fold(self.least, |least, &lowest| least.min(lowest));
-        self.zeros += values.iter().map(|value| u32::from(*value == 0.0)).sum::<u32>();
-        let bad = values.iter().map(|value| u32::from(!is_good(value.to_bits()))).sum::<u32>();
-        self.bad += bad;
-        if self.first_bad == NONE && bad > 0 {
-            let first = values.iter().position(|v| !is_good(v.to_bits()));
-            self.first_bad = first.map_or(NONE, |i| u32::try_from(start + i).unwrap_or(NONE));
+        if !self.add_good(values) {
+            self.add_any(values, start);
         }
     }
 
+    /// Adds whole vectors of positive numbers or zeros, and tells whether they were.
     #[inline(always)]
-    fn add_sums(&mut self, kept: &[u32]) {
+    fn add_good(&mut self, values: &[f32]) -> bool {
+        let (chunks, rest) = values.as_chunks::<LANES>();
         let (mut sum, mut sum_sq) = (self.sum, self.sum_sq);
-        let mut add = |lane: usize, kept: u32| {
-            let value = f64::from(f32::from_bits(kept));
-            sum[lane] += value;
-            sum_sq[lane] += value * value;
-        };
-        let (octets, rest) = kept.as_chunks::<LANES>();
-        for octet in octets {
-            for (lane, &kept) in octet.iter().enumerate() {
-                add(lane, kept);
+        let (mut greatest, mut least, mut zeros) = (self.greatest, self.least, self.zeros);
+        // The greatest as unsigned numbers: whatever is no such value lies above infinity then.
+        let mut top = [0_u32; LANES];
+        for chunk in chunks {
+            for i in 0..LANES {
+                let (value, bits) = (f64::from(chunk[i]), chunk[i].to_bits());
+                sum[i] += value;
+                sum_sq[i] += value * value;
+                greatest[i] = greatest[i].max(bits.cast_signed());
+                least[i] = least[i].min(bits.cast_signed());
+                zeros[i] += u32::from(bits == 0);
+                top[i] = top[i].max(bits);
             }
         }
-        for (lane, &kept) in rest.iter().enumerate() {
-            add(lane, kept);
+        let good = rest.is_empty() && top.iter().all(|&bits| bits < 0x7f80_0000);
+        if good {
+            (self.sum, self.sum_sq) = (sum, sum_sq);
+            (self.greatest, self.least, self.zeros) = (greatest, least, zeros);
         }
-        (self.sum, self.sum_sq) = (sum, sum_sq);
+        good
+    }
+
+    /// Adds values whatever they are, and notes the first bad one.
+    #[inline(always)]
+    fn add_any(&mut self, values: &[f32], start: usize) {
+        for (i, value) in values.iter().enumerate() {
+            let (lane, bits) = (i % LANES, value.to_bits());
+            if !is_good(bits) {
+                self.bad += 1;
+                self.first_bad = self.first_bad.min(u32::try_from(start + i).unwrap_or(NONE));
+                continue;
+            }
+            let magnitude = (bits & 0x7fff_ffff).cast_signed();
+            let value = f64::from(value.abs());
+            self.sum[lane] += value;
+            self.sum_sq[lane] += value * value;
+            self.greatest[lane] = self.greatest[lane].max(magnitude);
+            self.least[lane] = self.least[lane].min(magnitude);
+            self.zeros[lane] += u32::from(magnitude == 0);
+        }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the record's sums are f32")]
     fn store(&self, sums: &mut [f32], counts: &mut [u32]) {
-        let (greatest, least) = (self.greatest.cast_unsigned(), self.least.cast_unsigned());
+        let greatest = self.greatest.iter().fold(0, |most, &other| most.max(other)).cast_unsigned();
+        let least = self.least.iter().fold(i32::MAX, |least, &other| least.min(other)).cast_unsigned();
         let unit = 2.0_f64.powi(-exponent_of(greatest));
         sums[0] = (self.sum.iter().sum::<f64>() * unit) as f32;
         sums[1] = (self.sum_sq.iter().sum::<f64>() * unit * unit) as f32;
         let least = if least == i32::MAX.cast_unsigned() { NONE } else { least };
-        counts.copy_from_slice(&[greatest, least, self.zeros, self.bad, self.first_bad]);
+        counts.copy_from_slice(&[greatest, least, self.zeros.iter().sum(), self.bad, self.first_bad]);
     }
 }
 
