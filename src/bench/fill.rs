@@ -37,7 +37,8 @@ fn pattern(element: Element, start: u64, fill: Fill) -> Vec<u8> {
     let noise = || noise(1, PATTERN);
     let floats = |values: Vec<f64>| CaseBuffer::floats(element.dtype().unwrap_or(DType::F32), &values).bytes;
     match fill {
-        Fill::Zero => vec![0; element.bytes() * PATTERN],
+        // A buffer of another binding has its own contents.
+        Fill::Zero | Fill::Same(_) => vec![0; element.bytes() * PATTERN],
         Fill::Noise => floats(noise()),
         Fill::Positive => floats(noise().iter().map(|v| v.abs()).collect()),
         Fill::Count => {

@@ -284,7 +284,15 @@ impl Job {
 
 /// A step's buffers, filled.
 fn views<K: Kernel>(backend: &Backend, step: &Bench<K>) -> Result<Vec<View>> {
-    step.buffers.iter().map(|&(element, len, fill)| filled(backend, element, len, fill)).collect()
+    let mut views: Vec<View> = Vec::with_capacity(step.buffers.len());
+    for &(element, len, fill) in &step.buffers {
+        let view = match fill {
+            Fill::Same(binding) => views[binding].clone(),
+            _ => filled(backend, element, len, fill)?,
+        };
+        views.push(view);
+    }
+    Ok(views)
 }
 
 /// Seconds from a kernel's description to the end of its first run on a device: making its pipeline, and whatever the driver puts off until

@@ -9,7 +9,7 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::interrupt::Interrupt;
-use crate::kernel::{Bench, Checked, Kernel, Visitor};
+use crate::kernel::{Bench, Checked, Fill, Kernel, Visitor};
 use crate::kernels;
 use crate::kernels::ceiling::Fma;
 use crate::verify;
@@ -149,7 +149,12 @@ impl Walk<'_> {
         let first = self.first_run::<K>(&caps)?;
         let steps = steps::<K>(&caps, &self.options.sizes).into_iter().map(|step| Step {
             shape: step.name.clone(),
-            bytes: step.buffers.iter().map(|(element, len, _)| element.padded_bytes(*len)).sum(),
+            bytes: step
+                .buffers
+                .iter()
+                .filter(|(.., fill)| !matches!(fill, Fill::Same(_)))
+                .map(|(element, len, _)| element.padded_bytes(*len))
+                .sum(),
             make: Box::new(move || Job::step(backend, step)),
         });
         self.measure(K::NAME, steps.collect(), of_layers, first)

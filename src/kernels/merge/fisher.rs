@@ -356,7 +356,8 @@ impl Checked for Fisher {
                 stream(Fill::Positive),
                 stream(Fill::Noise),
                 stream(Fill::Positive),
-                stream(Fill::Noise),
+                // The first model is the reference.
+                stream(Fill::Same(0)),
                 (Element::U32, state_words(0), Fill::Zero),
                 stream(Fill::Zero),
                 (Element::U32, COUNT_WORDS, Fill::Zero),
@@ -551,6 +552,35 @@ mod tests {
                 run_case(&Backend::Host, case).expect("the case runs on the host")[6].bytes[4..].to_vec()
             };
             assert_eq!(bits(&case), bits(&other), "{}", case.name);
+        }
+    }
+
+    /// Blocks whose Fishers lie far from those of the block before: what brought that one into plain f32 does not fit the next.
+    #[test]
+    fn blocks_of_other_magnitudes_have_the_bits_of_blocks_with_exponents() {
+        let scaled = |buffer: &CaseBuffer| {
+            let floats = bytemuck::pod_collect_to_vec::<u8, f32>(&buffer.bytes);
+            let scale = |at: usize| 2.0_f64.powi([0, -80, 70, -100][at / BLOCK]);
+            let floats: Vec<f64> =
+                floats.iter().enumerate().map(|(at, &f)| f64::from(f) * scale(at)).collect();
+            CaseBuffer::floats(DType::F32, &floats)
+        };
+        let mut case = Setup::plain(4 * BLOCK).case();
+        for fisher in [1, 3] {
+            case.buffers[fisher] = scaled(&case.buffers[fisher]);
+        }
+        let mut other = case.clone();
+        for block in 0..4 {
+            other.buffers[1].bytes[4 * block * BLOCK..][..4]
+                .copy_from_slice(&f32::from_bits(1).to_le_bytes());
+        }
+        let bits = |case: &Case<Fisher>| {
+            let buffers = run_case(&Backend::Host, case).expect("the case runs on the host");
+            bytemuck::pod_collect_to_vec::<u8, u32>(&buffers[6].bytes)
+        };
+        let (plain, with_exponents) = (bits(&case), bits(&other));
+        for at in (0..4 * BLOCK).filter(|at| at % BLOCK != 0) {
+            assert_eq!(plain[at], with_exponents[at], "parameter {at}");
         }
     }
 }
