@@ -1,6 +1,7 @@
 //! Fisher merging and plain averaging.
 
 use super::host::{self, Block};
+use super::plain::{self, PlainFactor};
 use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, code, state_words};
 use crate::error::Result;
 use crate::gpu::Caps;
@@ -254,10 +255,7 @@ impl Fisher {
 }
 
 impl Fisher {
-    /// Two models in one step, the common case, in plain f32: several times as fast, the same bits. Gives the block back if its weights
-    /// need exponents of their own, or if something in it is to be counted.
-    ///
-    /// Weights are read once: the loop that merges takes the last block's common exponent to fit, and finds out meanwhile.
+    /// Two models in one step, the common case, in plain f32. Gives the block back if that cannot be.
     #[inline(always)]
     fn plain_block<'a>(
         &self,
@@ -274,36 +272,24 @@ impl Fisher {
         let thetas = [theta.load(a.0.range(start, len)), second.0.load(b.0.range(start, len))];
         let origin = origin.load(reference.range(start, len));
         let limit = host::too_large(self.merged);
-        // Twice at most: what the first time finds is centred the second.
-        for _ in 0..2 {
-            let plain = |m: usize| {
+        let merged = plain::merge_block(shift, counts, |shift| {
+            let model = |m: usize| {
                 let (_, with_fisher, model) = models[m];
-                let (factor, exponent) = host::plain_factor(model.factor, *shift - a.2.factor.exponent)?;
-                Some(host::Plain {
+                Some(plain::Model {
                     theta: thetas[m],
                     fisher: fishers[m],
-                    factor,
-                    exponent,
+                    factor: PlainFactor::new(model.factor, shift.checked_sub(a.2.factor.exponent)?)?,
                     share: model.share,
                     least: model.floor,
                     counted: with_fisher.is_some(),
                 })
             };
-            let (Some(a), Some(b), Some(merged)) = (plain(0), plain(1), &mut block.merged) else {
-                return Some(block);
-            };
-            let mut seen = host::Seen::default();
-            out.store(merged.reborrow(), |merged| seen = host::merge_pair(a, b, origin, merged, limit));
-            match seen.shift() {
-                Some(0) if !seen.unfit => {
-                    seen.count(counts);
-                    return None;
-                }
-                Some(more) if !seen.unfit => *shift += more,
-                _ => return Some(block),
-            }
-        }
-        Some(block)
+            let (a, b, merged) = (model(0)?, model(1)?, block.merged.as_mut()?);
+            let mut seen = None;
+            out.store(merged.reborrow(), |merged| seen = Some(plain::pair(a, b, origin, merged, limit)));
+            seen
+        });
+        if merged { None } else { Some(block) }
     }
 }
 

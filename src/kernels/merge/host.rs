@@ -1,4 +1,5 @@
-//! The host execution that both merging kernels share: blocks of parameters, their tallies, and counting.
+//! The host execution that both merging kernels share: blocks of parameters, their tallies, and counting. Most blocks are merged by
+//! [`plain`](super::plain) without tallies.
 
 use rayon::prelude::*;
 
@@ -93,7 +94,7 @@ fn wide(bits: u32) -> (f32, i32) {
 /// 2^e, zero below 2^-126.
 #[expect(clippy::cast_sign_loss, reason = "clamped to be non-negative")]
 #[inline(always)]
-fn pow2(e: i32) -> f32 {
+pub(super) fn pow2(e: i32) -> f32 {
     f32::from_bits(((e + 127).clamp(0, 254) as u32) << 23)
 }
 
@@ -263,133 +264,6 @@ fn shares(
         largest[i] = if scaled > added { scaled } else { added };
         exponent[i] = e;
     }
-}
-
-/// One model of a block whose weights are to fit plain f32.
-#[derive(Clone, Copy)]
-pub(super) struct Plain<'a> {
-    pub(super) theta: &'a [f32],
-    pub(super) fisher: &'a [f32],
-    /// λ over the normaliser, times 2^-exponent of the first model's, times a power of two common to the models.
-    pub(super) factor: f32,
-    /// The exponent of `factor`.
-    pub(super) exponent: i32,
-    pub(super) share: f32,
-    pub(super) least: u32,
-    /// Whether Fishers below `least` are counted.
-    pub(super) counted: bool,
-}
-
-/// A factor as one f32 if it is far inside of its range, after a shift of its exponent.
-pub(super) fn plain_factor(factor: super::Factor, shift: i32) -> Option<(f32, i32)> {
-    let exponent = factor.exponent + shift;
-    (-120..=120).contains(&exponent).then(|| (factor.mantissa * pow2(exponent), exponent))
-}
-
-/// What a merge of a block has seen of it.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Seen {
-    /// Whether something is no number, no Fisher, subnormal, or too large to store: the general way counts what.
-    pub(super) unfit: bool,
-    /// Exponents of the smallest weight above zero and of the largest, if there is one.
-    range: Option<(i32, i32)>,
-    fallback: u32,
-    floored: u32,
-    dominated: u32,
-    raised: u32,
-}
-
-impl Seen {
-    /// What has to be added to the weights' exponents for plain f32, if that can be: 0 where the block's weights lie between 2^-60 and
-    /// 2^60. Then no ratio of two weights is subnormal, and every result has the bits that separate exponents give: a common power of two
-    /// changes no rounding.
-    pub(super) fn shift(&self) -> Option<i32> {
-        let Some((smallest, largest)) = self.range else { return Some(0) };
-        if smallest >= -60 && largest <= 60 {
-            return Some(0);
-        }
-        (largest - smallest <= 110).then(|| -i32::midpoint(smallest, largest))
-    }
-
-    /// Adds the block to what its task counts.
-    pub(super) fn count(&self, counts: &mut Words) {
-        let seen = [self.fallback, self.floored, self.dominated, self.raised];
-        counts.iter_mut().zip(seen).for_each(|(count, more)| *count += more);
-    }
-}
-
-#[expect(clippy::cast_possible_wrap, reason = "eight bits")]
-fn exponent_of(bits: u32) -> i32 {
-    (bits >> 23) as i32 - 127
-}
-
-/// All of a merge of two models on a block of plain weights: [`Tallies::add`] twice and [`Tallies::finish`], in one loop, which
-/// also finds out whether they were plain. `limit` is the least magnitude that cannot be stored.
-pub(super) fn merge_pair(a: Plain<'_>, b: Plain<'_>, origin: &[f32], merged: &mut [f32], limit: f32) -> Seen {
-    vectorised(
-        #[inline(always)]
-        || match a.least | b.least {
-            0 => pair::<false>(a, b, origin, merged, limit),
-            _ => pair::<true>(a, b, origin, merged, limit),
-        },
-    )
-}
-
-#[inline(always)]
-fn pair<const FLOOR: bool>(
-    a: Plain<'_>,
-    b: Plain<'_>,
-    origin: &[f32],
-    merged: &mut [f32],
-    limit: f32,
-) -> Seen {
-    let n = merged.len();
-    let (theta_a, fisher_a) = (&a.theta[..n], &a.fisher[..n]);
-    let (theta_b, fisher_b, origin) = (&b.theta[..n], &b.fisher[..n], &origin[..n]);
-    let (mut fallback, mut floored, mut dominated, mut raised) = (0, 0, 0, 0);
-    let (mut low_a, mut low_b, mut high_a, mut high_b) = (u32::MAX, u32::MAX, 0, 0);
-    let mut unfit = 0;
-    let counted = (u32::from(a.counted), u32::from(b.counted));
-    for i in 0..n {
-        let (mut bits_a, mut bits_b) = (fisher_a[i].to_bits(), fisher_b[i].to_bits());
-        if FLOOR {
-            let (below_a, below_b) = (u32::from(bits_a < a.least), u32::from(bits_b < b.least));
-            floored += below_a & below_b;
-            raised += (below_a & counted.0) + (below_b & counted.1);
-            (bits_a, bits_b) = (bits_a.max(a.least), bits_b.max(b.least));
-        }
-        // Zero wraps to the greatest, and so never is the least.
-        low_a = low_a.min(bits_a.wrapping_sub(1));
-        low_b = low_b.min(bits_b.wrapping_sub(1));
-        high_a = high_a.max(bits_a);
-        high_b = high_b.max(bits_b);
-        let weight_a = f32::from_bits(bits_a) * a.factor;
-        let weight_b = f32::from_bits(bits_b) * b.factor;
-        let first = (theta_a[i] - origin[i]) * if weight_a > 0.0 { 1.0 } else { a.share };
-        let sum = weight_a + weight_b;
-        let none = sum <= 0.0;
-        let safe = if none { 1.0 } else { sum };
-        let keep = if none { 1.0 - b.share } else { weight_a / safe };
-        let draw = if none { b.share } else { weight_b / safe };
-        let mean = first * keep + (theta_b[i] - origin[i]) * draw;
-        let value = if mean == 0.0 { origin[i] } else { origin[i] + mean };
-        merged[i] = value;
-        let largest = if weight_a > weight_b { weight_a } else { weight_b };
-        fallback += u32::from(none);
-        dominated += u32::from(!none & (largest > 0.99 * sum));
-        // NaN included: no comparison with one is true. What is not finite in a model is not in the result either.
-        let fits = value.abs() < limit;
-        unfit |= u32::from(!fits);
-    }
-    let extremes = [(low_a, high_a, a.exponent), (low_b, high_b, b.exponent)];
-    let extremes = extremes.map(|(low, high, exponent)| (low.wrapping_add(1), high, exponent));
-    for (low, high, _) in extremes {
-        unfit |= u32::from(high > 0x7f7f_ffff) | u32::from(high > 0 && low < 0x0080_0000);
-    }
-    let weights = || extremes.iter().filter(|(_, high, _)| *high > 0);
-    let smallest = weights().map(|(low, _, exponent)| exponent_of(*low) + exponent).min();
-    let largest = weights().map(|(_, high, exponent)| exponent_of(*high) + exponent).max();
-    Seen { unfit: unfit > 0, range: smallest.zip(largest), fallback, floored, dominated, raised }
 }
 
 /// The `counts` words of one task.

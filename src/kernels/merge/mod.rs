@@ -7,6 +7,7 @@
 
 mod fisher;
 mod host;
+mod plain;
 mod ubgm;
 
 pub use fisher::{Fisher, FisherArgs, FisherParams, FisherSlices};

@@ -1,6 +1,7 @@
 //! Uncertainty-based gradient matching.
 
 use super::host::{self, Block};
+use super::plain::{self, PlainFactor};
 use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, state_words};
 use crate::error::Result;
 use crate::gpu::Caps;
@@ -161,6 +162,19 @@ impl Kernel for Ubgm {
     }
 }
 
+impl UbgmParams {
+    /// λ, what scales F_m and F_0, and δ if there is one.
+    fn factors(&self) -> (Factor, Factor, Factor, Option<Factor>) {
+        let delta = Factor { mantissa: self.delta, exponent: self.delta_exponent };
+        (
+            Factor { mantissa: self.lambda, exponent: self.lambda_exponent },
+            Factor { mantissa: self.scale, exponent: self.scale_exponent },
+            Factor { mantissa: self.base_scale, exponent: self.base_scale_exponent },
+            (self.delta > 0.0).then_some(delta),
+        )
+    }
+}
+
 impl Ubgm {
     #[inline(always)]
     fn block(
@@ -171,11 +185,17 @@ impl Ubgm {
         counts: &mut host::Words,
         block: Block<'_>,
     ) {
+        let block = if self.first && self.last {
+            match self.plain_block(params, inputs, scratch, counts, block) {
+                Some(block) => block,
+                None => return,
+            }
+        } else {
+            block
+        };
         let Block { start, len, state, merged } = block;
         let [theta, fisher, base, base_fisher] = inputs.map(|input| input.range(start, len));
-        let lambda = Factor { mantissa: params.lambda, exponent: params.lambda_exponent };
-        let scale = Factor { mantissa: params.scale, exponent: params.scale_exponent };
-        let base_scale = Factor { mantissa: params.base_scale, exponent: params.base_scale_exponent };
+        let (lambda, scale, base_scale, delta) = params.factors();
         let theta = scratch.theta.load(theta);
         let fisher = scratch.fisher.load(fisher);
         let origin = scratch.origin.load(base);
@@ -186,8 +206,8 @@ impl Ubgm {
             host::count_model(counts, 1, start, origin, Some(base_fisher), 0);
         }
         prior.load(base_fisher, 0, base_scale);
-        if params.delta > 0.0 {
-            prior.add(Factor { mantissa: params.delta, exponent: params.delta_exponent });
+        if let Some(delta) = delta {
+            prior.add(delta);
         }
         let mut state = state.map(|state| state.cast::<u32>());
         match &state {
@@ -208,6 +228,53 @@ impl Ubgm {
         } else if let Some(state) = &mut state {
             tallies.save(&mut state[..4 * len]);
         }
+    }
+}
+
+impl Ubgm {
+    /// One model in plain f32. Gives the block back if that cannot be.
+    #[inline(always)]
+    fn plain_block<'a>(
+        &self,
+        params: &UbgmParams,
+        inputs: [Slice<'_>; 4],
+        scratch: &mut host::Scratch,
+        counts: &mut host::Words,
+        mut block: Block<'a>,
+    ) -> Option<Block<'a>> {
+        let [theta, fisher, base, base_fisher] = inputs.map(|input| input.range(block.start, block.len));
+        let (lambda, scale, base_scale, delta) = params.factors();
+        let theta = scratch.theta.load(theta);
+        let fisher = scratch.fisher.load(fisher);
+        let base = scratch.origin.load(base);
+        let base_fisher = scratch.base_fisher.load(base_fisher);
+        let (shift, out) = (&mut scratch.shift, &mut scratch.merged);
+        let limit = host::too_large(self.merged);
+        // Products of weights and λ stay inside of f32's range then.
+        let lambda = Some(lambda).filter(|lambda| lambda.exponent.abs() <= 50);
+        let merged = plain::merge_block(shift, counts, |shift| {
+            let shift = shift.checked_sub(scale.exponent)?;
+            let delta = match delta {
+                Some(delta) => Some(PlainFactor::new(delta, shift)?),
+                None => None,
+            };
+            let model = plain::OneModel {
+                theta,
+                fisher,
+                factor: PlainFactor::new(scale, shift)?,
+                least: params.floor,
+                lambda: PlainFactor::new(lambda?, 0)?,
+                base,
+                base_fisher,
+                base_factor: PlainFactor::new(base_scale, shift)?,
+                delta,
+            };
+            let mut seen = None;
+            let merged = block.merged.as_mut()?.reborrow();
+            out.store(merged, |merged| seen = Some(plain::one(model, merged, limit)));
+            seen
+        });
+        if merged { None } else { Some(block) }
     }
 }
 
@@ -317,5 +384,29 @@ fn case(
             CaseBuffer::words(&[0; COUNT_WORDS as usize]),
         ],
         want: vec![(5, want), (6, counts.into_iter().map(Want::exact).collect())],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+    use crate::verify::run_case;
+
+    /// One subnormal Fisher sends its whole block down the path with exponents. Every other element must keep its bits.
+    #[test]
+    fn plain_blocks_have_the_bits_of_blocks_with_exponents() {
+        let f32s = |numbers| case(DType::F32, DType::F32, DType::F32, 1000, numbers);
+        for numbers in
+            [(1.5, 0.0, 0.0), (0.0, 0.0, 0.0), (1.0, 0.125, 0.0), (2.0, 0.0, 0.25), (1e-9, 0.5, 1e9)]
+        {
+            let case = f32s(numbers);
+            let mut other = case.clone();
+            other.buffers[1].bytes[..4].copy_from_slice(&f32::from_bits(1).to_le_bytes());
+            let bits = |case: &Case<Ubgm>| {
+                run_case(&Backend::Host, case).expect("the case runs on the host")[5].bytes[4..].to_vec()
+            };
+            assert_eq!(bits(&case), bits(&other), "{}", case.name);
+        }
     }
 }
