@@ -4,6 +4,7 @@
 //! several times has one parameter) lie one after the other: along the positions, or, where channels come before positions, as samples
 //! of their own that are folded into one square.
 
+mod ahead;
 mod held;
 mod portion;
 mod unit;
@@ -25,6 +26,7 @@ use crate::record::Recording;
 use crate::record::fisher::{Bias, Buffers, Conv, Linear, Squares};
 use crate::shape::{DType, GROUP_BYTES, elements};
 
+pub(crate) use ahead::Ahead;
 pub(crate) use held::{Held, Share, cut, hold, passes};
 use portion::{Band, Span};
 pub(crate) use portion::{Portion, ranges};

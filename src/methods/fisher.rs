@@ -1,8 +1,8 @@
 //! The Fisher diagonal of a network from captures of its forward and backward passes.
 //!
 //! *Plan*: every header is opened and held against the others before the output is created. *Run*: layer by layer over all
-//! files, and within a file some samples at a time, so that memory holds a few samples of one layer and that layer's result, however many
-//! files there are and however large. Kinds that square sums over samples sum the gradients themselves first: over a batch, or, for
+//! files, and within a file some samples at a time, the next of which are read while some are computed; so that memory holds a few samples and one
+//! layer's result, however many files there are and however large. Kinds that square sums over samples sum the gradients themselves first: over a batch, or, for
 //! `joint`, over all files.
 //!
 //! | kind | result | labels |
@@ -43,8 +43,8 @@ use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::kernels::optimizer::{Ema, EmaArgs, EmaParams};
 use crate::methods::captured::{
-    Batch, Held, InFile, Parameter, Portion, Role, Share, Unit, has_several_sizes, hold, in_pieces, passes,
-    small, units,
+    Ahead, Batch, Held, InFile, Parameter, Portion, Role, Share, Unit, has_several_sizes, hold, in_pieces,
+    passes, ranges, small, units,
 };
 use crate::progress::Progress;
 use crate::record::Recording;
@@ -210,13 +210,18 @@ pub fn fisher(
     let slots = tensors.iter().map(|(name, shape)| OutputTensor::new(name, Dtype::F32, shape.clone()));
     let layout = OutputLayout::single(slots.collect(), job.metadata());
     let inputs: Vec<&Path> = captures.iter().map(Capture::path).collect();
+    let units = units(captures[0].layers())?;
+    let plans = units.iter().map(|unit| job.plan(unit)).collect::<Result<Vec<_>>>()?;
     let output = Output::create(out, layout, options.overwrite, &inputs)?;
     let bytes_read = captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum();
     progress.begin(bytes_read);
-    let mut passes = 0;
-    for unit in units(captures[0].layers())? {
-        passes = passes.max(job.unit(&unit, &output, &clock, progress, interrupt)?);
-    }
+    std::thread::scope(|scope| {
+        let job = &job;
+        let passes = || plans.iter().flat_map(|plan| plan.passes(&clock, interrupt));
+        let reads = passes().flat_map(|pass| job.batches(pass)).flat_map(|batch| job.portions(batch));
+        let data = Ahead::new(scope, reads.map(|read| job.load(read)));
+        passes().try_for_each(|pass| job.pass(pass, &data, &output, if pass.first { progress } else { &() }))
+    })?;
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
     let mut report = FisherReport {
         kind: job.kind_name(),
@@ -227,7 +232,7 @@ pub fn fisher(
         elements: tensors.iter().map(|(_, shape)| elements(shape).unwrap_or(u64::MAX)).sum(),
         tensors,
         bytes_read,
-        passes,
+        passes: plans.iter().map(|plan| plan.rows.len()).max().unwrap_or(0),
         bytes_written: output.total_bytes(),
         adapter: backend.name(),
         output: output.path().to_owned(),
@@ -340,31 +345,25 @@ impl<'a> Job<'a> {
         entries.into_iter().filter_map(|(key, value)| Some((format!("squisher.{key}"), value?))).collect()
     }
 
-    /// One unit of layers, in as many passes as the budget asks for: tells how many.
-    fn unit(
-        &self,
-        unit: &Unit,
-        output: &Output,
-        clock: &Clock,
-        progress: &dyn Progress,
-        interrupt: &Interrupt,
-    ) -> Result<usize> {
+    /// One unit of layers, in as many passes as the budget asks for.
+    fn plan<'u>(&self, unit: &'u Unit) -> Result<Plan<'u>> {
         let (_, caps) = Share::of(&self.options.budget, &self.backend.caps(), 1);
         let needs_sums =
             |capture| self.options.kind.folds_samples() || self.adds_by_sample(unit, capture, &caps);
         let with_sums = self.captures.iter().any(needs_sums);
         let (share, caps) =
             Share::of(&self.options.budget, &self.backend.caps(), if with_sums { 2 } else { 1 });
-        let passes = passes(unit, &caps, share)?;
-        for (at, rows) in passes.iter().enumerate() {
-            let pass = Pass { unit, rows, with_sums, caps: &caps, clock, interrupt };
-            self.pass(pass, output, if at == 0 { progress } else { &() })?;
-        }
-        Ok(passes.len())
+        Ok(Plan { unit, rows: passes(unit, &caps, share)?, with_sums, caps })
     }
 
-    /// Some rows of a unit's parameters: read and computed batch by batch, then checked and written.
-    fn pass(&self, pass: Pass<'_>, output: &Output, progress: &dyn Progress) -> Result<()> {
+    /// Some rows of a unit's parameters: computed batch by batch from what is read, then checked and written.
+    fn pass(
+        &self,
+        pass: Pass<'_>,
+        data: &Ahead<Batch>,
+        output: &Output,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let Pass { unit, clock, .. } = pass;
         let buffers = || {
             let of = |(one, rows): (&Parameter, &Vec<_>)| hold(self.backend, one, rows);
@@ -372,17 +371,17 @@ impl<'a> Job<'a> {
         };
         let results = buffers()?;
         let sums = if pass.with_sums { buffers()? } else { Vec::new() };
-        for (step, capture) in self.captures.iter().enumerate() {
-            let batch = OfBatch { pass, capture, step };
+        for batch in self.batches(pass) {
+            let capture = batch.capture;
             if self.options.kind.folds_samples() {
-                let scale = self.add_sums(batch, &sums)?;
+                let scale = self.add_sums(batch, data, &sums)?;
                 clock.time(Stage::Compute, || self.square(capture.samples(), scale, &sums, &results))?;
             } else if self.options.kind.joins_samples() {
-                self.add_sums(batch, &results)?;
+                self.add_sums(batch, data, &results)?;
             } else if self.adds_by_sample(unit, capture, pass.caps) {
-                self.add_by_sample(batch, &sums, &results)?;
+                self.add_by_sample(batch, data, &sums, &results)?;
             } else {
-                self.add_squares(batch, &results)?;
+                self.add_squares(batch, data, &results)?;
             }
             progress.advance(batch.bytes());
         }
@@ -440,11 +439,31 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// A unit's data, file by file.
+    fn batches<'b>(&'b self, pass: Pass<'b>) -> impl Iterator<Item = OfBatch<'b>> {
+        self.captures.iter().enumerate().map(move |(step, capture)| OfBatch { pass, capture, step })
+    }
+
+    /// What is read of a batch, in the order in which it is computed.
+    fn portions<'b>(&'b self, batch: OfBatch<'b>) -> impl Iterator<Item = Read<'b>> {
+        let by_sample = self.adds_by_sample(batch.pass.unit, batch.capture, batch.pass.caps);
+        let samples = batch.capture.samples();
+        // Of no samples there is a portion, too, where they are taken together.
+        let ranges = if by_sample { ranges(samples, 1) } else { ranges(samples.max(1), u64::MAX) };
+        let is_read = move |range: &Range<u64>| !by_sample || self.weight(batch, range.start) != 0.0;
+        let within = move |range: Range<u64>| range.start..range.end.min(samples);
+        ranges.map(within).filter(is_read).flat_map(move |samples| batch.portions(samples))
+    }
+
+    /// The weight of one sample of a batch.
+    fn weight(&self, batch: OfBatch<'_>, sample: u64) -> f64 {
+        self.batches[batch.step].weight.get(usize_of(sample)).copied().unwrap_or(0.0)
+    }
+
     /// Adds the squares of a batch's samples, each of which is one step's alone.
-    fn add_squares(&self, batch: OfBatch<'_>, results: &[Vec<Held>]) -> Result<()> {
-        let layer = batch.pass.unit.layers[0];
-        for portion in batch.file(layer).portions(batch.pass.caps, 0..batch.capture.samples()) {
-            let data = self.load(batch, &portion)?;
+    fn add_squares(&self, batch: OfBatch<'_>, data: &Ahead<Batch>, results: &[Vec<Held>]) -> Result<()> {
+        for Read { layer, portion, .. } in self.portions(batch) {
+            let data = data.next()?;
             let samples = portion.samples();
             let part = batch.part(samples.start == 0, samples.end - samples.start, data.gradient_scale());
             let squares = self.squares(part);
@@ -456,37 +475,42 @@ impl<'a> Job<'a> {
     }
 
     /// Adds the gradients of all samples of a batch. Gives the power of two by which the sums are left multiplied.
-    fn add_sums(&self, batch: OfBatch<'_>, sums: &[Vec<Held>]) -> Result<f64> {
+    fn add_sums(&self, batch: OfBatch<'_>, data: &Ahead<Batch>, sums: &[Vec<Held>]) -> Result<f64> {
         let mut sum_scale = None;
         let mut begun = vec![false; sums.len()];
-        for layer in batch.layers() {
-            for portion in batch.file(layer).portions(batch.pass.caps, 0..batch.capture.samples()) {
-                let data = self.load(batch, &portion)?;
-                let samples = portion.samples().end - portion.samples().start;
-                let scale = data.gradient_scale();
-                let sum_scale = *sum_scale.get_or_insert(scale);
-                let step = |(at, role): (usize, Role)| {
-                    let first = !std::mem::replace(&mut begun[at], true);
-                    (role, self.sums(batch.part(first, samples, scale), sum_scale), &sums[at][..])
-                };
-                let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
-                // The portion is one square, if it has samples.
-                let weights = vec![1.0; usize::from(samples > 0)];
-                self.record(batch.pass.clock, &data, &weights, own.map(step).collect::<Vec<_>>())?;
-            }
+        for Read { layer, portion, .. } in self.portions(batch) {
+            let data = data.next()?;
+            let samples = portion.samples().end - portion.samples().start;
+            let scale = data.gradient_scale();
+            let sum_scale = *sum_scale.get_or_insert(scale);
+            let step = |(at, role): (usize, Role)| {
+                let first = !std::mem::replace(&mut begun[at], true);
+                (role, self.sums(batch.part(first, samples, scale), sum_scale), &sums[at][..])
+            };
+            let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
+            // The portion is one square, if it has samples.
+            let weights = vec![1.0; usize::from(samples > 0)];
+            self.record(batch.pass.clock, &data, &weights, own.map(step).collect::<Vec<_>>())?;
         }
         Ok(sum_scale.unwrap_or(1.0))
     }
 
     /// Adds the squares of a batch's samples whose gradients are formed in several steps: one sample after the other, in `sums`.
-    fn add_by_sample(&self, batch: OfBatch<'_>, sums: &[Vec<Held>], results: &[Vec<Held>]) -> Result<()> {
+    fn add_by_sample(
+        &self,
+        batch: OfBatch<'_>,
+        data: &Ahead<Batch>,
+        sums: &[Vec<Held>],
+        results: &[Vec<Held>],
+    ) -> Result<()> {
         let samples = batch.capture.samples();
         // The old values decay without samples, too.
         for sample in 0..samples.max(1) {
-            let weight = self.batches[batch.step].weight.get(usize_of(sample)).copied().unwrap_or(0.0);
+            let weight = self.weight(batch, sample);
             let squares = self.squares(batch.part(sample == 0, samples, 1.0));
             let decay = squares.epilogue.decay();
-            let scale = if weight == 0.0 { None } else { Some(self.sum_of_sample(batch, sample, sums)?) };
+            let scale =
+                if weight == 0.0 { None } else { Some(self.sum_of_sample(batch, data, sample, sums)?) };
             #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
             let numbers = scale.map(|scale| Numbers {
                 decay,
@@ -505,32 +529,35 @@ impl<'a> Job<'a> {
     }
 
     /// The gradient of one sample, in `sums`; gives the power of two that brings its largest factor near 1.
-    fn sum_of_sample(&self, batch: OfBatch<'_>, sample: u64, sums: &[Vec<Held>]) -> Result<f64> {
+    fn sum_of_sample(
+        &self,
+        batch: OfBatch<'_>,
+        data: &Ahead<Batch>,
+        sample: u64,
+        sums: &[Vec<Held>],
+    ) -> Result<f64> {
         let mut least = f64::INFINITY;
         let mut begun = vec![false; sums.len()];
-        for layer in batch.layers() {
-            for portion in batch.file(layer).portions(batch.pass.caps, sample..sample + 1) {
-                let data = self.load(batch, &portion)?;
-                let scale = data.gradient_scale();
-                least = scale.min(least);
-                let step = |(at, role): (usize, Role)| {
-                    let begins = !std::mem::replace(&mut begun[at], true);
-                    let epilogue = if begins { Epilogue::Overwrite } else { Epilogue::Add };
-                    #[expect(clippy::cast_possible_truncation, reason = "powers of two up to 2^60")]
-                    let (factor, gradient_scale) = ((1.0 / scale) as f32, scale as f32);
-                    let squares =
-                        Squares { mode: Mode::Gradients, epilogue, fold: 1, factor, gradient_scale };
-                    (role, squares, &sums[at][..])
-                };
-                let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
-                self.record(batch.pass.clock, &data, &[1.0], own.map(step).collect::<Vec<_>>())?;
-            }
+        for Read { layer, portion, .. } in batch.portions(sample..sample + 1) {
+            let data = data.next()?;
+            let scale = data.gradient_scale();
+            least = scale.min(least);
+            let step = |(at, role): (usize, Role)| {
+                let begins = !std::mem::replace(&mut begun[at], true);
+                let epilogue = if begins { Epilogue::Overwrite } else { Epilogue::Add };
+                #[expect(clippy::cast_possible_truncation, reason = "powers of two up to 2^60")]
+                let (factor, gradient_scale) = ((1.0 / scale) as f32, scale as f32);
+                let squares = Squares { mode: Mode::Gradients, epilogue, fold: 1, factor, gradient_scale };
+                (role, squares, &sums[at][..])
+            };
+            let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
+            self.record(batch.pass.clock, &data, &[1.0], own.map(step).collect::<Vec<_>>())?;
         }
         Ok(least)
     }
 
     /// Reads a portion of a batch.
-    fn load(&self, batch: OfBatch<'_>, portion: &Portion) -> Result<Batch> {
+    fn load(&self, Read { batch, portion, .. }: Read<'_>) -> Result<Batch> {
         batch.pass.interrupt.check()?;
         let scale = &self.batches[batch.step].scale;
         let samples = portion.samples();
@@ -541,7 +568,7 @@ impl<'a> Job<'a> {
         batch
             .pass
             .clock
-            .time(Stage::Read, || Batch::load_portion(self.backend, batch.capture, portion, scale))
+            .time(Stage::Read, || Batch::load_portion(self.backend, batch.capture, &portion, scale))
     }
 
     /// Records and runs the steps of a layer's parameters.
@@ -655,6 +682,31 @@ struct Numbers {
     gradient_scale: f32,
 }
 
+/// How a unit of layers is computed.
+struct Plan<'a> {
+    unit: &'a Unit,
+    /// Of each pass, of each parameter, one range a buffer.
+    rows: Vec<Vec<Vec<Range<u32>>>>,
+    with_sums: bool,
+    caps: Caps,
+}
+
+impl Plan<'_> {
+    fn passes<'a>(&'a self, clock: &'a Clock, interrupt: &'a Interrupt) -> impl Iterator<Item = Pass<'a>> {
+        let Self { unit, with_sums, ref caps, .. } = *self;
+        let pass = move |(at, rows): (usize, &'a Vec<_>)| Pass {
+            unit,
+            rows,
+            with_sums,
+            caps,
+            first: at == 0,
+            clock,
+            interrupt,
+        };
+        self.rows.iter().enumerate().map(pass)
+    }
+}
+
 /// Some rows of a unit's parameters, and how they are computed.
 #[derive(Clone, Copy)]
 struct Pass<'a> {
@@ -665,6 +717,8 @@ struct Pass<'a> {
     with_sums: bool,
     /// What the device allows, within the budget.
     caps: &'a Caps,
+    /// Whether it is the first of its unit.
+    first: bool,
     clock: &'a Clock,
     interrupt: &'a Interrupt,
 }
@@ -678,7 +732,22 @@ struct OfBatch<'a> {
     step: usize,
 }
 
+/// A portion of a batch, which is read at once, and the layer of which it is.
+struct Read<'a> {
+    batch: OfBatch<'a>,
+    layer: usize,
+    portion: Portion,
+}
+
 impl<'a> OfBatch<'a> {
+    /// Some samples: layer by layer, as many at a time as fit.
+    fn portions(self, samples: Range<u64>) -> impl Iterator<Item = Read<'a>> {
+        self.layers().flat_map(move |layer| {
+            let portions = self.file(layer).portions(self.pass.caps, samples.clone());
+            portions.into_iter().map(move |portion| Read { batch: self, layer, portion })
+        })
+    }
+
     fn file(self, layer: usize) -> InFile<'a> {
         InFile { capture: self.capture, layer: &self.capture.layers()[layer] }
     }

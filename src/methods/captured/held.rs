@@ -65,11 +65,11 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Half of the budget for results, of which there are `copies`. The other half is for inputs and gradients, a quarter each: that is
-    /// what bindings are taken to have.
+    /// Half of the budget for results, of which there are `copies`. The other half is for inputs and gradients of what is computed and of
+    /// what is read meanwhile, an eighth each: that is what bindings are taken to have.
     pub(crate) fn of(budget: &Budget, caps: &Caps, copies: u64) -> (Self, Caps) {
         let all = if caps.is_host { budget.host_bytes } else { budget.device_bytes };
-        let within = Caps { max_binding_bytes: caps.max_binding_bytes.min(all / 4), ..caps.clone() };
+        let within = Caps { max_binding_bytes: caps.max_binding_bytes.min(all / 8), ..caps.clone() };
         (Self { bytes: all / 2 / copies, budget: all, is_host: caps.is_host }, within)
     }
 

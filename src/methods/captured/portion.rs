@@ -22,8 +22,9 @@ use crate::checkpoint::{CaptureLayer, LayerKind, LayerUse, TensorInfo, Window};
 use crate::gpu::Caps;
 use crate::shape::elements;
 
-/// Bytes that are read at a time, and samples: squares of more would lose digits in one sum.
-const PART_BYTES: u64 = 64 << 20;
+/// Bytes that are read at a time, of which the next may be read while some are computed; and samples: squares of more would lose digits in
+/// one sum.
+const PART_BYTES: u64 = 32 << 20;
 const PART_SAMPLES: u64 = 1 << 14;
 
 /// Loop iterations of a step beside those over positions: more than any kernel makes.
