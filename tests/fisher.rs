@@ -13,9 +13,10 @@ use std::process::Command;
 
 use assert_cmd::cargo::CommandCargoExt;
 use capture_files::{CASES, Draft, LINEAR, Tensors, captures, data, folder, linear, load, worst};
-use squisher::checkpoint::Checkpoint;
+use squisher::checkpoint::{Capture, Checkpoint};
 use squisher::kernel::noise;
 use squisher::methods::fisher::{FisherOptions, FisherReport, Kind, Reduction, fisher};
+use squisher::methods::prune::gates;
 use squisher::reference;
 use squisher::stream::Budget;
 use squisher::{Backend, Interrupt, Result, wgpu};
@@ -360,6 +361,23 @@ fn convolutions_share_a_weight_whatever_their_windows() {
         .write(&folder, "a");
     let got = host(&[path], of(Kind::Empirical));
     assert_eq!(got, Tensors::from([("b.weight".into(), vec![1.0])]));
+}
+
+/// The gradient of a filter that two layers have is in neither layer's data.
+#[test]
+fn gates_of_filters_that_layers_share_are_refused() {
+    let folder = folder();
+    let model = Draft::default().with("a.weight", &[1, 2], &[1.0, 2.0]).write(&folder, "model.safetensors");
+    let layers = r#"{"a": {"kind": "linear", "bias": false}, "b": {"kind": "linear", "bias": false, "tied": {"weight": "a"}}}"#;
+    let capture = ["a", "b"].into_iter().fold(Draft::new(layers), |draft, name| {
+        let draft = draft.with(&format!("{name}.input"), &[1, 2], &[1.0, 1.0]);
+        draft.with(&format!("{name}.grad_output"), &[1, 1], &[1.0])
+    });
+    let captures = [Capture::open(capture.write(&folder, "capture.safetensors")).expect("sound")];
+    let model = Checkpoint::open(model).expect("sound");
+    let refusal = gates(&Backend::Host, &model, &captures, &(), &Interrupt::default()).expect_err("shared");
+    let text = refusal.to_string();
+    assert!(text.contains("\"a\" and \"b\" share a weight, whose gates are not supported"), "{text}");
 }
 
 #[test]

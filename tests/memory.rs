@@ -1,5 +1,5 @@
 //! What jobs hold in memory, as the system counts it: a merge and a selection their budgets, whatever the models' size; a Fisher a
-//! layer's captures and result.
+//! layer's captures and result, or its budget.
 
 #![cfg(target_os = "linux")]
 
@@ -195,10 +195,8 @@ const LAYER: [u64; 3] = [64, 128, 1024];
 /// A layer's tiles, the program, a piece of a file on its way: what a Fisher may hold beside captures and result.
 const BESIDE: u64 = 64 << 20;
 
-#[test]
-fn a_fisher_holds_a_layer_s_captures_and_result_and_little_more() {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let [samples, positions, width] = LAYER;
+/// A capture of a linear layer in bf16: samples, positions, inputs and outputs.
+fn linear(folder: &TempDir, [samples, positions, width]: [u64; 3]) -> PathBuf {
     let bytes = 2 * samples * positions * width;
     let shape = format!("[{samples},{positions},{width}]");
     let layers = r#"{\"fc\": {\"kind\": \"linear\", \"bias\": false}}"#;
@@ -209,6 +207,32 @@ fn a_fisher_holds_a_layer_s_captures_and_result_and_little_more() {
     let tensors = [tensor("grad_output", 0), tensor("input", bytes)].join(",");
     let capture = folder.path().join("capture.safetensors");
     write(&capture, &format!(r#"{{"__metadata__":{metadata},{tensors}}}"#), 2 * bytes, &pattern(1, 2));
+    capture
+}
+
+/// A result of four times the budget is computed some rows at a time, in the budget and what the program itself takes.
+#[test]
+fn a_fisher_keeps_to_its_budget() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let capture = linear(&folder, [8, 4, 4096]);
+    let peak = |budget: &str| {
+        let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
+        command.args(["fisher", "--backend", "host", "-q", "--overwrite", "--host-memory", budget, "-o"]);
+        command.arg(folder.path().join("fisher")).arg(&capture).stdout(Stdio::null()).stderr(Stdio::piped());
+        peak_of(command.spawn().expect("it can be started"))
+    };
+    let (most, least) = (peak("1GiB"), peak("16MiB"));
+    println!("{} MiB with a result of 64, {} with a budget of 16", most >> 20, least >> 20);
+    assert!(most > 64 << 20, "no peak was seen");
+    assert!((1 << 20..56 << 20).contains(&least), "{} MiB", least >> 20);
+}
+
+#[test]
+fn a_fisher_holds_a_layer_s_captures_and_result_and_little_more() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let [samples, positions, width] = LAYER;
+    let bytes = 2 * samples * positions * width;
+    let capture = linear(&folder, LAYER);
     let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
     command.args(["fisher", "--backend", "host", "-q", "-o"]).arg(folder.path().join("fisher")).arg(&capture);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it can be started");

@@ -12,6 +12,7 @@
 //! kernels' rounding alone. Memory holds one layer's data of one file, and a few MiB of gradients.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -23,7 +24,7 @@ use crate::checkpoint::{
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
-use crate::methods::captured::{Batch, InFile, Sides};
+use crate::methods::captured::{Batch, InFile, Portion, Sides, ranges};
 use crate::methods::source::CheckpointSource;
 use crate::progress::Progress;
 use crate::record::Recording;
@@ -134,7 +135,11 @@ pub(super) fn scores(
         for capture in captures {
             interrupt.check()?;
             let layer = &capture.layers()[place];
-            add(backend, InFile { capture, layer }, &theta, &mut sums)?;
+            let file = InFile { capture, layer };
+            // As many samples at a time as one binding can take.
+            for samples in ranges(capture.samples(), file.samples_within_bindings(&backend.caps())) {
+                add(backend, file, samples, &theta, &mut sums)?;
+            }
             progress.advance(layer.bytes());
         }
         scores.push(sums.into_iter().map(|sum| 0.5 * sum).collect());
@@ -152,14 +157,22 @@ fn theta(model: &Checkpoint, tensor: &TensorInfo) -> Result<Vec<f32>> {
     }
 }
 
-/// Adds one file's Σ_n weight[n] (Σ_w θ_w g_nw)² of every filter.
-fn add(backend: &Backend, file: InFile<'_>, theta: &[f32], sums: &mut [f64]) -> Result<()> {
-    let batch = Batch::load(backend, &[file], &[])?;
+/// Adds some samples' Σ_n weight[n] (Σ_w θ_w g_nw)² of every filter.
+fn add(
+    backend: &Backend,
+    file: InFile<'_>,
+    range: Range<u64>,
+    theta: &[f32],
+    sums: &mut [f64],
+) -> Result<()> {
+    let portion = Portion::whole(file.layer.clone(), range.clone());
+    let batch = Batch::load_portion(backend, file.capture, &portion, &[])?;
     let rows = batch.rows()?;
     let samples = batch.samples();
-    let weights = weights(file.capture)?;
+    let weights = &weights(file.capture)?[usize_of(range.start)..usize_of(range.end)];
     let unit = u64::from(rows.unit);
-    let fitting = (TILE / (samples * rows.len).max(1) / unit * unit).max(unit);
+    let tile = TILE.min(backend.caps().max_binding_bytes / 4);
+    let fitting = (tile / (samples * rows.len).max(1) / unit * unit).max(unit);
     let step = usize::try_from(fitting).unwrap_or(usize::MAX);
     let ones = backend.buffer(&vec![1.0_f32; usize_of(samples)], DType::F32)?;
     let squares = Squares { mode: Mode::Each, epilogue: Epilogue::Overwrite, ..Squares::default() };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use squisher::checkpoint::{Capture, Labels, LossReduction};
+use squisher::checkpoint::{Capture, Labels, LossReduction, Tied};
 use squisher::error::printable;
 use squisher::shape::shape_text;
 
@@ -27,6 +27,8 @@ struct Layer {
     kind: &'static str,
     weight: Vec<u64>,
     bias: bool,
+    /// Whose weight and bias are the layer's, if not its own.
+    tied: Tied,
     uses: usize,
     input: Vec<u64>,
     grad_output: Vec<u64>,
@@ -42,6 +44,7 @@ impl Layers {
             kind: layer.kind_name(),
             weight: layer.weight.clone(),
             bias: layer.bias,
+            tied: layer.tied.clone(),
             uses: layer.uses.len(),
             input: layer.uses[0].input.shape.clone(),
             grad_output: layer.uses[0].grad_output.shape.clone(),
@@ -71,7 +74,7 @@ impl Layers {
             table.row([
                 printable(&layer.name),
                 layer.kind.to_owned(),
-                shape_text(&layer.weight),
+                weight_text(layer),
                 shape_text(&layer.input),
                 shape_text(&layer.grad_output),
                 layer.uses.to_string(),
@@ -79,6 +82,14 @@ impl Layers {
             ]);
         }
         table
+    }
+}
+
+/// The shape, or whose it is.
+fn weight_text(layer: &Layer) -> String {
+    match &layer.tied.weight {
+        None => shape_text(&layer.weight),
+        Some(owner) => format!("that of {}", printable(owner)),
     }
 }
 
