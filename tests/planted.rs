@@ -190,6 +190,11 @@ fn factors_shifted_by_one_are_seen() {
     shader_is_refused::<fisher::LinearSqShared>(about, from, to, "out[0]: got");
     let (from, to) = ("vec4<u32>(hi.yzw, next), one", "vec4<u32>(hi.yzw, hi.w), one");
     shader_is_refused::<fisher::LinearSqShared>("form: Register", from, to, "out[");
+    // The last positions of a row, and the first of the next sample.
+    let (from, to) = ("< vec4<u32>(positions)", "< vec4<u32>(positions + 4u)");
+    shader_is_refused::<fisher::Gram>("form: Quads", from, to, "out[");
+    let (from, to) = ("select(position.grad + 1u, 0u, next_sample)", "position.grad + 1u");
+    shader_is_refused::<fisher::ConvSq>("form: Quads, mode: Each", from, to, "out[");
 }
 
 #[test]

@@ -18,8 +18,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<u32>;
-@group(0) @binding(2) var<storage, read> y: array<u32>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> y: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
 fn extent() -> Extent {
@@ -42,6 +42,10 @@ fn position_of(square: u32, t: u32) -> Position {
     return Position(params.first + t);
 }
 
+fn following(position: Position) -> Position {
+    return Position(position.p + 1u);
+}
+
 struct Column {
     start: u32,
 }
@@ -52,12 +56,24 @@ fn column_of(block: u32, column: u32) -> Column {
 
 fn left(position: Position, block: u32, row: u32) -> f32 {
     let index = (params.first_row + row) * params.len + position.p;
-    return element(x[word_of(index, X)], index, X);
+    let word = word_of(index, X);
+    return element(x[word / 4u][word % 4u], index, X);
 }
 
 fn right(position: Position, column: Column) -> f32 {
     let index = column.start + position.p;
-    return element(y[word_of(index, Y)], index, Y);
+    let word = word_of(index, Y);
+    return element(y[word / 4u][word % 4u], index, Y);
+}
+
+fn left_four(four: Four, block: u32, row: u32) -> vec4<f32> {
+    let index = (params.first_row + row) * params.len + four.p0.p;
+    return quad_of(x[word_of(index, X) / 4u], index, X);
+}
+
+fn right_four(four: Four, column: Column) -> vec4<f32> {
+    let index = column.start + four.p0.p;
+    return quad_of(y[word_of(index, Y) / 4u], index, Y);
 }
 
 fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {

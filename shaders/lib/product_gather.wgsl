@@ -1,5 +1,23 @@
-// Eight factors at a time of a product kernel whose columns lie anywhere: one load each. Rows and columns past the end
-// repeat the last. Expects lib/product.wgsl and a product kernel.
+// Eight factors at a time of a product kernel whose columns lie anywhere: one load each, rows and columns past the end repeat the
+// last; and what it needs to have four positions at a time. Expects lib/dtype.wgsl, lib/product.wgsl and a product kernel.
+
+/// Four positions in a row, and which of them there are.
+struct Four {
+    p0: Position,
+    p1: Position,
+    p2: Position,
+    p3: Position,
+    there: vec4<bool>,
+}
+
+/// Four elements from a multiple of four on, out of the storage words that hold them.
+fn quad_of(words: vec4<u32>, index: u32, dtype: u32) -> vec4<f32> {
+    if dtype == F32 {
+        return floats(words);
+    }
+    let pair = select(words.xy, words.zw, (index & 4u) != 0u);
+    return floats(vec4<u32>(widen_pair(pair.x, dtype), widen_pair(pair.y, dtype)));
+}
 
 struct Columns {
     c0: Column,

@@ -777,7 +777,8 @@ impl Matrices<'_> {
             [rows.start, rows.len(), columns.start, columns.len()].map(|size| small(size as u64));
         let (first_row, rows, first_column, columns) = (first_row?, row_count?, first_column?, column_count?);
         let kernel = Gram {
-            form: Form::of(&caps, 1, rows.into(), columns.into()),
+            form: Form::of(&caps, 1, rows.into(), columns.into())
+                .for_positions(&[self.len.into(), TERMS.into()]),
             x: self.x.float(OP, "x")?,
             y: self.y.float(OP, "y")?,
             overwrite: true,

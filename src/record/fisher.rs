@@ -270,7 +270,8 @@ impl Conv {
         let (rows, columns) =
             (self.outputs / groups, u64::from(self.inputs / groups).saturating_mul(product(self.kernel)));
         let kernel = ConvSq {
-            form: Form::of(recording.caps(), groups.into(), rows.into(), columns),
+            form: Form::of(recording.caps(), groups.into(), rows.into(), columns)
+                .for_positions(&[product(self.output)]),
             mode: squares.mode,
             input: buffers.input.float("fisher.conv", "input")?,
             grad_output: buffers.grad_output.float("fisher.conv", "grad_output")?,

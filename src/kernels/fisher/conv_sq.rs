@@ -262,6 +262,8 @@ impl Kernel for ConvSq {
         let (blocks, rows, columns) = p.matrices();
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, columns])?;
+        let positions = [p.grad_d, p.grad_h, p.grad_w].map(u64::from).iter().product();
+        self.form.check_positions(Self::NAME, &[positions])?;
         self.form.grid(Self::NAME, self.mode.results(p.count.into()) * blocks, rows, columns, caps)
     }
 
@@ -914,6 +916,7 @@ impl Checked for ConvSq {
                 out.extend([grouped, depthwise].map(|shape| case(kernel, shape, Numbers::ADD, None)));
             }
         }
+        out.extend(in_fours());
         out
     }
 
@@ -930,10 +933,33 @@ impl Checked for ConvSq {
 }
 
 /// A 3 x 3 convolution that keeps channels and size; depthwise with as many groups as channels.
+/// Positions in multiples of four, whose samples and rows end inside of and between four of them.
+fn in_fours() -> Vec<Case<ConvSq>> {
+    let kernel = plain(Form::Quads);
+    let shapes = [
+        Shape::new((3, [8]), (6, 3, 1, 1, 1), 1),
+        Shape::new((7, [4, 5]), (65, 3, 1, 1, 1), 1),
+        Shape::new((2, [9, 8]), (5, 3, 2, 1, 2), 1),
+        Shape::new((2, [4, 5, 3]), (17, 2, 1, 0, 1), 1),
+        Shape { samples: 7, fold: 3, ..Shape::new((8, [6, 6]), (16, 3, 1, 1, 1), 2) },
+        Shape { samples: 0, ..Shape::new((3, [8]), (6, 3, 1, 1, 1), 1) },
+    ];
+    let mut out: Vec<_> = shapes.map(|shape| case(kernel, shape, Numbers::OVERWRITE, None)).into();
+    let range = Shape { samples: 9, fold: 2, ..shapes[4] };
+    for mode in [Mode::Squares, Mode::Gradients, Mode::Each] {
+        out.push(case(ConvSq { mode, ..kernel }, range, Numbers::ADD, Some([1, 3, 8, 8])));
+    }
+    for (input, grad_output) in [(DType::F16, DType::BF16), (DType::F32, DType::F16)] {
+        out.push(case(ConvSq { input, grad_output, ..kernel }, shapes[1], Numbers::SCALED, None));
+    }
+    out
+}
+
 fn layer(caps: &Caps, samples: u32, channels: u32, groups: u32, size: u32) -> Bench<ConvSq> {
     let shape = Shape { samples, ..Shape::new((channels, [size, size]), (channels, 3, 1, 1, 1), groups) };
     let rows = u64::from(channels / groups);
-    let form = Form::of(caps, groups.into(), rows, 9 * rows);
+    let positions = u64::from(size) * u64::from(size);
+    let form = Form::of(caps, groups.into(), rows, 9 * rows).for_positions(&[positions]);
     let map = u64::from(samples) * u64::from(channels) * u64::from(size) * u64::from(size);
     let floats = |len: u64, fill| (DType::F32.into(), len, fill);
     let kind = if groups == 1 { "" } else { "depthwise " };

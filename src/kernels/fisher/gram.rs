@@ -113,6 +113,7 @@ impl Kernel for Gram {
             super::len(Self::NAME, &[rows, columns])?,
             Some(DType::F32.into()),
         )?;
+        self.form.check_positions(Self::NAME, &[len, p.first.into()])?;
         self.form.grid(Self::NAME, 1, rows, columns, caps)
     }
 
@@ -255,6 +256,18 @@ impl Checked for Gram {
             out.push(case(kernel, (9, 13, 21), None));
             out.push(case(kernel, (19, 23, 1040), Some([3, 1031, 2, 9, 5, 17])));
         }
+        let quads = Self { form: Form::Quads, x: DType::F32, y: DType::F32, overwrite: true };
+        let in_fours =
+            [(7, 1, 4), (1, 9, 8), (18, 65, 36), (33, 63, 132), (3, 5, 5000), (3, 4, 0), (0, 3, 4)];
+        out.extend(in_fours.map(|shape| case(quads, shape, None)));
+        for x in DType::ALL {
+            for y in DType::ALL {
+                out.push(case(Self { x, y, ..quads }, (11, 19, 68), None));
+            }
+        }
+        // A range that ends between fours.
+        let adding = Self { overwrite: false, ..quads };
+        out.push(case(adding, (19, 23, 1040), Some([4, 1031, 2, 9, 5, 17])));
         // More than one row of workgroups.
         let kernel = Self { form: Form::Direct, x: DType::F32, y: DType::F32, overwrite: true };
         out.push(case(kernel, (2048, 2050, 1), None));
@@ -262,20 +275,31 @@ impl Checked for Gram {
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        let rows = 256_u32;
-        let len = u32::try_from(elements / u64::from(rows)).unwrap_or(u32::MAX).clamp(16, 1 << 20);
-        let all = u64::from(rows) * u64::from(len);
-        let kernel = Self { form: Form::Tile { x: 8, y: 8 }, x: DType::F32, y: DType::F32, overwrite: true };
-        Bench {
-            name: format!("{rows} rows of {len} f32"),
-            kernel,
-            params: whole((rows as usize, rows as usize, len as usize)),
-            buffers: vec![
-                (DType::F32.into(), all, Fill::Noise),
-                (DType::F32.into(), all, Fill::Noise),
-                (DType::F32.into(), u64::from(rows) * u64::from(rows), Fill::Zero),
-            ],
-        }
+        let len = u32::try_from(elements / u64::from(ROWS)).unwrap_or(u32::MAX).clamp(16, 1 << 20);
+        layer(&Caps::host(), len)
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        [16, 256, 4096, 65_536].map(|len| layer(caps, len)).into()
+    }
+}
+
+/// Rows of a bench's matrices.
+const ROWS: u32 = 256;
+
+fn layer(caps: &Caps, len: u32) -> Bench<Gram> {
+    let rows = u64::from(ROWS);
+    let form = Form::of(caps, 1, rows, rows).for_positions(&[len.into()]);
+    let floats = |len: u64, fill| (DType::F32.into(), len, fill);
+    Bench {
+        name: format!("{ROWS} rows of {len} f32"),
+        kernel: Gram { form, x: DType::F32, y: DType::F32, overwrite: true },
+        params: whole((ROWS as usize, ROWS as usize, len as usize)),
+        buffers: vec![
+            floats(rows * u64::from(len), Fill::Noise),
+            floats(rows * u64::from(len), Fill::Noise),
+            floats(rows * rows, Fill::Zero),
+        ],
     }
 }
 

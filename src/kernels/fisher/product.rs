@@ -34,6 +34,8 @@ pub enum Form {
     Register,
     /// The same for a linear layer whose widths and first output are multiples of eight: whole octets are loaded.
     Octets,
+    /// The same for a convolution or a Gram matrix whose positions are a multiple of four: four of them are loaded together.
+    Quads,
     /// One invocation an element. For depthwise and other narrow groups.
     Direct,
 }
@@ -66,6 +68,22 @@ impl Form {
         if self == Self::Register && is_aligned(widths) { Self::Octets } else { self }
     }
 
+    /// This form, with loads of four positions if it has those and all of these are multiples of four: the positions of a row, and where
+    /// the first lies.
+    #[must_use]
+    pub fn for_positions(self, positions: &[u64]) -> Self {
+        if self == Self::Register && in_fours(positions) { Self::Quads } else { self }
+    }
+
+    /// Refuses [`Form::Quads`] where four positions would not lie together.
+    pub(super) fn check_positions(self, op: &str, positions: &[u64]) -> Result<()> {
+        if self == Self::Quads && !in_fours(positions) {
+            let problem = format!("positions {positions:?} are no multiples of 4, as form Quads has them");
+            return Err(Error::argument(op, problem));
+        }
+        Ok(())
+    }
+
     /// Whether it loads whole octets, for the shader.
     pub(super) fn aligned(self) -> (&'static str, f64) {
         ("ALIGNED", f64::from(u8::from(self == Self::Octets)))
@@ -73,6 +91,9 @@ impl Form {
 
     /// Refuses [`Form::Octets`] where octets would begin between others.
     pub(super) fn check_widths(self, op: &str, widths: &[u32]) -> Result<()> {
+        if self == Self::Quads {
+            return Err(Error::argument(op, "form Quads is for convolutions and Gram matrices"));
+        }
         if self == Self::Octets && !is_aligned(widths) {
             let problem =
                 format!("widths and first output {widths:?} are no multiples of 8, as form Octets has them");
@@ -87,7 +108,7 @@ impl Form {
             |height: u32, width: u32| blocks * rows.div_ceil(height.into()) * columns.div_ceil(width.into());
         match self {
             Self::Tile { x, y } => tiles(8 * y, 8 * x),
-            Self::Register | Self::Octets => tiles(16, 8 * REGISTER_LANES),
+            Self::Register | Self::Octets | Self::Quads => tiles(16, 8 * REGISTER_LANES),
             Self::Direct => (blocks * rows * columns).div_ceil(DIRECT_LANES.into()),
         }
     }
@@ -100,6 +121,7 @@ impl Form {
                 let loads = 8_u64.div_ceil(u64::from(x / 2).max(1)) + 8_u64.div_ceil(u64::from(y / 2).max(1));
                 positions.div_ceil(8).saturating_mul(12 + loads)
             }
+            Self::Quads => positions.div_ceil(4),
             Self::Register | Self::Octets | Self::Direct => positions,
         };
         const STORES: u64 = 162;
@@ -122,6 +144,7 @@ impl Form {
         let form = match self {
             Self::Tile { .. } => shader!("lib/product_tile.wgsl"),
             Self::Register | Self::Octets => shader!("lib/product_register.wgsl"),
+            Self::Quads => shader!("lib/product_quads.wgsl"),
             Self::Direct => shader!("lib/product_direct.wgsl"),
         };
         vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights, form]
@@ -130,11 +153,15 @@ impl Form {
     pub(super) fn overrides(self) -> [(&'static str, f64); 2] {
         let (x, y) = match self {
             Self::Tile { x, y } => (x, y),
-            Self::Register | Self::Octets => (REGISTER_LANES, 1),
+            Self::Register | Self::Octets | Self::Quads => (REGISTER_LANES, 1),
             Self::Direct => (DIRECT_LANES, 1),
         };
         [("WORKGROUP_X", x.into()), ("WORKGROUP_Y", y.into())]
     }
+}
+
+fn in_fours(positions: &[u64]) -> bool {
+    positions.iter().all(|count| count.is_multiple_of(4))
 }
 
 fn is_aligned(widths: &[u32]) -> bool {

@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn what_fits_by_its_positions_fits_with_what_else_a_product_does() {
-        for form in [Form::Register, Form::Octets, Form::Direct] {
+        for form in [Form::Register, Form::Octets, Form::Quads, Form::Direct] {
             assert!(form.iterations(1, 5000) <= turns(&LayerKind::Linear, 5000) + TURNS, "{form:?}");
         }
     }
