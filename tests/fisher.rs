@@ -343,6 +343,35 @@ fn a_parameter_of_several_layers_is_squared_once() {
     );
 }
 
+/// More samples than have their gradients in memory at a time: those of the two layers add to 3 and 1 in turn, whose squares sum to 5 n.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn many_samples_of_a_shared_parameter_are_taken_in_groups() {
+    const SAMPLES: usize = 40_000;
+    let folder = folder();
+    let layers = r#"{"a": {"kind": "linear", "bias": true}, "b": {"kind": "linear", "bias": true, "tied": {"weight": "a", "bias": "a"}}}"#;
+    let ones = vec![1.0; SAMPLES];
+    let in_turn: Vec<f32> = (0..SAMPLES).map(|n| if n % 2 == 0 { 2.0 } else { 0.0 }).collect();
+    let path = Draft::new(layers)
+        .with("a.input", &[SAMPLES, 1], &ones)
+        .with("a.grad_output", &[SAMPLES, 1], &in_turn)
+        .with("b.input", &[SAMPLES, 1], &ones)
+        .with("b.grad_output", &[SAMPLES, 1], &ones)
+        .write(&folder, "a");
+    let n = SAMPLES as f64;
+    for backend in support::backends() {
+        for (kind, want) in
+            [(Kind::Empirical, 10.0 * n), (Kind::Ema, 0.19 * 5.0 * n), (Kind::Joint, 16.0 * n * n)]
+        {
+            let (got, _) = run(&backend, &[path.clone(), path.clone()], of(kind)).expect("sound");
+            for name in ["a.weight", "a.bias"] {
+                let off = (got[name][0] - want).abs() / want;
+                assert!(off < 2e-6, "{kind} {name} on {}: {} for {want}", backend.name(), got[name][0]);
+            }
+        }
+    }
+}
+
 /// (1·2 + 3·(−1))² of one sample, by two convolutions of different dilation.
 #[test]
 fn convolutions_share_a_weight_whatever_their_windows() {

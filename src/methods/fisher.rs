@@ -15,14 +15,14 @@
 //! | `accumulator` | v ← β v + (1−β) (1/B Σ_n g_n)², batch by batch, from 0, no bias correction | the data's |
 //!
 //! A layer used several times has one parameter: the gradients of its uses are added before they are squared. Where one step cannot do
-//! that (a parameter of several layers, uses at several sizes, a sample larger than a binding or longer than a loop), the gradient of one
-//! sample after the other is formed, then squared:
+//! that (a parameter of several layers, uses at several sizes, a sample larger than a binding or longer than a loop), the gradients of some
+//! samples are formed, of one where the parameter is large, and then squared:
 //!
 //! ```text
 //! f ← decay · f + gain · weight_n · (Σ_part g_n,part)²
 //! ```
 //!
-//! which takes one more buffer of the parameter's size, and reading and writing it for every sample. A result that one binding cannot hold is kept
+//! which takes one more buffer, of the parameter's size or a few MiB, and writing and reading it for every sample. A result that one binding cannot hold is kept
 //! in several buffers of consecutive rows; one beyond the memory budget is computed some rows at a time, and the captures are read as often.
 
 use std::collections::BTreeMap;
@@ -42,17 +42,21 @@ use crate::gpu::Caps;
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::kernels::optimizer::{Ema, EmaArgs, EmaParams};
+use crate::memory::View;
 use crate::methods::captured::{
     Ahead, Batch, Held, InFile, Parameter, Portion, Role, Share, Unit, has_several_sizes, hold, in_pieces,
     passes, ranges, small, units,
 };
 use crate::progress::Progress;
 use crate::record::Recording;
-use crate::record::fisher::Squares;
+use crate::record::fisher::{Bias, Squares};
 use crate::shape::{DType, elements};
 use crate::stream::{Budget, Clock, Stage, Timings};
 
 const OP: &str = "fisher";
+
+/// Bytes of gradients of several samples that are in memory at a time.
+const SLAB_BYTES: u64 = 16 << 20;
 
 /// What is squared, and how squares are summed. See the module's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -353,7 +357,7 @@ impl<'a> Job<'a> {
         let with_sums = self.captures.iter().any(needs_sums);
         let (share, caps) =
             Share::of(&self.options.budget, &self.backend.caps(), if with_sums { 2 } else { 1 });
-        Ok(Plan { unit, rows: passes(unit, &caps, share)?, with_sums, caps })
+        Ok(Plan { unit, rows: passes(unit, &caps, share)?, caps })
     }
 
     /// Some rows of a unit's parameters: computed batch by batch from what is read, then checked and written.
@@ -370,7 +374,7 @@ impl<'a> Job<'a> {
             unit.parameters.iter().zip(pass.rows).map(of).collect::<Result<Vec<_>>>()
         };
         let results = buffers()?;
-        let sums = if pass.with_sums { buffers()? } else { Vec::new() };
+        let sums = if self.options.kind.folds_samples() { buffers()? } else { Vec::new() };
         for batch in self.batches(pass) {
             let capture = batch.capture;
             if self.options.kind.folds_samples() {
@@ -379,7 +383,7 @@ impl<'a> Job<'a> {
             } else if self.options.kind.joins_samples() {
                 self.add_sums(batch, data, &results)?;
             } else if self.adds_by_sample(unit, capture, pass.caps) {
-                self.add_by_sample(batch, data, &sums, &results)?;
+                self.add_by_sample(batch, data, &results)?;
             } else {
                 self.add_squares(batch, data, &results)?;
             }
@@ -447,17 +451,8 @@ impl<'a> Job<'a> {
     /// What is read of a batch, in the order in which it is computed.
     fn portions<'b>(&'b self, batch: OfBatch<'b>) -> impl Iterator<Item = Read<'b>> {
         let by_sample = self.adds_by_sample(batch.pass.unit, batch.capture, batch.pass.caps);
-        let samples = batch.capture.samples();
-        // Of no samples there is a portion, too, where they are taken together.
-        let ranges = if by_sample { ranges(samples, 1) } else { ranges(samples.max(1), u64::MAX) };
-        let is_read = move |range: &Range<u64>| !by_sample || self.weight(batch, range.start) != 0.0;
-        let within = move |range: Range<u64>| range.start..range.end.min(samples);
-        ranges.map(within).filter(is_read).flat_map(move |samples| batch.portions(samples))
-    }
-
-    /// The weight of one sample of a batch.
-    fn weight(&self, batch: OfBatch<'_>, sample: u64) -> f64 {
-        self.batches[batch.step].weight.get(usize_of(sample)).copied().unwrap_or(0.0)
+        let at_once = if by_sample { batch.samples_at_once() } else { u64::MAX };
+        batch.groups(at_once).flat_map(move |samples| batch.portions(samples))
     }
 
     /// Adds the squares of a batch's samples, each of which is one step's alone.
@@ -495,50 +490,37 @@ impl<'a> Job<'a> {
         Ok(sum_scale.unwrap_or(1.0))
     }
 
-    /// Adds the squares of a batch's samples whose gradients are formed in several steps: one sample after the other, in `sums`.
-    fn add_by_sample(
-        &self,
-        batch: OfBatch<'_>,
-        data: &Ahead<Batch>,
-        sums: &[Vec<Held>],
-        results: &[Vec<Held>],
-    ) -> Result<()> {
-        let samples = batch.capture.samples();
-        // The old values decay without samples, too.
-        for sample in 0..samples.max(1) {
-            let weight = self.weight(batch, sample);
-            let squares = self.squares(batch.part(sample == 0, samples, 1.0));
-            let decay = squares.epilogue.decay();
-            let scale =
-                if weight == 0.0 { None } else { Some(self.sum_of_sample(batch, data, sample, sums)?) };
-            #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
-            let numbers = scale.map(|scale| Numbers {
-                decay,
-                gain: (f64::from(squares.epilogue.gain(squares.factor)) * weight / (scale * scale)) as f32,
-                gradient_scale: scale as f32,
-            });
-            // A sample of weight 0 is left out, whatever it holds.
-            let nothing = Numbers { decay, gain: 0.0, gradient_scale: 0.0 };
-            if numbers.is_some() || decay != 1.0 {
-                batch.pass.clock.time(Stage::Compute, || {
-                    self.square_into(sums, results, numbers.unwrap_or(nothing), numbers.is_none())
-                })?;
-            }
+    /// Adds the squares of a batch's samples whose gradients are formed in several steps: some samples at a time, whose gradients lie one after
+    /// the other.
+    fn add_by_sample(&self, batch: OfBatch<'_>, data: &Ahead<Batch>, results: &[Vec<Held>]) -> Result<()> {
+        let at_once = batch.samples_at_once();
+        let most = at_once.min(batch.capture.samples());
+        let slabs = each(results, |held| self.backend.alloc(most * held.view.len(), DType::F32))?;
+        for samples in batch.groups(at_once) {
+            let count = samples.end - samples.start;
+            let gradients = each(&slabs, |slab| slab.view.first(slab.view.len() / most.max(1) * count))?;
+            let scale = self.gradients(batch, data, samples.clone(), &gradients)?;
+            let squares = self.squares(batch.part(samples.start == 0, count, scale));
+            let weights = of_samples(&self.batches[batch.step].weight, &samples);
+            batch.pass.clock.time(Stage::Compute, || {
+                self.square_each(&gradients, squares, small(count)?, &weights, results)
+            })?;
         }
         Ok(())
     }
 
-    /// The gradient of one sample, in `sums`; gives the power of two that brings its largest factor near 1.
-    fn sum_of_sample(
+    /// The gradients of some samples, one after the other in each buffer; gives the power of two that brings their largest factor near 1.
+    fn gradients(
         &self,
         batch: OfBatch<'_>,
         data: &Ahead<Batch>,
-        sample: u64,
-        sums: &[Vec<Held>],
+        samples: Range<u64>,
+        gradients: &[Vec<Held>],
     ) -> Result<f64> {
+        let ones = vec![1.0; usize_of(samples.end - samples.start)];
         let mut least = f64::INFINITY;
-        let mut begun = vec![false; sums.len()];
-        for Read { layer, portion, .. } in batch.portions(sample..sample + 1) {
+        let mut begun = vec![false; gradients.len()];
+        for Read { layer, portion, .. } in batch.portions(samples) {
             let data = data.next()?;
             let scale = data.gradient_scale();
             least = scale.min(least);
@@ -547,13 +529,32 @@ impl<'a> Job<'a> {
                 let epilogue = if begins { Epilogue::Overwrite } else { Epilogue::Add };
                 #[expect(clippy::cast_possible_truncation, reason = "powers of two up to 2^60")]
                 let (factor, gradient_scale) = ((1.0 / scale) as f32, scale as f32);
-                let squares = Squares { mode: Mode::Gradients, epilogue, fold: 1, factor, gradient_scale };
-                (role, squares, &sums[at][..])
+                let squares = Squares { mode: Mode::Each, epilogue, fold: 1, factor, gradient_scale };
+                (role, squares, &gradients[at][..])
             };
             let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
-            self.record(batch.pass.clock, &data, &[1.0], own.map(step).collect::<Vec<_>>())?;
+            self.record(batch.pass.clock, &data, &ones, own.map(step).collect::<Vec<_>>())?;
         }
         Ok(least)
+    }
+
+    /// Squares gradients of some samples that lie one after the other into the results: elements as the outputs of a layer with one position.
+    fn square_each(
+        &self,
+        gradients: &[Vec<Held>],
+        squares: Squares,
+        samples: u32,
+        weights: &[f32],
+        results: &[Vec<Held>],
+    ) -> Result<()> {
+        let weight = self.backend.buffer(weights, DType::F32)?;
+        let mut recording = Recording::new(self.backend);
+        for (gradient, result) in gradients.iter().flatten().zip(results.iter().flatten()) {
+            let outputs = small(result.view.len())?;
+            let elements = Bias { samples, positions: 1, outputs, channels_first: false };
+            elements.record(&mut recording, squares, &gradient.view, &weight, &result.view)?;
+        }
+        self.backend.run(&recording)
     }
 
     /// Reads a portion of a batch.
@@ -646,40 +647,21 @@ impl<'a> Job<'a> {
         let gain = if decay < 1.0 { (1.0 - decay) * factor } else { factor };
         #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
         let (decay, gain) = (decay as f32, (gain / (scale * scale)) as f32);
-        self.square_into(sums, results, Numbers { decay, gain, gradient_scale: 1.0 }, false)
-    }
-
-    /// Squares gradients into the results: zeros, if the sums are of nothing and are to be cleared.
-    fn square_into(
-        &self,
-        sums: &[Vec<Held>],
-        results: &[Vec<Held>],
-        numbers: Numbers,
-        clear: bool,
-    ) -> Result<()> {
         let mut recording = Recording::new(self.backend);
-        for (Held { view: gradient, .. }, Held { view: exp_avg_sq, .. }) in
-            sums.iter().flatten().zip(results.iter().flatten())
-        {
-            if clear {
-                recording.clear(gradient);
-            }
+        for (sum, result) in sums.iter().flatten().zip(results.iter().flatten()) {
             let kernel = Ema { gradient: DType::F32, accumulator: DType::F32 };
-            let Numbers { decay, gain, gradient_scale } = numbers;
-            let params = EmaParams { len: small(gradient.len())?, decay, gain, gradient_scale };
-            let args = EmaArgs { gradient: gradient.clone(), exp_avg_sq: exp_avg_sq.clone() };
+            let params = EmaParams { len: small(sum.view.len())?, decay, gain, gradient_scale: 1.0 };
+            let args = EmaArgs { gradient: sum.view.clone(), exp_avg_sq: result.view.clone() };
             recording.dispatch(&kernel, params, args)?;
         }
         self.backend.run(&recording)
     }
 }
 
-/// v ← decay · v + gain · (`gradient_scale` · g)².
-#[derive(Clone, Copy)]
-struct Numbers {
-    decay: f32,
-    gain: f32,
-    gradient_scale: f32,
+/// A buffer for each of those that hold parameters.
+fn each(of: &[Vec<Held>], make: impl Fn(&Held) -> Result<View>) -> Result<Vec<Vec<Held>>> {
+    let one = |held: &Held| Ok(Held { rows: held.rows.clone(), view: make(held)? });
+    of.iter().map(|held| held.iter().map(one).collect()).collect()
 }
 
 /// How a unit of layers is computed.
@@ -687,17 +669,15 @@ struct Plan<'a> {
     unit: &'a Unit,
     /// Of each pass, of each parameter, one range a buffer.
     rows: Vec<Vec<Vec<Range<u32>>>>,
-    with_sums: bool,
     caps: Caps,
 }
 
 impl Plan<'_> {
     fn passes<'a>(&'a self, clock: &'a Clock, interrupt: &'a Interrupt) -> impl Iterator<Item = Pass<'a>> {
-        let Self { unit, with_sums, ref caps, .. } = *self;
+        let Self { unit, ref caps, .. } = *self;
         let pass = move |(at, rows): (usize, &'a Vec<_>)| Pass {
             unit,
             rows,
-            with_sums,
             caps,
             first: at == 0,
             clock,
@@ -713,8 +693,6 @@ struct Pass<'a> {
     unit: &'a Unit,
     /// Of each parameter, one range a buffer.
     rows: &'a [Vec<Range<u32>>],
-    /// Whether gradients are summed before they are squared.
-    with_sums: bool,
     /// What the device allows, within the budget.
     caps: &'a Caps,
     /// Whether it is the first of its unit.
@@ -746,6 +724,23 @@ impl<'a> OfBatch<'a> {
             let portions = self.file(layer).portions(self.pass.caps, samples.clone());
             portions.into_iter().map(move |portion| Read { batch: self, layer, portion })
         })
+    }
+
+    /// Ranges of samples; an empty one for none, whose old values decay, too.
+    fn groups(self, at_once: u64) -> impl Iterator<Item = Range<u64>> {
+        let samples = self.capture.samples();
+        ranges(samples.max(1), at_once).map(move |range| range.start..range.end.min(samples))
+    }
+
+    /// Samples whose gradients lie in memory at a time: as many as one step takes of every layer, and as keep the buffers small.
+    fn samples_at_once(self) -> u64 {
+        let bytes = |(rows, parameter): (&Vec<Range<u32>>, &Parameter)| {
+            4 * parameter.rows.len * rows.iter().map(|range| range.len() as u64).sum::<u64>()
+        };
+        let all: u64 = self.pass.rows.iter().zip(&self.pass.unit.parameters).map(bytes).sum();
+        let most = SLAB_BYTES.min(self.pass.caps.max_binding_bytes) / all.max(1);
+        let of_layers = self.layers().map(|layer| self.file(layer).samples_at_once(self.pass.caps));
+        of_layers.min().unwrap_or(1).min(most).max(1)
     }
 
     fn file(self, layer: usize) -> InFile<'a> {

@@ -136,12 +136,22 @@ impl InFile<'_> {
             };
             return samples.flat_map(of_sample).collect();
         }
-        let (inputs, gradients) = self.bytes_of_sample(&layer);
-        let small = (PART_BYTES / (inputs + gradients)).clamp(1, PART_SAMPLES);
-        let most = small.min(fitting.max(1));
+        let most = self.most(&layer, caps);
         let count = samples.end - samples.start;
         let range = |i: u64| samples.start + i * most..samples.end.min(samples.start + (i + 1) * most);
         (0..count.div_ceil(most).max(1)).map(|i| Portion::whole(layer.clone(), range(i))).collect()
+    }
+
+    /// How many samples one portion has of every size of uses.
+    pub(crate) fn samples_at_once(&self, caps: &Caps) -> u64 {
+        by_size(self.layer).iter().map(|layer| self.most(layer, caps)).min().unwrap_or(1)
+    }
+
+    /// How many samples one portion has, one where it has not even that.
+    fn most(&self, layer: &CaptureLayer, caps: &Caps) -> u64 {
+        let (inputs, gradients) = self.bytes_of_sample(layer);
+        let small = (PART_BYTES / (inputs + gradients)).clamp(1, PART_SAMPLES);
+        small.min(self.fitting(layer, caps).max(1))
     }
 
     /// How many samples bindings and loops can take.
