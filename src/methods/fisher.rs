@@ -56,7 +56,7 @@ use crate::stream::{Budget, Clock, Stage, Timings};
 const OP: &str = "fisher";
 
 /// Bytes of gradients of several samples that are in memory at a time.
-const SLAB_BYTES: u64 = 16 << 20;
+const SLAB_BYTES: u64 = 1 << 20;
 
 /// What is squared, and how squares are summed. See the module's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -547,6 +547,14 @@ impl<'a> Job<'a> {
         weights: &[f32],
         results: &[Vec<Held>],
     ) -> Result<()> {
+        let gain = squares.epilogue.gain(squares.factor);
+        // A sample of weight 0 is left out, whatever it holds.
+        if let [weight] = *weights
+            && weight != 0.0
+        {
+            let (decay, gradient_scale) = (squares.epilogue.decay(), squares.gradient_scale);
+            return self.square_sums(gradients, results, (decay, gain * weight, gradient_scale));
+        }
         let weight = self.backend.buffer(weights, DType::F32)?;
         let mut recording = Recording::new(self.backend);
         for (gradient, result) in gradients.iter().flatten().zip(results.iter().flatten()) {
@@ -647,10 +655,20 @@ impl<'a> Job<'a> {
         let gain = if decay < 1.0 { (1.0 - decay) * factor } else { factor };
         #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
         let (decay, gain) = (decay as f32, (gain / (scale * scale)) as f32);
+        self.square_sums(sums, results, (decay, gain, 1.0))
+    }
+
+    /// v ← decay · v + gain · (`gradient_scale` · g)².
+    fn square_sums(
+        &self,
+        sums: &[Vec<Held>],
+        results: &[Vec<Held>],
+        (decay, gain, gradient_scale): (f32, f32, f32),
+    ) -> Result<()> {
         let mut recording = Recording::new(self.backend);
         for (sum, result) in sums.iter().flatten().zip(results.iter().flatten()) {
             let kernel = Ema { gradient: DType::F32, accumulator: DType::F32 };
-            let params = EmaParams { len: small(sum.view.len())?, decay, gain, gradient_scale: 1.0 };
+            let params = EmaParams { len: small(sum.view.len())?, decay, gain, gradient_scale };
             let args = EmaArgs { gradient: sum.view.clone(), exp_avg_sq: result.view.clone() };
             recording.dispatch(&kernel, params, args)?;
         }
