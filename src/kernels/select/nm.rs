@@ -106,26 +106,35 @@ impl Kernel for Nm {
         let mask = &mut args.mask.cast::<u8>()[..params.len as usize];
         let scratch = || (Scorer::default(), Vec::new(), <(Vec<u32>, Vec<u8>)>::default());
         mask.par_chunks_mut(step).enumerate().for_each_init(scratch, |(scorer, bits, columns), (at, out)| {
-            bits.clear();
-            for start in (at * step..at * step + out.len()).step_by(BLOCK) {
-                let n = BLOCK.min(at * step + out.len() - start);
-                bits.extend_from_slice(scorer.load(self.scores.score, args.theta, args.fisher, start, n));
-            }
-            if let Some(bad) = bits.iter().position(|&b| b == BAD) {
-                let index = u32::try_from(at * step + bad).expect("the length of a step is a u32");
-                first_bad.fetch_max(!index, Ordering::Relaxed);
-            }
-            vectorised(
+            let start = at * step;
+            let bad = vectorised(
                 #[inline(always)]
                 || {
+                    bits.clear();
+                    for start in (start..start + out.len()).step_by(BLOCK) {
+                        let n = BLOCK.min(at * step + out.len() - start);
+                        bits.extend_from_slice(scorer.load(
+                            self.scores.score,
+                            args.theta,
+                            args.fisher,
+                            start,
+                            n,
+                        ));
+                    }
                     if params.stride == 1 {
-                        return choose_beside(bits, out, params, columns);
+                        choose_beside(bits, out, params, columns);
+                    } else {
+                        for (bits, out) in bits.chunks_exact(unit).zip(out.chunks_exact_mut(unit)) {
+                            choose(bits, out, params.keep, params.stride as usize);
+                        }
                     }
-                    for (bits, out) in bits.chunks_exact(unit).zip(out.chunks_exact_mut(unit)) {
-                        choose(bits, out, params.keep, params.stride as usize);
-                    }
+                    bits.iter().fold(0, |bad, &bits| bad | u32::from(bits == BAD)) > 0
                 },
             );
+            if let Some(bad) = bad.then(|| bits.iter().position(|&bits| bits == BAD)).flatten() {
+                let index = u32::try_from(start + bad).expect("the length of a step is a u32");
+                first_bad.fetch_max(!index, Ordering::Relaxed);
+            }
         });
         let fault = &mut args.fault.cast::<u32>()[0];
         *fault = (*fault).max(first_bad.into_inner());
@@ -156,8 +165,9 @@ fn choose(bits: &[u32], out: &mut [u8], keep: u32, stride: usize) {
                     *better += u32::from(other > own) | (u32::from(other == own) & equal);
                 }
             }
-            for (out, better) in out[i * stride + first..][..len].iter_mut().zip(better) {
-                *out |= u8::from(better < keep);
+            let kept = better.map(|better| u8::from(better < keep));
+            for (out, kept) in out[i * stride + first..][..len].iter_mut().zip(&kept[..len]) {
+                *out |= kept;
             }
         }
     }
@@ -174,17 +184,55 @@ fn choose_beside(
     let size = params.size as usize;
     let groups = bits.len() / size;
     columns.resize(bits.len(), 0);
-    for (i, column) in columns.chunks_exact_mut(groups).enumerate() {
-        for (own, group) in column.iter_mut().zip(bits.chunks_exact(size)) {
+    chosen.clear();
+    chosen.resize(bits.len(), 0);
+    // The sizes that hardware knows, at which the compiler can bring elements side by side in registers.
+    match size {
+        2 => split::<2>(bits, columns),
+        4 => split::<4>(bits, columns),
+        8 => split::<8>(bits, columns),
+        _ => {
+            for (i, column) in columns.chunks_exact_mut(groups).enumerate() {
+                for (own, group) in column.iter_mut().zip(bits.chunks_exact(size)) {
+                    *own = group[i];
+                }
+            }
+        }
+    }
+    choose(columns, chosen, params.keep, groups);
+    match size {
+        2 => join::<2>(chosen, out),
+        4 => join::<4>(chosen, out),
+        8 => join::<8>(chosen, out),
+        _ => {
+            for (i, chosen) in chosen.chunks_exact(groups).enumerate() {
+                for (group, chosen) in out.chunks_exact_mut(size).zip(chosen) {
+                    group[i] |= chosen;
+                }
+            }
+        }
+    }
+}
+
+/// Elements of groups of `SIZE`, each place of a group in a column of its own.
+#[inline(always)]
+fn split<const SIZE: usize>(groups: &[u32], columns: &mut [u32]) {
+    let (groups, _) = groups.as_chunks::<SIZE>();
+    for (i, column) in columns.chunks_exact_mut(groups.len().max(1)).enumerate() {
+        for (own, group) in column.iter_mut().zip(groups) {
             *own = group[i];
         }
     }
-    chosen.clear();
-    chosen.resize(bits.len(), 0);
-    choose(columns, chosen, params.keep, groups);
-    for (i, chosen) in chosen.chunks_exact(groups).enumerate() {
-        for (group, chosen) in out.chunks_exact_mut(size).zip(chosen) {
-            group[i] |= chosen;
+}
+
+/// Adds such columns to the groups.
+#[inline(always)]
+fn join<const SIZE: usize>(columns: &[u8], groups: &mut [u8]) {
+    let (groups, _) = groups.as_chunks_mut::<SIZE>();
+    let columns: [&[u8]; SIZE] = std::array::from_fn(|i| &columns[i * groups.len()..][..groups.len()]);
+    for (at, group) in groups.iter_mut().enumerate() {
+        for (own, column) in group.iter_mut().zip(columns) {
+            *own |= column[at];
         }
     }
 }
