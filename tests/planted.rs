@@ -279,7 +279,7 @@ fn errors_in_squared_gradients_are_seen() {
     // An id that occurs twice in a sample.
     let (from, to) = ("sum += gradient(positions[i]", "sum = gradient(positions[i]");
     shader_is_refused::<fisher::EmbeddingSq>("Touched", from, to, "out[");
-    shader_is_refused::<fisher::NormSq>("Last", "(x - stats[2u * stat])", "x", "out[");
+    shader_is_refused::<fisher::NormSq>("Last", "(x - run.x)", "x", "out[");
     let (from, to) = ("i32(w * params.stride_w) - i32(params.padding_w)", "i32(w * params.stride_w)");
     shader_is_refused::<fisher::ConvSq>("input: BF16, grad_output: F16", from, to, "out[");
     let (from, to) = (" - params.out_first", "");

@@ -30,7 +30,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> input: array<u32>;
 @group(0) @binding(2) var<storage, read> grad_output: array<u32>;
-@group(0) @binding(3) var<storage, read> stats: array<f32>;
+@group(0) @binding(3) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(4) var<storage, read> weight: array<f32>;
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 
@@ -44,7 +44,25 @@ fn term(sample: u32, position: u32, channel: u32) -> f32 {
         + channel / params.channels_per_stat;
     let x = element(input[word_of(index, INPUT)], index, INPUT);
     let g = element(grad_output[word_of(index, GRADIENT)], index, GRADIENT);
-    return g * ((x - stats[2u * stat]) * stats[2u * stat + 1u]);
+    let run = stats[stat];
+    return g * ((x - run.x) * run.y);
+}
+
+/// The sum of a channel's lanes, in its lane 0.
+fn add_lanes(invocation: u32, lane: u32, sum: f32) -> f32 {
+    if LANES == 1u {
+        return sum;
+    }
+    // Lane 0 alone reads its own slot, and writes it again: no barrier is needed before the next square.
+    partial[invocation] = sum;
+    workgroupBarrier();
+    for (var step = LANES / 2u; step > 0u; step >>= 1u) {
+        if lane < step {
+            partial[invocation] += partial[invocation + step * CHANNELS];
+        }
+        workgroupBarrier();
+    }
+    return partial[invocation];
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -71,16 +89,7 @@ fn main(
                 }
             }
         }
-        partial[local.x] = sum;
-        workgroupBarrier();
-        for (var step = LANES / 2u; step > 0u; step >>= 1u) {
-            if lane < step {
-                partial[local.x] += partial[local.x + step * CHANNELS];
-            }
-            workgroupBarrier();
-        }
-        // Lane 0 alone reads its own slot, and writes it again: no barrier is needed before the next square.
-        let g = params.gradient_scale * partial[local.x];
+        let g = params.gradient_scale * add_lanes(local.x, lane, sum);
         if weight[square] != 0.0 {
             total += weight[square] * select(g, g * g, SQUARED);
         }

@@ -94,6 +94,9 @@ fn main(
 
 /// The sum of an output's lanes, in its lane 0.
 fn add_lanes(slot: vec2<u32>, part: f32) -> f32 {
+    if LANES == 1u {
+        return part;
+    }
     let mine = slot.y * OUTPUTS + slot.x;
     workgroupBarrier();
     parts[mine] = part;

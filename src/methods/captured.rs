@@ -456,6 +456,7 @@ impl Batch {
             out: buffers.out.clone(),
         };
         let kernel = NormSq::new(&layout, mode, dtype, self.gradient.float(OP, "grad_output")?);
+        let kernel = kernel.for_device(recording.caps(), &layout, fold);
         recording.dispatch(&kernel, params, args).map(|_| ())
     }
 

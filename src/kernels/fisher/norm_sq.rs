@@ -8,7 +8,7 @@ use super::norm_stats::floats;
 use super::product::{Store, sum_of_runs};
 use super::{Mode, cases};
 use crate::error::{Error, Result};
-use crate::gpu::Caps;
+use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::{
     Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_of, noise, vectorised,
 };
@@ -191,6 +191,19 @@ impl NormSq {
             }
         };
         Self { mode, input, gradient, channels }
+    }
+
+    /// The same, suited to a device: where a barrier costs more than it saves, one invocation has all positions of a channel, but for
+    /// squares so long that they meet [`Caps::max_iterations`].
+    #[must_use]
+    pub fn for_device(self, caps: &Caps, layout: &NormLayout, fold: u32) -> Self {
+        let positions = u64::from(layout.sizes().0) * u64::from(fold);
+        match (caps.class, layout) {
+            (DeviceClass::Software, NormLayout::Last { .. }) if positions < 4096 => {
+                Self { channels: WORKGROUP, ..self }
+            }
+            _ => self,
+        }
     }
 }
 
@@ -455,8 +468,12 @@ impl Checked for NormSq {
         let mut cases = Vec::new();
         for layout in layouts {
             let kernel = Self::new(&layout, Mode::Squares, DType::F32, DType::F32);
+            let software = kernel.for_device(&Caps::host(), &layout, 1);
             for samples in [(0, 1), (1, 1), (5, 1), (5, 2), (4, 4)] {
                 cases.push(case(kernel, layout, samples, overwrite));
+                if software != kernel {
+                    cases.push(case(software, layout, samples, overwrite));
+                }
             }
         }
         for mode in [Mode::Gradients, Mode::Each] {
@@ -492,24 +509,34 @@ impl Checked for NormSq {
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        const POSITIONS: u32 = 128;
-        const CHANNELS: u32 = 1024;
-        let size = u64::from(POSITIONS * CHANNELS);
-        let samples = u32::try_from(elements / size).unwrap_or(1 << 14).clamp(1, 1 << 14);
-        let layout = NormLayout::Last { positions: POSITIONS, channels: CHANNELS };
-        let len = u64::from(samples) * size;
-        Bench {
-            name: format!("{samples} samples x {POSITIONS} positions x {CHANNELS} channels, f32"),
-            kernel: Self::new(&layout, Mode::Squares, DType::F32, DType::F32),
-            params: layout.params(samples, 1),
-            buffers: vec![
-                (DType::F32.into(), len, Fill::Noise),
-                (DType::F32.into(), len, Fill::Noise),
-                (DType::F32.into(), 2 * layout.stats(samples.into()), Fill::Positive),
-                (DType::F32.into(), samples.into(), Fill::Positive),
-                (DType::F32.into(), CHANNELS.into(), Fill::Zero),
-            ],
-        }
+        let samples = elements / u64::from(POSITIONS * CHANNELS);
+        layer(&Caps::host(), u32::try_from(samples).unwrap_or(1 << 14).clamp(1, 1 << 14))
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        [1, 8, 32, 128, 512].map(|samples| layer(caps, samples)).into()
+    }
+}
+
+/// Of a bench's samples.
+const POSITIONS: u32 = 128;
+const CHANNELS: u32 = 1024;
+
+fn layer(caps: &Caps, samples: u32) -> Bench<NormSq> {
+    let layout = NormLayout::Last { positions: POSITIONS, channels: CHANNELS };
+    let len = u64::from(samples) * u64::from(POSITIONS * CHANNELS);
+    let kernel = NormSq::new(&layout, Mode::Squares, DType::F32, DType::F32);
+    Bench {
+        name: format!("{samples} samples x {POSITIONS} positions x {CHANNELS} channels, f32"),
+        kernel: kernel.for_device(caps, &layout, 1),
+        params: layout.params(samples, 1),
+        buffers: vec![
+            (DType::F32.into(), len, Fill::Noise),
+            (DType::F32.into(), len, Fill::Noise),
+            (DType::F32.into(), 2 * layout.stats(samples.into()), Fill::Positive),
+            (DType::F32.into(), samples.into(), Fill::Positive),
+            (DType::F32.into(), CHANNELS.into(), Fill::Zero),
+        ],
     }
 }
 

@@ -333,20 +333,31 @@ impl Checked for SumSq {
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        let (positions, outputs) = (64_u32, 1024_u32);
-        let per_sample = u64::from(positions) * u64::from(outputs);
-        let samples = u32::try_from((elements / per_sample).max(1)).unwrap_or(u32::MAX);
-        let kernel = Self { overwrite: true, ..plain(8, false) };
-        Bench {
-            name: format!("n={samples} t={positions} o={outputs} f32"),
-            kernel,
-            params: whole((samples as usize, 1, positions as usize, outputs as usize), Numbers::OVERWRITE),
-            buffers: vec![
-                (DType::F32.into(), u64::from(samples) * per_sample, Fill::Noise),
-                (DType::F32.into(), samples.into(), Fill::Positive),
-                (DType::F32.into(), outputs.into(), Fill::Zero),
-            ],
-        }
+        let samples = elements / u64::from(LAYER_POSITIONS * LAYER_OUTPUTS);
+        layer(&Caps::host(), u32::try_from(samples).unwrap_or(u32::MAX).max(1))
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        [1, 16, 64, 256, 1024].map(|samples| layer(caps, samples)).into()
+    }
+}
+
+/// Of a bench's samples.
+const LAYER_POSITIONS: u32 = 64;
+const LAYER_OUTPUTS: u32 = 1024;
+
+fn layer(caps: &Caps, samples: u32) -> Bench<SumSq> {
+    let lanes = SumSq::lanes(caps, false, LAYER_POSITIONS.into());
+    let shape = (samples as usize, 1, LAYER_POSITIONS as usize, LAYER_OUTPUTS as usize);
+    Bench {
+        name: format!("n={samples} t={LAYER_POSITIONS} o={LAYER_OUTPUTS} f32"),
+        kernel: SumSq { overwrite: true, ..plain(lanes, false) },
+        params: whole(shape, Numbers::OVERWRITE),
+        buffers: vec![
+            (DType::F32.into(), u64::from(samples) * u64::from(LAYER_POSITIONS * LAYER_OUTPUTS), Fill::Noise),
+            (DType::F32.into(), samples.into(), Fill::Positive),
+            (DType::F32.into(), LAYER_OUTPUTS.into(), Fill::Zero),
+        ],
     }
 }
 

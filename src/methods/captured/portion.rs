@@ -171,12 +171,13 @@ impl InFile<'_> {
     }
 }
 
-/// Loop iterations for a position of a sample: an embedding may have one for its row and its run, too; eight invocations or more share those of a norm.
+/// Loop iterations for a position of a sample: an embedding may have one for its row and its run, too; eight invocations or
+/// more share those of a norm over channels.
 fn turns(kind: &LayerKind, positions: u64) -> u64 {
     match kind {
         LayerKind::Embedding { .. } => positions.saturating_mul(3),
-        LayerKind::Linear | LayerKind::Conv(_) | LayerKind::ConvTranspose(_) => positions,
-        _ => positions / 8 + 1,
+        LayerKind::GroupNorm { .. } | LayerKind::BatchNorm { .. } => positions / 8 + 1,
+        _ => positions,
     }
 }
 
