@@ -272,23 +272,28 @@ impl Fisher {
         let thetas = [theta.load(a.0.range(start, len)), second.0.load(b.0.range(start, len))];
         let origin = origin.load(reference.range(start, len));
         let limit = host::too_large(self.merged);
-        let merged = plain::merge_block(shift, counts, |shift| {
-            let model = |m: usize| {
-                let (_, with_fisher, model) = models[m];
-                Some(plain::Model {
-                    theta: thetas[m],
-                    fisher: fishers[m],
-                    factor: PlainFactor::new(model.factor, shift.checked_sub(a.2.factor.exponent)?)?,
-                    share: model.share,
-                    least: model.floor,
-                    counted: with_fisher.is_some(),
-                })
-            };
-            let (a, b, merged) = (model(0)?, model(1)?, block.merged.as_mut()?);
-            let mut seen = None;
-            out.store(merged.reborrow(), |merged| seen = Some(plain::pair(a, b, origin, merged, limit)));
-            seen
-        });
+        let merged = plain::merge_block(
+            shift,
+            counts,
+            #[inline(always)]
+            |shift| {
+                let model = |m: usize| {
+                    let (_, with_fisher, model) = models[m];
+                    Some(plain::Model {
+                        theta: thetas[m],
+                        fisher: fishers[m],
+                        factor: PlainFactor::new(model.factor, shift.checked_sub(a.2.factor.exponent)?)?,
+                        share: model.share,
+                        least: model.floor,
+                        counted: with_fisher.is_some(),
+                    })
+                };
+                let (a, b, merged) = (model(0)?, model(1)?, block.merged.as_mut()?);
+                let mut seen = None;
+                out.store(merged.reborrow(), |merged| seen = Some(plain::pair(a, b, origin, merged, limit)));
+                seen
+            },
+        );
         if merged { None } else { Some(block) }
     }
 }

@@ -252,28 +252,33 @@ impl Ubgm {
         let limit = host::too_large(self.merged);
         // Products of weights and λ stay inside of f32's range then.
         let lambda = Some(lambda).filter(|lambda| lambda.exponent.abs() <= 50);
-        let merged = plain::merge_block(shift, counts, |shift| {
-            let shift = shift.checked_sub(scale.exponent)?;
-            let delta = match delta {
-                Some(delta) => Some(PlainFactor::new(delta, shift)?),
-                None => None,
-            };
-            let model = plain::OneModel {
-                theta,
-                fisher,
-                factor: PlainFactor::new(scale, shift)?,
-                least: params.floor,
-                lambda: PlainFactor::new(lambda?, 0)?,
-                base,
-                base_fisher,
-                base_factor: PlainFactor::new(base_scale, shift)?,
-                delta,
-            };
-            let mut seen = None;
-            let merged = block.merged.as_mut()?.reborrow();
-            out.store(merged, |merged| seen = Some(plain::one(model, merged, limit)));
-            seen
-        });
+        let merged = plain::merge_block(
+            shift,
+            counts,
+            #[inline(always)]
+            |shift| {
+                let shift = shift.checked_sub(scale.exponent)?;
+                let delta = match delta {
+                    Some(delta) => Some(PlainFactor::new(delta, shift)?),
+                    None => None,
+                };
+                let model = plain::OneModel {
+                    theta,
+                    fisher,
+                    factor: PlainFactor::new(scale, shift)?,
+                    least: params.floor,
+                    lambda: PlainFactor::new(lambda?, 0)?,
+                    base,
+                    base_fisher,
+                    base_factor: PlainFactor::new(base_scale, shift)?,
+                    delta,
+                };
+                let mut seen = None;
+                let merged = block.merged.as_mut()?.reborrow();
+                out.store(merged, |merged| seen = Some(plain::one(model, merged, limit)));
+                seen
+            },
+        );
         if merged { None } else { Some(block) }
     }
 }
