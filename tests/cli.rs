@@ -512,6 +512,9 @@ fn bench_holds_kernels_to_ceilings_of_the_same_run_and_keeps_a_record() {
     assert!(text_before.starts_with("adapter,date,"), "{text_before}");
     let again = output(&args);
     assert_eq!(again.status.code(), Some(7), "a record is not replaced unasked");
+    // Refused before anything is measured: this would not end in time.
+    let long = ["bench", "--backend", "host", "--seconds", "86400", "--record", arg(&kept)];
+    assert_eq!(output(&long).status.code(), Some(7));
     assert_eq!(std::fs::read_to_string(&file).expect("it is still there"), text_before);
     let csv = output(&[&bench[..], &["--seconds", "0", "--host-memory", "1MiB", "--csv"]].concat());
     assert_eq!(text(&csv.stdout).lines().next(), text_before.lines().next());

@@ -4,6 +4,7 @@
 //! measured, so that records of many devices can be joined by `cat`.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -154,14 +155,16 @@ impl Record {
         Self { adapter, date: today(), version, ceilings, rows: Vec::new(), skipped: Vec::new() }
     }
 
-    /// A folder's name for the adapter: its letters, digits and dots, the rest as single hyphens.
+    /// Where a record of today is kept: a folder named after the adapter by its letters, digits and dots, the rest as single hyphens, and
+    /// in it a file named after the day. Known before anything is measured, so that a file which is there can be refused then.
     #[must_use]
-    pub fn folder(&self) -> String {
+    pub fn file_of(adapter: &str) -> PathBuf {
         let known = |c: char| c.is_ascii_alphanumeric() || c == '.';
-        let words = self.adapter.split(|c: char| !known(c)).filter(|word| !word.is_empty());
+        let words = adapter.split(|c: char| !known(c)).filter(|word| !word.is_empty());
         let name = words.collect::<Vec<_>>().join("-");
         // A name of dots alone would be another folder.
-        if name.trim_matches(['.', '-']).is_empty() { "unnamed".into() } else { name }
+        let folder = if name.trim_matches(['.', '-']).is_empty() { "unnamed".into() } else { name };
+        Path::new(&folder).join(format!("{}.csv", today()))
     }
 
     fn line<'a>(&'a self, row: &'a Row, is_kernel: bool) -> Line<'a> {
@@ -369,7 +372,8 @@ mod tests {
     fn a_record_comes_back_from_its_file() {
         let record = record();
         assert_eq!(Record::from_csv(&record.to_csv()).expect("it is a record"), record);
-        assert_eq!(record.folder(), "a-device-driver-256-bits");
+        let file = Record::file_of(&record.adapter);
+        assert_eq!(file.parent(), Some(Path::new("a-device-driver-256-bits")));
     }
 
     #[test]

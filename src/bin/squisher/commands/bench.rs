@@ -1,7 +1,7 @@
 //! `squisher bench`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -61,9 +61,11 @@ impl Bench {
         }
         let backend = global.device.open()?;
         let options = self.options(global, &backend)?;
+        // Before anything is measured, not minutes later.
+        let file = self.record.map(|folder| place(&folder, &backend, global.overwrite)).transpose()?;
         let interrupt = signals::listen()?;
         let record = bench::run(&backend, &options, &interrupt)?;
-        let file = self.record.map(|folder| keep(folder, &record, global.overwrite)).transpose()?;
+        file.iter().try_for_each(|file| output::write_whole(file, record.to_csv().as_bytes()))?;
         if self.csv {
             return output::write(record.to_csv().as_bytes());
         }
@@ -85,13 +87,12 @@ impl Bench {
     }
 }
 
-/// Writes the record's file, whole or not at all.
-fn keep(folder: PathBuf, record: &Record, overwrite: bool) -> Result<PathBuf, Error> {
-    let folder = folder.join(record.folder());
-    std::fs::create_dir_all(&folder).map_err(|error| Error::output(&folder, error.to_string()))?;
-    let file = folder.join(format!("{}.csv", record.date));
+/// The record's file, whose folder is there then.
+fn place(folder: &Path, backend: &Backend, overwrite: bool) -> Result<PathBuf, Error> {
+    let file = folder.join(Record::file_of(&backend.name()));
+    let folder = file.parent().unwrap_or(folder);
+    std::fs::create_dir_all(folder).map_err(|error| Error::output(folder, error.to_string()))?;
     output::refuse_output(&file, overwrite, &[])?;
-    output::write_whole(&file, record.to_csv().as_bytes())?;
     Ok(file)
 }
 
