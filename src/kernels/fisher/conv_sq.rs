@@ -42,6 +42,8 @@ use crate::shape::DType;
 ///
 /// Patches are read where they lie: nothing is unfolded; the host copies the input rows of one block of positions, with their
 /// padding, for one tile at a time. `grad_output` may be smaller than input, kernel and stride allow: what no position reaches adds nothing.
+/// Inputs are to be finite: where a group is too narrow for a matrix product, the host multiplies some by zeros, and elements that do not see an
+/// infinite one become NaN with those that do.
 ///
 /// Must move a, b and out once; 2·n·p·o·c/groups·k operations and 3·s for each element. Bitwise repeatable: each element has one owner and a
 /// fixed order. No samples or no positions: the sums are zeros. Definition: [`reference::fisher::conv`].
