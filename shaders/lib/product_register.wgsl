@@ -1,12 +1,8 @@
 // The form for processors behind a graphics interface: no workgroup memory and no barrier (each would cost more than it
 // saves). An invocation owns 16 rows × 8 columns in registers, so that 24 loads serve 128 multiplications; a workgroup is one row of
 // invocations along the columns.
-// Expects lib/product.wgsl, a product kernel with WORKGROUP_X (WORKGROUP_Y is 1), and eight of its factors at a time: Columns,
+// Expects lib/product.wgsl, lib/product_strips.wgsl, a product kernel with WORKGROUP_X (WORKGROUP_Y is 1), and eight of its factors at a time: Columns,
 // columns_of, left_eight, right_eight. Those past the end may be anything.
-
-const REGISTER_ROWS: u32 = 16u;
-
-override REGISTER_COLUMNS: u32 = 8u * WORKGROUP_X;
 
 fn product(group: u32, lane: vec2<u32>) {
     let extent = extent();
@@ -21,22 +17,7 @@ fn product(group: u32, lane: vec2<u32>) {
     }
     let columns = columns_of(block, column);
 
-    var s0: Strip;
-    var s1: Strip;
-    var s2: Strip;
-    var s3: Strip;
-    var s4: Strip;
-    var s5: Strip;
-    var s6: Strip;
-    var s7: Strip;
-    var s8: Strip;
-    var s9: Strip;
-    var s10: Strip;
-    var s11: Strip;
-    var s12: Strip;
-    var s13: Strip;
-    var s14: Strip;
-    var s15: Strip;
+    var sums = Strips();
     for (var square = place.result; square < end_of(place.result, extent.squares); square++) {
         let weight = weight_of(square);
         if weight == 0.0 {
@@ -81,47 +62,8 @@ fn product(group: u32, lane: vec2<u32>) {
             p14 = multiply_add(p14, c.hi.z, b);
             p15 = multiply_add(p15, c.hi.w, b);
         }
-        s0 = fold_strip(s0, p0, weight);
-        s1 = fold_strip(s1, p1, weight);
-        s2 = fold_strip(s2, p2, weight);
-        s3 = fold_strip(s3, p3, weight);
-        s4 = fold_strip(s4, p4, weight);
-        s5 = fold_strip(s5, p5, weight);
-        s6 = fold_strip(s6, p6, weight);
-        s7 = fold_strip(s7, p7, weight);
-        s8 = fold_strip(s8, p8, weight);
-        s9 = fold_strip(s9, p9, weight);
-        s10 = fold_strip(s10, p10, weight);
-        s11 = fold_strip(s11, p11, weight);
-        s12 = fold_strip(s12, p12, weight);
-        s13 = fold_strip(s13, p13, weight);
-        s14 = fold_strip(s14, p14, weight);
-        s15 = fold_strip(s15, p15, weight);
+        let p = Strips(p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12, p13, p14, p15);
+        sums = fold_strips(sums, p, weight);
     }
-    // A choice, not an array that is indexed at run time: drivers take seconds to compile that.
-    for (var i = 0u; i < REGISTER_ROWS && row + i < extent.rows; i++) {
-        var sum = s0;
-        switch i {
-            case 1u: { sum = s1; }
-            case 2u: { sum = s2; }
-            case 3u: { sum = s3; }
-            case 4u: { sum = s4; }
-            case 5u: { sum = s5; }
-            case 6u: { sum = s6; }
-            case 7u: { sum = s7; }
-            case 8u: { sum = s8; }
-            case 9u: { sum = s9; }
-            case 10u: { sum = s10; }
-            case 11u: { sum = s11; }
-            case 12u: { sum = s12; }
-            case 13u: { sum = s13; }
-            case 14u: { sum = s14; }
-            case 15u: { sum = s15; }
-            default: {}
-        }
-        for (var j = 0u; j < 8u && column + j < extent.columns; j++) {
-            store(place.result, block, row + i, column + j, sum.lo.x);
-            sum = Strip(vec4<f32>(sum.lo.yzw, sum.hi.x), vec4<f32>(sum.hi.yzw, 0.0));
-        }
-    }
+    store_strips(sums, place.result, block, row, column);
 }

@@ -142,12 +142,14 @@ impl Form {
     /// A kernel's text and the parts that it needs in this form; `eights` is how it has eight factors at a time.
     pub(super) fn parts(self, kernel: &'static str, eights: &'static str) -> Vec<&'static str> {
         let form = match self {
-            Self::Tile { .. } => shader!("lib/product_tile.wgsl"),
-            Self::Register | Self::Octets => shader!("lib/product_register.wgsl"),
-            Self::Quads => shader!("lib/product_quads.wgsl"),
-            Self::Direct => shader!("lib/product_direct.wgsl"),
+            Self::Tile { .. } => vec![shader!("lib/product_tile.wgsl")],
+            Self::Register | Self::Octets => {
+                vec![shader!("lib/product_register.wgsl"), shader!("lib/product_strips.wgsl")]
+            }
+            Self::Quads => vec![shader!("lib/product_quads.wgsl"), shader!("lib/product_strips.wgsl")],
+            Self::Direct => vec![shader!("lib/product_direct.wgsl")],
         };
-        vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights, form]
+        [vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights], form].concat()
     }
 
     pub(super) fn overrides(self) -> [(&'static str, f64); 2] {
