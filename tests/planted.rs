@@ -252,6 +252,10 @@ fn gradients_squared_or_stored_in_another_s_place_are_seen() {
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn errors_in_distances_between_tasks_are_seen() {
     shader_is_refused::<task2vec::RowMean>("bf16", "b.sum * scale.y", "b.sum", "records[");
+    // A sum that keeps an old unit, and an element of the next row.
+    shader_is_refused::<task2vec::RowMean>("alone", "before.sums * scale.x", "before.sums", "records[");
+    let (from, to) = ("< vec4<u32>(run.len)", "< vec4<u32>(run.len + 1u)");
+    shader_is_refused::<task2vec::RowMean>("alone", from, to, "records[");
     // The exponent of a square counted once.
     let (from, to) = ("2 * (p.y - y), 2 * (q.y - y)", "p.y - y, q.y - y");
     shader_is_refused::<task2vec::Similarity>("metric: Normalized, a: F32, b: F32", from, to, "records[");
@@ -280,6 +284,11 @@ fn errors_in_squared_gradients_are_seen() {
     let (from, to) = ("sum += gradient(positions[i]", "sum = gradient(positions[i]");
     shader_is_refused::<fisher::EmbeddingSq>("Touched", from, to, "out[");
     shader_is_refused::<fisher::NormSq>("Last", "(x - run.x)", "x", "out[");
+    // What lies between the means of two parts.
+    for lanes in ["lanes: 1 ", "lanes: 256 "] {
+        let (from, to) = ("q.spread + between", "q.spread");
+        shader_is_refused::<fisher::NormStats>(lanes, from, to, "stats[");
+    }
     let (from, to) = ("i32(w * params.stride_w) - i32(params.padding_w)", "i32(w * params.stride_w)");
     shader_is_refused::<fisher::ConvSq>("input: BF16, grad_output: F16", from, to, "out[");
     let (from, to) = (" - params.out_first", "");

@@ -1,7 +1,9 @@
 // stats[g] <- (mean, 1 / √(variance + eps)) of the g-th run of `len` consecutive elements; the mean is 0 where not CENTERED.
-// One workgroup a run, two passes over it. Expects lib/dtype.wgsl, lib/element.wgsl.
+// LANES invocations (a power of two) share a run; a workgroup has WORKGROUP / LANES runs, and no barrier where LANES is 1.
+// Expects lib/dtype.wgsl, lib/run.wgsl.
 
 override WORKGROUP: u32 = 256u;
+override LANES: u32 = 256u;
 override INPUT: u32 = 0u;
 override CENTERED: bool = true;
 
@@ -12,28 +14,85 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> input: array<u32>;
+@group(0) @binding(1) var<storage, read> input: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> stats: array<f32>;
 
-var<workgroup> partial: array<f32, WORKGROUP>;
-
-fn value(index: u32) -> f32 {
-    return element(input[word_of(index, INPUT)], index, INPUT);
+/// What some elements come to: their sum, and the squares of their distances from their own mean (from 0 where not CENTERED).
+struct Part {
+    count: u32,
+    sum: f32,
+    spread: f32,
 }
 
-/// The sum of every invocation's `mine`, the same in all of them.
-fn sum_of_workgroup(mine: f32, lane: u32) -> f32 {
-    partial[lane] = mine;
-    workgroupBarrier();
-    for (var step = WORKGROUP / 2u; step > 0u; step >>= 1u) {
-        if lane < step {
-            partial[lane] += partial[lane + step];
-        }
-        workgroupBarrier();
+struct Eight {
+    lo: vec4<f32>,
+    hi: vec4<f32>,
+}
+
+var<workgroup> parts: array<Part, WORKGROUP>;
+
+fn load_input(run: Run, octet: u32) -> Eight {
+    var octet_of_run: Octet;
+    if INPUT == F32 {
+        octet_of_run = inside(run, octet, Octet(input[2u * octet], input[2u * octet + 1u]));
+    } else {
+        octet_of_run = inside(run, octet, widen(input[octet], INPUT));
     }
-    let sum = partial[0];
-    workgroupBarrier();
-    return sum;
+    return Eight(floats(octet_of_run.lo), floats(octet_of_run.hi));
+}
+
+fn total(values: vec4<f32>) -> f32 {
+    return (values.x + values.y) + (values.z + values.w);
+}
+
+/// The squares of an octet's distances from `mean`, in fours.
+fn squares(run: Run, octet: u32, values: Eight, mean: f32) -> vec4<f32> {
+    let lo = select(vec4<f32>(), values.lo - mean, belongs(run, 8u * octet));
+    let hi = select(vec4<f32>(), values.hi - mean, belongs(run, 8u * octet + 4u));
+    return lo * lo + hi * hi;
+}
+
+/// One turn: four octets, LANES apart, each loaded once.
+fn part_of(run: Run, octet: u32) -> Part {
+    let a = load_input(run, octet);
+    let b = load_input(run, octet + LANES);
+    let c = load_input(run, octet + 2u * LANES);
+    let d = load_input(run, octet + 3u * LANES);
+    let count = (members(run, octet) + members(run, octet + LANES))
+        + (members(run, octet + 2u * LANES) + members(run, octet + 3u * LANES));
+    let sum = total(((a.lo + a.hi) + (b.lo + b.hi)) + ((c.lo + c.hi) + (d.lo + d.hi)));
+    let mean = select(0.0, sum / f32(max(count, 1u)), CENTERED);
+    let spread = total(
+        (squares(run, octet, a, mean) + squares(run, octet + LANES, b, mean))
+        + (squares(run, octet + 2u * LANES, c, mean) + squares(run, octet + 3u * LANES, d, mean)),
+    );
+    return Part(count, sum, spread);
+}
+
+/// Chan, Golub & LeVeque (1979): distances from two means become those from the mean of both.
+fn join(p: Part, q: Part) -> Part {
+    let count = p.count + q.count;
+    var between = 0.0;
+    if CENTERED {
+        let apart = p.sum / f32(max(p.count, 1u)) - q.sum / f32(max(q.count, 1u));
+        between = apart * apart * (f32(p.count) * f32(q.count) / f32(max(count, 1u)));
+    }
+    return Part(count, p.sum + q.sum, p.spread + q.spread + between);
+}
+
+/// The lanes' parts joined, in lane 0.
+fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
+    if LANES == 1u {
+        return mine;
+    }
+    parts[invocation] = mine;
+    for (var half = LANES / 2u; half > 0u; half >>= 1u) {
+        workgroupBarrier();
+        if lane < half {
+            parts[invocation] = join(parts[invocation], parts[invocation + half]);
+        }
+    }
+    return parts[invocation];
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -42,27 +101,18 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
-    let run = group.y * groups.x + group.x;
-    if run >= params.runs {
-        return;
-    }
-    let first = run * params.len;
-    var mean = 0.0;
-    if CENTERED {
-        var sum = 0.0;
-        for (var i = local.x; i < params.len; i += WORKGROUP) {
-            sum += value(first + i);
+    let lane = local.x % LANES;
+    let index = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    var part = Part(0u, 0.0, 0.0);
+    if index < params.runs {
+        let run = Run(index * params.len, params.len);
+        for (var octet = first_octet(run, lane); reaches(run, octet); octet += TURN * LANES) {
+            part = join(part, part_of(run, octet));
         }
-        mean = sum_of_workgroup(sum, local.x) / f32(params.len);
     }
-    var squares = 0.0;
-    for (var i = local.x; i < params.len; i += WORKGROUP) {
-        let distance = value(first + i) - mean;
-        squares += distance * distance;
-    }
-    let variance = sum_of_workgroup(squares, local.x) / f32(params.len);
-    if local.x == 0u {
-        stats[2u * run] = mean;
-        stats[2u * run + 1u] = 1.0 / sqrt(variance + params.eps);
+    let whole = join_lanes(local.x, lane, part);
+    if lane == 0u && index < params.runs {
+        stats[2u * index] = select(0.0, whole.sum / f32(params.len), CENTERED);
+        stats[2u * index + 1u] = 1.0 / sqrt(whole.spread / f32(params.len) + params.eps);
     }
 }

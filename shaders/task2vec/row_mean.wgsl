@@ -1,6 +1,6 @@
 // The sum of each part of the rows of a [rows, width] block, in units of the power of two of its maximum.
-// LANES invocations (a power of two) share a part of at most LANES · ITEMS elements; a workgroup has WORKGROUP / LANES parts.
-// Expects lib/dtype.wgsl, lib/element.wgsl and lib/wide.wgsl.
+// LANES invocations (a power of two) share a part of at most LANES · ITEMS elements; a workgroup has WORKGROUP / LANES parts,
+// and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl and lib/run.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override LANES: u32 = 256u;
@@ -17,7 +17,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> values: array<u32>;
+@group(0) @binding(1) var<storage, read> values: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> records: array<f32>;
 
 const NO_BAD: u32 = 0xffffffffu;
@@ -37,25 +37,99 @@ fn join(a: Part, b: Part) -> Part {
     return Part(a.sum * scale.x + b.sum * scale.y, exponent, min(a.first_bad, b.first_bad));
 }
 
-fn load(index: u32) -> u32 {
-    return bitcast<u32>(element(values[word_of(index, VALUES)], index, VALUES));
+fn load_values(run: Run, octet: u32) -> Octet {
+    if VALUES == F32 {
+        return inside(run, octet, Octet(values[2u * octet], values[2u * octet + 1u]));
+    }
+    return inside(run, octet, widen(values[octet], VALUES));
 }
 
-/// The elements `at`, `at` + LANES, … (four of them) of a part of `len` elements that begins at `start`.
-fn four(start: u32, at: vec4<u32>, len: u32) -> Part {
-    let inside = at < vec4<u32>(len);
-    let index = vec4<u32>(start) + select(vec4<u32>(0u), at, inside);
-    let bits = vec4<u32>(load(index.x), load(index.y), load(index.z), load(index.w));
+/// Four elements from `at`, whatever they hold; zeros stand for those outside of the run.
+fn four(run: Run, at: u32, bits: vec4<u32>) -> Part {
     let fine = (bits < vec4<u32>(0x7f800000u)) | (bits == vec4<u32>(0x80000000u));
-    let apart = wide(select(vec4<u32>(0u), bits & vec4<u32>(0x7fffffffu), inside & fine));
+    let apart = wide(select(vec4<u32>(), bits & vec4<u32>(0x7fffffffu), fine));
     let exponent = max(max(apart.e.x, apart.e.y), max(apart.e.z, apart.e.w));
     let scaled = mantissa_at(apart, vec4<i32>(exponent));
-    let bad = select(vec4<u32>(NO_BAD), at, inside & !fine);
+    let index = vec4<u32>(at - run.first) + vec4<u32>(0u, 1u, 2u, 3u);
+    let bad = select(index, vec4<u32>(NO_BAD), fine);
     return Part(
         (scaled.x + scaled.y) + (scaled.z + scaled.w),
         exponent,
         min(min(bad.x, bad.y), min(bad.z, bad.w)),
     );
+}
+
+fn largest(octet: Octet) -> vec4<u32> {
+    return max(octet.lo, octet.hi);
+}
+
+fn sum_of(octet: Octet, unit: f32) -> vec4<f32> {
+    return floats(octet.lo) * unit + floats(octet.hi) * unit;
+}
+
+/// What a lane has added up. Turns whose values need care are left for later, a bit for each.
+struct Running {
+    sums: vec4<f32>,
+    exponent: i32,
+    left: u32,
+}
+
+/// Four octets in units of their maximum, if that is neither beyond what has a reciprocal nor so small that subnormals count.
+fn add_turn(before: Running, run: Run, octet: u32, turn: u32) -> Running {
+    let a = load_values(run, octet);
+    let b = load_values(run, octet + LANES);
+    let c = load_values(run, octet + 2u * LANES);
+    let d = load_values(run, octet + 3u * LANES);
+    let fours = max(max(largest(a), largest(b)), max(largest(c), largest(d)));
+    let top = max(max(fours.x, fours.y), max(fours.z, fours.w));
+    // 2^-64 and 2^126; what is negative, infinite or NaN lies above.
+    let plain = top == 0u || top - 0x1f800000u < 0x7e800000u - 0x1f800000u;
+    let own = select(NOTHING, i32(top >> 23u) - 127, plain && top != 0u);
+    let exponent = max(before.exponent, own);
+    let scale = pow2(vec4<i32>(before.exponent - exponent, -exponent, 0, 0));
+    let sums = (sum_of(a, scale.y) + sum_of(b, scale.y)) + (sum_of(c, scale.y) + sum_of(d, scale.y));
+    let kept = before.sums * scale.x;
+    return Running(
+        select(kept, kept + sums, plain),
+        exponent,
+        select(before.left | (1u << turn), before.left, plain),
+    );
+}
+
+/// A lane's share of a run.
+fn share_of(run: Run, lane: u32) -> Part {
+    let first = first_octet(run, lane);
+    var running = Running(vec4<f32>(), NOTHING, 0u);
+    var turn = 0u;
+    for (var octet = first; reaches(run, octet); octet += TURN * LANES) {
+        running = add_turn(running, run, octet, turn);
+        turn += 1u;
+    }
+    let sums = running.sums;
+    var part = Part((sums.x + sums.y) + (sums.z + sums.w), running.exponent, NO_BAD);
+    for (var left = running.left; left != 0u; left &= left - 1u) {
+        for (var i = 0u; i < TURN; i++) {
+            let octet = first + (firstTrailingBit(left) * TURN + i) * LANES;
+            let values = load_values(run, octet);
+            part = join(part, join(four(run, 8u * octet, values.lo), four(run, 8u * octet + 4u, values.hi)));
+        }
+    }
+    return part;
+}
+
+/// The lanes' parts joined, in lane 0.
+fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
+    if LANES == 1u {
+        return mine;
+    }
+    shared_parts[invocation] = mine;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            shared_parts[invocation] = join(shared_parts[invocation], shared_parts[invocation + half]);
+        }
+    }
+    return shared_parts[invocation];
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -71,24 +145,11 @@ fn main(
     let there = row < params.rows;
     var part = Part(0.0, NOTHING, NO_BAD);
     if there {
-        let start = params.start + row * params.width + begin;
         let len = min(params.width - begin, LANES * ITEMS);
-        for (var i = 0u; i < ITEMS; i += 4u) {
-            let at = vec4<u32>(lane + i * LANES) + vec4<u32>(0u, 1u, 2u, 3u) * LANES;
-            if at.x < len {
-                part = join(part, four(start, at, len));
-            }
-        }
+        part = share_of(Run(params.start + row * params.width + begin, len), lane);
     }
-    shared_parts[local.x] = part;
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            shared_parts[local.x] = join(shared_parts[local.x], shared_parts[local.x + half]);
-        }
-    }
+    let whole = join_lanes(local.x, lane, part);
     if lane == 0u && there {
-        let whole = shared_parts[local.x];
         records[3u * index] = whole.sum;
         records[3u * index + 1u] = select(f32(whole.exponent), 0.0, whole.exponent == NOTHING);
         records[3u * index + 2u] = select(f32(whole.first_bad), -1.0, whole.first_bad == NO_BAD);

@@ -76,6 +76,9 @@ pub(crate) const WIDE: &str = shader!("lib/wide.wgsl");
 /// One element a load: for kernels whose elements are scattered. Needs [`DTYPE`].
 pub(crate) const ELEMENT: &str = shader!("lib/element.wgsl");
 
+/// Runs of consecutive elements that begin anywhere, read by whole octets. Needs [`DTYPE`].
+pub(crate) const RUN: &str = shader!("lib/run.wgsl");
+
 /// Invocations of a workgroup of the elementwise kernels: every device allows 256.
 pub(crate) const WORKGROUP: u32 = 256;
 

@@ -437,7 +437,8 @@ impl Batch {
                 let params = NormStatsParams { runs: small(runs)?, len, eps: eps as f32 };
                 let centered = !matches!(kind, LayerKind::RmsNorm { .. });
                 let args = NormStatsArgs { input: buffers.input.clone(), stats: stats.clone() };
-                recording.dispatch(&NormStats { input: dtype, centered }, params, args)?;
+                let kernel = NormStats::for_len(dtype, centered, len.into(), recording.caps());
+                recording.dispatch(&kernel, params, args)?;
                 stats
             }
         };

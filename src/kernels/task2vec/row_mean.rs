@@ -4,12 +4,12 @@ use rayon::prelude::*;
 
 use super::{exponent_of, index_of, index_word, is_good, power};
 use crate::error::{Error, Result};
-use crate::gpu::Caps;
+use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Slice, Want, groups_for, noise,
     vectorised,
 };
-use crate::kernels::{DTYPE, ELEMENT, WIDE, WORKGROUP, shader};
+use crate::kernels::{DTYPE, RUN, WIDE, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -25,8 +25,8 @@ use crate::shape::DType;
 /// value is *bad* if it is NaN, infinite or negative: told from the bits, left out of the sum, and the first one's index in its
 /// part is recorded (−1 where there is none). Where no value is above 0, e is 0.
 ///
-/// Moves each value once and 12 bytes a part; 1 operation a value. A part's sum is off by at most 18 roundings (pairwise over
-/// lanes, one after the other within one). Bitwise repeatable: the order of summation is fixed. Definition:
+/// Moves each value once and 12 bytes a part; 1 operation a value. A part's sum is off by at most [`RowMean::roundings`]: pairwise over
+/// lanes, one after the other within one. Bitwise repeatable: the order of summation is fixed. Definition:
 /// [`reference::task2vec::row_sum`]. Cf. Task2Vec's `montecarlo_fisher`, a mean over all but the first axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowMean {
@@ -34,16 +34,26 @@ pub struct RowMean {
     pub values: DType,
     /// Invocations that share a part: 1, 16 or 256.
     pub lanes: u32,
+    /// Elements of a part that one of them adds up: 32, or 512.
+    pub items: u32,
 }
 
-/// Elements of a part that one invocation adds up.
+/// Elements that an invocation loads at a time.
 const ITEMS: u32 = 32;
+
+/// Elements that an invocation adds up where no other shares its part: its record is then little beside them.
+const ALONE: u32 = 512;
+
 const WORDS: usize = 3;
 
 impl RowMean {
-    /// The specialisation for rows of `width`: as many invocations a row as it keeps busy.
+    /// The specialisation for rows of `width` on a device: as many invocations a row as it keeps busy, but one for a part where a
+    /// barrier costs more than it saves.
     #[must_use]
-    pub const fn for_width(values: DType, width: u64) -> Self {
+    pub fn for_width(values: DType, width: u64, caps: &Caps) -> Self {
+        if caps.class == DeviceClass::Software && !caps.is_host {
+            return Self { values, lanes: 1, items: ALONE };
+        }
         let lanes = if width <= ITEMS as u64 {
             1
         } else if width <= 16 * ITEMS as u64 {
@@ -51,13 +61,21 @@ impl RowMean {
         } else {
             256
         };
-        Self { values, lanes }
+        Self { values, lanes, items: ITEMS }
     }
 
     /// Elements of a part.
     #[must_use]
     pub const fn part(&self) -> u64 {
-        (self.lanes * ITEMS) as u64
+        (self.lanes * self.items) as u64
+    }
+
+    /// The most roundings that lie one after the other in a part's sum. Where each octet has to be taken with care: three additions
+    /// within it, one for each of an invocation's octets, and those of the lanes; one more covers what is below 2⁻¹²⁶ of
+    /// the maximum, which a device may flush.
+    #[must_use]
+    pub const fn roundings(&self) -> u32 {
+        3 + self.items / 8 + 1 + self.lanes.ilog2() + 1
     }
 
     /// Parts of a row of `width`.
@@ -124,14 +142,14 @@ impl Kernel for RowMean {
     type Args = RowMeanArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("task2vec/row_mean.wgsl"), DTYPE, ELEMENT, WIDE]
+        vec![shader!("task2vec/row_mean.wgsl"), DTYPE, WIDE, RUN]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
         vec![
             ("WORKGROUP", WORKGROUP.into()),
             ("LANES", self.lanes.into()),
-            ("ITEMS", ITEMS.into()),
+            ("ITEMS", self.items.into()),
             ("VALUES", self.values.code().into()),
         ]
     }
@@ -145,10 +163,11 @@ impl Kernel for RowMean {
             let expected = format!("{rows} rows of {width} elements from element {}", params.start);
             return Err(Error::shape(Self::NAME, "values", expected, format!("{len} elements")));
         }
-        if ![1, 16, 256].contains(&self.lanes) {
+        if ![1, 16, 256].contains(&self.lanes) || ![ITEMS, ALONE].contains(&self.items) {
+            let got = format!("{} lanes of {} items", self.lanes, self.items);
             return Err(Error::argument(
                 Self::NAME,
-                format!("lanes is {}, expected 1, 16 or 256", self.lanes),
+                format!("{got}, expected 1, 16 or 256 of {ITEMS} or {ALONE}"),
             ));
         }
         if u64::from(params.parts) != self.parts(width) {
@@ -161,7 +180,7 @@ impl Kernel for RowMean {
 
     fn host(&self, params: &RowMeanParams, args: RowMeanSlices<'_>) {
         let (start, width, parts) = (params.start as usize, params.width as usize, params.parts as usize);
-        let (values, part) = (args.values, self.lanes as usize * ITEMS as usize);
+        let (values, part) = (args.values, self.lanes as usize * self.items as usize);
         // One part can be a single element: threads take runs of them.
         let records = args.records.cast::<f32>().par_chunks_exact_mut(WORDS).with_min_len(64).enumerate();
         records.for_each_init(Floats::default, |scratch, (index, record)| {
@@ -222,6 +241,18 @@ impl Checked for RowMean {
     fn cases() -> Vec<Case<Self>> {
         let mut cases = Vec::new();
         for values in DType::ALL {
+            for width in [1, 9, 31, 33, 511, 512, 513, 1029] {
+                let block: Vec<f64> = noise(width, 300 * width as usize).iter().map(|v| v.abs()).collect();
+                cases.push(alone(values, "positive", (300, width as usize, 5), &block));
+            }
+            let wide: Vec<f64> = noise(3, 9000).iter().map(|v| (138.0 * v - 11.0).exp2()).collect();
+            for shape in [(10, 900, 1), (100, 90, 3)] {
+                cases.push(alone(values, "every magnitude", shape, &wide));
+                cases.push(alone(values, "bad", shape, &with_bad(9000)));
+                cases.push(alone(values, "largest", shape, &[3.0e38; 9000]));
+                cases.push(alone(values, "smallest", shape, &[2.0_f64.powi(-149); 9000]));
+                cases.push(alone(values, "zeros", shape, &[-0.0; 9000]));
+            }
             for width in [1, 3, 4, 31, 32, 33, 127, 512, 513, 8191, 8192, 8193, 20_001] {
                 let rows = if width < 100 { 300 } else { 3 };
                 let block: Vec<f64> = noise(width, rows * width as usize).iter().map(|v| v.abs()).collect();
@@ -244,20 +275,28 @@ impl Checked for RowMean {
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        const WIDTH: u64 = 4096;
-        let rows = (elements.min(u32::MAX.into()) / WIDTH).max(1);
-        let kernel = Self::for_width(DType::F32, WIDTH);
-        let [rows32, width, parts] =
-            [rows, WIDTH, kernel.parts(WIDTH)].map(|n| u32::try_from(n).unwrap_or(1));
-        Bench {
-            name: format!("{rows}x{WIDTH} f32"),
-            kernel,
-            params: RowMeanParams { start: 0, rows: rows32, width, parts },
-            buffers: vec![
-                (Element::F32, rows * WIDTH, Fill::Positive),
-                (Element::F32, kernel.records(rows, WIDTH), Fill::Zero),
-            ],
-        }
+        rows_of(&Caps::host(), (elements.min(u32::MAX.into()) / WIDTH).max(1))
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        [1, 16, 256, 1024, 4096, 16_384, 65_536].map(|rows| rows_of(caps, rows)).into()
+    }
+}
+
+/// Of a bench's rows.
+const WIDTH: u64 = 4096;
+
+fn rows_of(caps: &Caps, rows: u64) -> Bench<RowMean> {
+    let kernel = RowMean::for_width(DType::F32, WIDTH, caps);
+    let [rows32, width, parts] = [rows, WIDTH, kernel.parts(WIDTH)].map(|n| u32::try_from(n).unwrap_or(1));
+    Bench {
+        name: format!("{rows}x{WIDTH} f32"),
+        kernel,
+        params: RowMeanParams { start: 0, rows: rows32, width, parts },
+        buffers: vec![
+            (Element::F32, rows * WIDTH, Fill::Positive),
+            (Element::F32, kernel.records(rows, WIDTH), Fill::Zero),
+        ],
     }
 }
 
@@ -268,14 +307,21 @@ fn with_bad(len: usize) -> Vec<f64> {
     noise(5, len).into_iter().enumerate().map(value).collect()
 }
 
+/// Rows, their width, and the block's first element.
+type Shape = (usize, usize, usize);
+
+fn case(dtype: DType, name: &str, shape: Shape, block: &[f64]) -> Case<RowMean> {
+    case_of(RowMean::for_width(dtype, shape.1 as u64, &Caps::host()), name, shape, block)
+}
+
+/// One invocation for a part.
+fn alone(dtype: DType, name: &str, shape: Shape, block: &[f64]) -> Case<RowMean> {
+    case_of(RowMean { values: dtype, lanes: 1, items: ALONE }, &format!("{name} alone"), shape, block)
+}
+
 /// The block lies behind `start` elements that are in no row, and before some more.
-fn case(
-    dtype: DType,
-    name: &str,
-    (rows, width, start): (usize, usize, usize),
-    block: &[f64],
-) -> Case<RowMean> {
-    let kernel = RowMean::for_width(dtype, width as u64);
+fn case_of(kernel: RowMean, name: &str, (rows, width, start): Shape, block: &[f64]) -> Case<RowMean> {
+    let dtype = kernel.values;
     let mut values = vec![f64::NAN; start];
     values.extend(block);
     values.extend([f64::NAN; 9]);
@@ -283,7 +329,8 @@ fn case(
     let part = usize::try_from(kernel.part()).expect("parts are small");
     let stored = values.values();
     let rows_of = stored[start..start + rows * width].chunks(width);
-    let want = rows_of.flat_map(|row| row.chunks(part)).flat_map(want).collect();
+    let want =
+        rows_of.flat_map(|row| row.chunks(part)).flat_map(|part| want(part, kernel.roundings())).collect();
     let records = rows * width.div_ceil(part) * WORDS;
     let [start, rows, width32, parts] =
         [start, rows, width, width.div_ceil(part)].map(|n| u32::try_from(n).expect("cases are small"));
@@ -297,10 +344,7 @@ fn case(
 }
 
 /// What the definition says of one part, in the record's form.
-///
-/// The longest chain of roundings: 2 additions of four, 8 over an invocation's fours, 8 over the lanes; one more covers what
-/// is below 2^-126 of the maximum, which a device may flush.
-fn want(part: &[f64]) -> [Want; WORDS] {
+fn want(part: &[f64], roundings: u32) -> [Want; WORDS] {
     let good: Vec<f64> = part.iter().copied().filter(|v| reference::stats::is_good(*v)).collect();
     let max = good.iter().copied().fold(0.0, f64::max);
     let exponent = if max > 0.0 { max.log2().floor() } else { 0.0 };
@@ -309,7 +353,7 @@ fn want(part: &[f64]) -> [Want; WORDS] {
         .map_or(0.0, |sum| sum / exponent.exp2());
     let bad = part.iter().position(|v| !reference::stats::is_good(*v));
     let bad = bad.map_or(-1.0, |i| i as f64);
-    [Want::computed(sum, sum, 19.0, DType::F32), Want::exact(exponent), Want::exact(bad)]
+    [Want::computed(sum, sum, roundings.into(), DType::F32), Want::exact(exponent), Want::exact(bad)]
 }
 
 #[cfg(test)]
@@ -321,9 +365,12 @@ mod tests {
         for (width, lanes, parts) in
             [(1, 1, 1), (32, 1, 1), (33, 16, 1), (512, 16, 1), (513, 256, 1), (8193, 256, 2)]
         {
-            let kernel = RowMean::for_width(DType::F32, width);
+            let kernel = RowMean::for_width(DType::F32, width, &Caps::host());
             assert_eq!((kernel.lanes, kernel.parts(width)), (lanes, parts), "{width}");
         }
+        let software = Caps { is_host: false, ..Caps::host() };
+        let kernel = RowMean::for_width(DType::F32, 4096, &software);
+        assert_eq!((kernel.lanes, kernel.parts(4096)), (1, 8));
     }
 
     #[test]

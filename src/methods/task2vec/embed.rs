@@ -12,6 +12,7 @@ use super::{FISHER, Group, STRIDE};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Output, OutputLayout, OutputTensor};
 use crate::error::{Error, Result};
+use crate::gpu::Caps;
 use crate::interrupt::Interrupt;
 use crate::kernels::task2vec::{RowMean, RowMeanArgs, RowMeanParams, RowPart};
 use crate::memory::{Element, View};
@@ -230,7 +231,8 @@ pub(super) fn means(
         let plan = plan(fishers, fisher, how.budget, backend)?;
         let source = CheckpointSource::new(&fishers.checkpoints[fisher], fishers.places.clone());
         let source = source.zeroing(how.zeroed);
-        let mut sweep = RowSweep { rows, source: &source, words: 0, sums: vec![0.0; rows.len()] };
+        let mut sweep =
+            RowSweep { rows, source: &source, caps: backend.caps(), words: 0, sums: vec![0.0; rows.len()] };
         sweep.words = plan.chunks().iter().map(|chunk| sweep.words_of(chunk)).max().unwrap_or(0);
         let job = Job { backend, plan: &plan, ends: vec![End::Source(&source)], progress, interrupt };
         run(&job, &mut sweep)?;
@@ -309,6 +311,7 @@ fn blocks(segment: &Segment, width: u64) -> impl Iterator<Item = Block> {
 struct RowSweep<'a> {
     rows: &'a Rows,
     source: &'a CheckpointSource<'a>,
+    caps: Caps,
     words: u64,
     sums: Vec<f64>,
 }
@@ -320,7 +323,7 @@ impl RowSweep<'_> {
             chunk.segments.iter().flat_map(|segment| blocks(segment, self.rows.widths[segment.tensor]));
         let dtype = chunk.dtypes[0];
         blocks.scan(0, move |next, block| {
-            let kernel = RowMean::for_width(dtype, block.width);
+            let kernel = RowMean::for_width(dtype, block.width, &self.caps);
             let (at, words) = (*next, kernel.records(block.rows, block.width));
             *next += words.next_multiple_of(STRIDE);
             Some((block, kernel, at, words))
