@@ -48,7 +48,7 @@ impl Backend {
         let size = element.padded_bytes(len);
         let memory = match self {
             Self::Host => Memory::Host(HostMemory::zeroed(size)),
-            Self::Gpu(gpu) => Memory::Device(device_buffer(gpu, size)?),
+            Self::Gpu(gpu) => Memory::Device(device_buffer(gpu, size, STORAGE, false)?),
         };
         View::new(memory, 0, len, element)
     }
@@ -141,8 +141,17 @@ impl Backend {
     }
 }
 
-/// A storage buffer, made inside error scopes so that a refusal is an error and not a panic.
-fn device_buffer(gpu: &Gpu, size: u64) -> Result<wgpu::Buffer> {
+/// What kernels can bind, and copies begin and end at.
+pub(crate) const STORAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+/// A buffer, made inside error scopes so that a refusal is an error and not a panic.
+pub(crate) fn device_buffer(
+    gpu: &Gpu,
+    size: u64,
+    usage: wgpu::BufferUsages,
+    mapped_at_creation: bool,
+) -> Result<wgpu::Buffer> {
     gpu.check("alloc")?;
     let caps = gpu.caps();
     for (limit, max) in [
@@ -158,8 +167,8 @@ fn device_buffer(gpu: &Gpu, size: u64) -> Result<wgpu::Buffer> {
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("squisher.buffer"),
         size,
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
+        usage,
+        mapped_at_creation,
     });
     let refused = pollster::block_on(validation.pop()).or(pollster::block_on(memory.pop()));
     match refused {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use squisher::stream::{Budget, Chunk, Direction, Layout, Plan, Stream, TensorSpec, Traffic};
+use squisher::stream::{Budget, Chunk, Direction, Layout, Memories, Plan, Stream, TensorSpec, Traffic};
 use squisher::{DType, Error};
 
 /// What a plan says of itself, open to being broken by the planted faults.
@@ -128,10 +128,10 @@ fn ring_fits(layout: &Layout, budget: &Budget, claims: &Claims) -> Result<(), St
 
     let ring = claims.slots * (read + written);
     ensure!(read + written <= 64 << 20, "a slot of {} bytes is larger than useful", read + written);
-    let (device, host) = if budget.staged {
-        (ring + claims.scratch_bytes, ring + claims.slots * written)
-    } else {
-        (0, ring + claims.scratch_bytes)
+    let (device, host) = match budget.memories {
+        Memories::Host => (0, ring + claims.scratch_bytes),
+        Memories::Shared => (ring + claims.scratch_bytes, 0),
+        Memories::Separate => (ring + claims.scratch_bytes, ring),
     };
     let within = |what: &str, need: u64, claimed: u64, allowed: u64| {
         ensure!(need <= claimed, "{what}: {claimed} bytes claimed, {need} used");
@@ -227,13 +227,14 @@ fn layouts() -> impl Strategy<Value = Layout> {
 /// Budgets of every magnitude, from hopeless to more than is useful.
 fn budgets() -> impl Strategy<Value = Budget> {
     let bytes = || (6_u32..31, 0_u64..1 << 31).prop_map(|(bits, noise)| (1 << bits) + noise % (1 << bits));
-    (bytes(), bytes(), bytes(), 1_u32..6, any::<bool>()).prop_map(
-        |(device_bytes, host_bytes, max_binding_bytes, slots, staged)| Budget {
+    let memories = prop_oneof![Just(Memories::Host), Just(Memories::Shared), Just(Memories::Separate)];
+    (bytes(), bytes(), bytes(), 1_u32..6, memories).prop_map(
+        |(device_bytes, host_bytes, max_binding_bytes, slots, memories)| Budget {
             device_bytes,
             host_bytes,
             max_binding_bytes,
             slots,
-            staged,
+            memories,
         },
     )
 }
@@ -326,7 +327,8 @@ fn sound() -> (Layout, Budget, Claims) {
     let tensors: [(u64, &[DType], u32); 4] =
         [(100_003, &MERGE_DTYPES, 0), (77, &MERGE_DTYPES, 0), (50_000, &all_f32, 1), (0, &all_f32, 1)];
     let layout = layout(&MERGE, &tensors, 8);
-    let budget = Budget { device_bytes: 2 << 20, host_bytes: 2 << 20, staged: true, ..unlimited() };
+    let budget =
+        Budget { device_bytes: 2 << 20, host_bytes: 2 << 20, memories: Memories::Separate, ..unlimited() };
     let claims = Claims::of(&planned(&layout, &budget));
     assert!(claims.chunks.len() > 4, "too few chunks to break: {}", claims.chunks.len());
     (layout, budget, claims)
@@ -408,7 +410,7 @@ fn enormous_tensors_are_planned_without_counting_to_their_end() {
         device_bytes: 64 << 20,
         host_bytes: 64 << 20,
         max_binding_bytes: 128 << 20,
-        staged: true,
+        memories: Memories::Separate,
         ..unlimited()
     };
     let plan = planned(&layout, &budget);
@@ -481,8 +483,8 @@ fn types_and_streams_must_match_in_number() {
 fn a_short_budget_names_its_flag_and_both_numbers() {
     let layout = layout(&MERGE, &[(1 << 20, &MERGE_DTYPES, 0)], 8);
     for (budget, flag) in [
-        (Budget { device_bytes: 5, staged: true, ..unlimited() }, "raise --device-memory"),
-        (Budget { host_bytes: 5, staged: true, ..unlimited() }, "raise --host-memory"),
+        (Budget { device_bytes: 5, memories: Memories::Separate, ..unlimited() }, "raise --device-memory"),
+        (Budget { host_bytes: 5, memories: Memories::Separate, ..unlimited() }, "raise --host-memory"),
         (Budget { host_bytes: 5, ..unlimited() }, "raise --host-memory"),
     ] {
         let refusal = Plan::new(&layout, &budget).map(|_| ()).expect_err("five bytes").to_string();
@@ -495,7 +497,7 @@ fn a_short_budget_names_its_flag_and_both_numbers() {
 #[test]
 fn the_table_names_streams_chunks_bytes_and_peaks() {
     let layout = layout(&MERGE, &[(1 << 20, &MERGE_DTYPES, 0)], 8);
-    let text = planned(&layout, &Budget { staged: true, ..unlimited() }).to_string();
+    let text = planned(&layout, &Budget { memories: Memories::Separate, ..unlimited() }).to_string();
     for part in
         ["stream 0", "stream 2", "1048576 elements", "6.0 MiB read", "2.0 MiB written", "device memory"]
     {

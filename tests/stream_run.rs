@@ -12,6 +12,12 @@ use squisher::stream::{
 };
 use squisher::{Backend, DType, Element, Error, Interrupt, Recording, Result, View, wgpu};
 
+/// The host, a device whose storage is mapped where it can be, and one whose storage never is.
+fn backends() -> [Backend; 3] {
+    let [host, device] = support::backends();
+    [host, device, Backend::Gpu(support::device_with(wgpu::Limits::default()))]
+}
+
 /// Tensors that share chunks, span several, and hold nothing.
 const LENGTHS: [u64; 5] = [70_000, 3, 0, 100_001, 40];
 
@@ -245,7 +251,7 @@ fn assert_planted(outcome: &Outcome, stage: &str) {
 
 #[test]
 fn every_element_arrives_and_only_once_per_tensor_piece() {
-    for backend in support::backends() {
+    for backend in backends() {
         let outcome = sound(&backend, Faults::default());
         outcome.result.expect("nothing was planted");
         assert!(outcome.chunks > 5, "{} chunks are no stream", outcome.chunks);
@@ -266,7 +272,7 @@ fn every_element_arrives_and_only_once_per_tensor_piece() {
 
 #[test]
 fn chunks_are_recorded_and_absorbed_in_the_plans_order() {
-    for backend in support::backends() {
+    for backend in backends() {
         let outcome = sound(&backend, Faults::default());
         let places = |wanted: fn(&Event) -> Option<usize>| {
             outcome.events.iter().filter_map(wanted).collect::<Vec<_>>()
@@ -284,7 +290,7 @@ fn chunks_are_recorded_and_absorbed_in_the_plans_order() {
 
 #[test]
 fn no_more_chunks_are_on_their_way_than_the_ring_has_slots() {
-    for backend in support::backends() {
+    for backend in backends() {
         let outcome = sound(&backend, Faults::default());
         let (mut recorded, mut absorbed) = (0_usize, 0_usize);
         for event in &outcome.events {
@@ -300,7 +306,7 @@ fn no_more_chunks_are_on_their_way_than_the_ring_has_slots() {
 
 #[test]
 fn an_error_of_any_stage_ends_the_run_with_that_error() {
-    for backend in support::backends() {
+    for backend in backends() {
         let last = plan(&backend).chunks().len() - 1;
         for at in [0, 1, 4, last] {
             let call = at as u64;
@@ -314,7 +320,7 @@ fn an_error_of_any_stage_ends_the_run_with_that_error() {
 
 #[test]
 fn a_refused_chunk_is_not_written_nor_any_after_it() {
-    for backend in support::backends() {
+    for backend in backends() {
         let plan = plan(&backend);
         let outcome = sound(&backend, Faults { absorb: Some(3), ..Faults::default() });
         for chunk in &plan.chunks()[3..] {
@@ -327,7 +333,7 @@ fn a_refused_chunk_is_not_written_nor_any_after_it() {
 
 #[test]
 fn an_interrupt_ends_the_run_between_two_chunks() {
-    for backend in support::backends() {
+    for backend in backends() {
         let outcome = sound(&backend, Faults { interrupt: Some(2), ..Faults::default() });
         assert!(matches!(outcome.result, Err(Error::Interrupted { signal: 2 })), "{:?}", outcome.result);
         let absorbed = outcome.events.iter().filter(|e| matches!(e, Event::Absorb(_))).count();
@@ -338,7 +344,7 @@ fn an_interrupt_ends_the_run_between_two_chunks() {
 
 #[test]
 fn a_panic_of_the_last_stage_is_passed_on_and_does_not_hang() {
-    for backend in support::backends() {
+    for backend in backends() {
         assert!(outcome(&backend, Faults { panic: Some(2), ..Faults::default() }).is_err());
     }
 }

@@ -26,7 +26,7 @@ pub struct Caps {
     pub offset_alignment: u64,
     /// Dispatches can be timed by the device's own clock.
     pub timestamps: bool,
-    /// Storage buffers can be mapped: no staging copy is needed.
+    /// Storage buffers can be mapped, and lie in the host's memory: kernels can work where files are read to.
     pub mappable_storage: bool,
 }
 
@@ -42,6 +42,11 @@ pub enum DeviceClass {
 /// An adapter's name with its interface and driver.
 pub(super) fn full_name(info: &wgpu::AdapterInfo) -> String {
     format!("{} ({:?} {})", info.name, info.backend, info.driver_info).replace(" )", ")")
+}
+
+/// Other devices may map their storage too, but over a bus that kernels would wait for.
+fn shares_memory(kind: wgpu::DeviceType) -> bool {
+    matches!(kind, wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu)
 }
 
 impl Caps {
@@ -65,7 +70,8 @@ impl Caps {
             max_iterations: if class == DeviceClass::Software { 65_535 } else { u64::MAX },
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            mappable_storage: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            mappable_storage: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
+                && shares_memory(info.device_type),
         }
     }
 

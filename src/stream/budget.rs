@@ -6,16 +6,27 @@ use crate::gpu::Caps;
 /// Limits on the memory of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Device memory: the ring's buffers and the scratch memory. Does not apply to the host backend.
+    /// Device memory: the buffers that kernels work in. Does not apply to the host backend.
     pub device_bytes: u64,
-    /// Host memory: staging, or the ring itself on the host backend.
+    /// Host memory: the mappable buffers on the way to a device and back, or what kernels work in on the host backend.
     pub host_bytes: u64,
     /// The largest buffer that can be made and bound.
     pub max_binding_bytes: u64,
     /// Depth of the ring: how many chunks are on their way at a time.
     pub slots: u32,
-    /// Whether kernels work in other memory than files are read to.
-    pub staged: bool,
+    /// Where kernels work, as files see it.
+    pub memories: Memories,
+}
+
+/// Where kernels work, as seen from where files are read to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memories {
+    /// In the host's memory: the host backend.
+    Host,
+    /// In a device's buffers that files are read to: its memory is the host's.
+    Shared,
+    /// In a device's own memory, behind mappable buffers that files are read to and written from.
+    Separate,
 }
 
 /// Three chunks on their way: one being read, one being computed, one being written.
@@ -29,7 +40,7 @@ impl Default for Budget {
             host_bytes: u64::MAX,
             max_binding_bytes: u64::MAX,
             slots: SLOTS,
-            staged: false,
+            memories: Memories::Host,
         }
     }
 }
@@ -39,7 +50,12 @@ impl Budget {
     #[must_use]
     pub fn within(self, caps: &Caps) -> Self {
         let max_binding_bytes = self.max_binding_bytes.min(caps.max_binding_bytes).min(caps.max_buffer_bytes);
-        Self { max_binding_bytes, staged: !caps.is_host, ..self }
+        let memories = match caps {
+            Caps { is_host: true, .. } => Memories::Host,
+            Caps { mappable_storage: true, .. } => Memories::Shared,
+            _ => Memories::Separate,
+        };
+        Self { max_binding_bytes, memories, ..self }
     }
 }
 

@@ -31,7 +31,7 @@ mod plan;
 mod run;
 mod timings;
 
-pub use budget::{Budget, parse_size};
+pub use budget::{Budget, Memories, parse_size};
 pub(crate) use plan::Cuts;
 pub use plan::{Chunk, Direction, Layout, Plan, Segment, Stream, TensorSpec, Traffic};
 pub use run::{Buffers, End, Job, Sink, Source, Sweep, run};

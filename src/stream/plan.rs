@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::Budget;
+use super::{Budget, Memories};
 use crate::error::{Error, Result};
 use crate::shape::DType;
 
@@ -152,8 +152,8 @@ impl Plan {
             slots,
             elements: groups.iter().map(|group| group.elements).sum(),
             scratch_bytes: sizes.scratch(largest),
-            peak_device_bytes: sizes.device(largest, slots, budget.staged),
-            peak_host_bytes: sizes.host(largest, slots, budget.staged),
+            peak_device_bytes: sizes.device(largest, slots, budget.memories),
+            peak_host_bytes: sizes.host(largest, slots, budget.memories),
             traffic: traffic(layout, &chunks),
             chunks,
         })
@@ -195,7 +195,7 @@ impl Plan {
         self.peak_device_bytes
     }
 
-    /// The most host memory in use for the ring or its staging.
+    /// The most host memory in use: the ring, or the mappable buffers before a device with memory of its own.
     #[must_use]
     pub fn peak_host_bytes(&self) -> u64 {
         self.peak_host_bytes
@@ -325,20 +325,25 @@ impl Sizes {
         self.scratch.saturating_mul(elements.next_multiple_of(GRANULE))
     }
 
-    fn device(&self, elements: u64, slots: u32, staged: bool) -> u64 {
-        if staged { self.ring(elements, slots).saturating_add(self.scratch(elements)) } else { 0 }
+    /// The ring and the scratch memory, where kernels work.
+    fn work(&self, elements: u64, slots: u32) -> u64 {
+        self.ring(elements, slots).saturating_add(self.scratch(elements))
     }
 
-    /// On the host backend the ring and the scratch memory. Before a device: the staging ring, the mappable buffers of the
-    /// way back, and what wgpu itself stages of one upload.
-    fn host(&self, elements: u64, slots: u32, staged: bool) -> u64 {
-        let beside = if staged {
-            let readback = u64::from(slots).saturating_mul(Self::bytes(&self.written, elements));
-            readback.saturating_add(Self::bytes(&self.read, elements))
-        } else {
-            self.scratch(elements)
-        };
-        self.ring(elements, slots).saturating_add(beside)
+    fn device(&self, elements: u64, slots: u32, memories: Memories) -> u64 {
+        match memories {
+            Memories::Host => 0,
+            Memories::Shared | Memories::Separate => self.work(elements, slots),
+        }
+    }
+
+    /// Before a device with memory of its own, each of its buffers in the ring has one that is mapped.
+    fn host(&self, elements: u64, slots: u32, memories: Memories) -> u64 {
+        match memories {
+            Memories::Host => self.work(elements, slots),
+            Memories::Shared => 0,
+            Memories::Separate => self.ring(elements, slots),
+        }
     }
 
     fn largest_buffer(&self, elements: u64) -> u64 {
@@ -360,11 +365,11 @@ fn capacity(sizes: &Sizes, budget: &Budget, longest: u64) -> Result<u64> {
     let refuse = |what: &str, need: u64, have: u64, flag: &str| {
         Err(Error::Budget { op: "plan".into(), what: what.into(), need, have, flag: flag.into() })
     };
-    let device = sizes.device(least, slots, budget.staged);
+    let device = sizes.device(least, slots, budget.memories);
     if device > budget.device_bytes {
         return refuse("device memory", device, budget.device_bytes, "--device-memory");
     }
-    let host = sizes.host(least, slots, budget.staged);
+    let host = sizes.host(least, slots, budget.memories);
     if host > budget.host_bytes {
         return refuse("host memory", host, budget.host_bytes, "--host-memory");
     }
@@ -373,11 +378,11 @@ fn capacity(sizes: &Sizes, budget: &Budget, longest: u64) -> Result<u64> {
         let limit = "max_storage_buffer_binding_size".to_owned();
         return Err(Error::Limit { op: "plan".into(), limit, max: budget.max_binding_bytes, asked: buffer });
     }
-    let target = if budget.staged { DEVICE_SLOT } else { HOST_SLOT };
+    let target = if budget.memories == Memories::Host { HOST_SLOT } else { DEVICE_SLOT };
     let fits = |elements: u64| {
         sizes.slot(elements) <= target.max(sizes.slot(least))
-            && sizes.device(elements, slots, budget.staged) <= budget.device_bytes
-            && sizes.host(elements, slots, budget.staged) <= budget.host_bytes
+            && sizes.device(elements, slots, budget.memories) <= budget.device_bytes
+            && sizes.host(elements, slots, budget.memories) <= budget.host_bytes
             && sizes.largest_buffer(elements) <= budget.max_binding_bytes
     };
     // Every condition is monotone in the length: halve the range between one that fits and one that is too long.

@@ -6,9 +6,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rayon::prelude::*;
 
-use super::lane::{Lane, StripSize};
+use super::lane::{Lane, Room, StripSize};
 use super::timings::{Clock, Stage, Timings};
-use super::{Chunk, Direction, Plan, Segment};
+use super::{Chunk, Plan, Segment};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::interrupt::Interrupt;
@@ -131,7 +131,7 @@ fn strip_sizes(plan: &Plan) -> Vec<StripSize> {
     streams
         .map(|(stream, spec)| {
             let largest = plan.chunks().iter().map(|c| c.dtypes[stream].padded_bytes(c.elements)).max();
-            StripSize { bytes: largest.unwrap_or(0), written: spec.direction == Direction::Write }
+            StripSize { bytes: largest.unwrap_or(0), direction: spec.direction }
         })
         .collect()
 }
@@ -204,11 +204,18 @@ fn read_chunk(job: &Job<'_>, chunk: &Chunk, lane: &Lane) -> Result<()> {
     Ok(())
 }
 
-/// Large segments are read in pieces, so that all cores copy.
+/// One stream's share of a chunk.
+fn read_stream(source: &dyn Source, chunk: &Chunk, size: u64, room: Room<'_>) -> Result<()> {
+    match room {
+        Room::Host(bytes) => read_in_place(source, chunk, size, bytes),
+        Room::Mapped(range) => read_through(source, chunk, size, range),
+    }
+}
+
+/// Large segments are read and written in pieces, so that all cores copy.
 const PIECE: u64 = 1 << 20;
 
-/// One stream's share of a chunk.
-fn read_stream(source: &dyn Source, chunk: &Chunk, size: u64, bytes: &mut [u8]) -> Result<()> {
+fn read_in_place(source: &dyn Source, chunk: &Chunk, size: u64, bytes: &mut [u8]) -> Result<()> {
     let mut pieces = Vec::new();
     let mut rest = bytes;
     for segment in &chunk.segments {
@@ -219,6 +226,48 @@ fn read_stream(source: &dyn Source, chunk: &Chunk, size: u64, bytes: &mut [u8]) 
         }
     }
     pieces.into_par_iter().try_for_each(|(tensor, start, piece)| source.read(tensor, start, piece))
+}
+
+/// What is read at a time on the way to mapped memory: it is still in a core's cache when it is copied there. Files cannot be read to
+/// that memory itself, because safe code reads only to memory that it may look at.
+const NEAR: usize = 128 << 10;
+
+fn read_through(
+    source: &dyn Source,
+    chunk: &Chunk,
+    size: u64,
+    range: wgpu::WriteOnly<'_, [u8]>,
+) -> Result<()> {
+    let (parts, mut tail) = range.into_chunks::<NEAR>();
+    let parts: Vec<_> = parts.into_iter().enumerate().collect();
+    let whole = parts.len() * NEAR;
+    let near = || vec![0; NEAR];
+    parts.into_par_iter().try_for_each_init(near, |near, (place, part)| {
+        read_part(source, chunk, size, place * NEAR, near)?;
+        wgpu::WriteOnly::<[u8]>::from(part).copy_from_slice(near);
+        Ok(())
+    })?;
+    let mut near = vec![0; tail.len()];
+    read_part(source, chunk, size, whole, &mut near)?;
+    tail.copy_from_slice(&near);
+    Ok(())
+}
+
+/// Bytes of a chunk from `at` on, whichever segments they lie in.
+fn read_part(source: &dyn Source, chunk: &Chunk, size: u64, at: usize, mut out: &mut [u8]) -> Result<()> {
+    let mut at = at as u64 / size;
+    let first = chunk.segments.partition_point(|segment| segment.at + segment.len <= at);
+    for segment in &chunk.segments[first..] {
+        if out.is_empty() {
+            break;
+        }
+        let skipped = at - segment.at;
+        let len = (segment.len - skipped).min(out.len() as u64 / size);
+        let (piece, after) = out.split_at_mut(usize_of(len * size));
+        source.read(segment.tensor, segment.start + skipped, piece)?;
+        (out, at) = (after, at + len);
+    }
+    Ok(())
 }
 
 fn write_stream(sink: &dyn Sink, chunk: &Chunk, size: u64, bytes: &[u8]) -> Result<()> {
@@ -251,19 +300,10 @@ fn compute_chunks<'a>(
 ) -> Result<()> {
     for loaded in filled {
         let chunk = &job.plan.chunks()[loaded.chunk];
-        clock.time(Stage::Upload, || upload_chunk(job, chunk, loaded.lane))?;
+        clock.time(Stage::Upload, || loaded.lane.upload())?;
         clock.time(Stage::Compute, || compute_chunk(job, chunk, loaded.lane, sweep, &scratch))?;
         if launched.send(loaded).is_err() {
             return Ok(());
-        }
-    }
-    Ok(())
-}
-
-fn upload_chunk(job: &Job<'_>, chunk: &Chunk, lane: &Lane) -> Result<()> {
-    for (stream, end) in job.ends.iter().enumerate() {
-        if matches!(end, End::Source(_)) {
-            lane.upload(stream, chunk.dtypes[stream].size() * chunk.elements)?;
         }
     }
     Ok(())
@@ -286,13 +326,8 @@ fn compute_chunk(
         recording.clear(results);
     }
     sweep.lock().unwrap_or_else(PoisonError::into_inner).record(&mut recording, chunk, &buffers)?;
-    lane.launch(&recording, &written(job, chunk))
-}
-
-/// The streams that a chunk writes, with their bytes.
-fn written(job: &Job<'_>, chunk: &Chunk) -> Vec<(usize, u64)> {
-    let ends = job.ends.iter().enumerate().filter(|(_, end)| matches!(end, End::Sink(_)));
-    ends.map(|(stream, _)| (stream, chunk.dtypes[stream].size() * chunk.elements)).collect()
+    let bytes: Vec<u64> = chunk.dtypes.iter().map(|dtype| dtype.size() * chunk.elements).collect();
+    lane.launch(&recording, &bytes)
 }
 
 fn write_chunks<'a>(
@@ -305,21 +340,20 @@ fn write_chunks<'a>(
     job.progress.begin(job.plan.traffic().read);
     for loaded in launched {
         let chunk = &job.plan.chunks()[loaded.chunk];
-        let written = written(job, chunk);
-        let results = clock.time(Stage::Readback, || loaded.lane.wait(&written))?;
+        let results = clock.time(Stage::Readback, || loaded.lane.wait())?;
         sweep.lock().unwrap_or_else(PoisonError::into_inner).absorb(chunk, &results)?;
-        clock.time(Stage::Write, || write_chunk(job, chunk, loaded.lane, &written))?;
+        clock.time(Stage::Write, || write_chunk(job, chunk, loaded.lane))?;
         ring.give(loaded.lane);
         job.progress.advance(read_bytes(job, chunk));
     }
     Ok(())
 }
 
-fn write_chunk(job: &Job<'_>, chunk: &Chunk, lane: &Lane, written: &[(usize, u64)]) -> Result<()> {
-    for &(stream, bytes) in written {
-        if let End::Sink(sink) = &job.ends[stream] {
+fn write_chunk(job: &Job<'_>, chunk: &Chunk, lane: &Lane) -> Result<()> {
+    for (stream, end) in job.ends.iter().enumerate() {
+        if let End::Sink(sink) = end {
             let size = chunk.dtypes[stream].size();
-            lane.collect(stream, bytes, |bytes| write_stream(*sink, chunk, size, bytes))?;
+            lane.collect(stream, chunk.elements * size, |bytes| write_stream(*sink, chunk, size, bytes))?;
         }
     }
     Ok(())

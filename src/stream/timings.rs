@@ -12,7 +12,7 @@ pub struct Timings {
     pub seconds: f64,
     /// Reading.
     pub read: f64,
-    /// Uploading (next to nothing on the host).
+    /// Handing what was read over to the device, which may copy it when it computes (next to nothing on the host).
     pub upload: f64,
     /// Recording and starting kernels (on the host: running them).
     pub compute: f64,
