@@ -3,9 +3,10 @@
     cargo build --release
     python benches/peers/peers.py                                     # needs torch, safetensors, backpack-for-pytorch
     python benches/peers/peers.py --mergekit MERGEKIT/bin/mergekit-yaml --output peers.md
+    python benches/peers/peers.py --adapter NVIDIA --device cuda      # on a GPU: squisher through wgpu, PyTorch through CUDA
 
 Squisher and its peer take turns, round after round, and the medians are compared, so that whatever else the machine does hits both. Both use
-the host, with the same number of threads. Kernels are timed by `squisher bench` at the peer's shapes; whole jobs as processes, from files to a
+the host, with the same number of threads, or with --adapter and --device one GPU. Kernels are timed by `squisher bench` at the peer's shapes; whole jobs as processes, from files to a
 synced file. Every formulation of a peer is first held against a plain one on small inputs.
 
 `mergekit` pins versions of its own: install it into a virtual environment of its own (`python -m venv MERGEKIT`).
@@ -35,13 +36,21 @@ sys.path.insert(0, str(REPOSITORY / "examples" / "pytorch"))
 
 # ---------------------------------------------------------------------------------------------------------------- timing
 
+def settled(work):
+    """Does the work, and waits until PyTorch's device has done it too."""
+    work()
+    device = torch.get_default_device().type
+    if device != "cpu":
+        torch.get_device_module(device).synchronize()
+
+
 def timed(work, least=0.3, runs=3):
     """Median seconds of at least `runs` runs and `least` seconds, after one that warms up."""
-    work()
+    settled(work)
     times, start = [], time.perf_counter()
     while len(times) < runs or time.perf_counter() - start < least:
         begin = time.perf_counter()
-        work()
+        settled(work)
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
 
@@ -56,15 +65,16 @@ def in_turns(contenders, rounds):
 
 
 class Squisher:
-    """The tool, on the host."""
+    """The tool, on the host or an adapter."""
 
-    def __init__(self, tool, threads):
+    def __init__(self, tool, threads, adapter=None):
         self.tool = str(tool)
+        self.place = ["--adapter", adapter] if adapter else ["--backend", "host"]
         self.environment = {**os.environ, "RAYON_NUM_THREADS": str(threads)}
 
     def run(self, *arguments):
         """(seconds, result) of one command."""
-        command = [self.tool, *map(str, arguments), "--backend", "host", "--json", "--quiet"]
+        command = [self.tool, *map(str, arguments), *self.place, "--json", "--quiet"]
         begin = time.perf_counter()
         done = subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, check=True)
         return time.perf_counter() - begin, json.loads(done.stdout)
@@ -73,8 +83,10 @@ class Squisher:
         """Seconds of one step of a kernel, by `squisher bench`."""
         sizes = ["--size", size] if size else []
         _, result = self.run("bench", "--only", kernel, *sizes, "--seconds", 2)
-        [found] = [row for row in result["kernels"] if row["kernel"] == kernel and row["shape"].startswith(shape)]
-        return found["seconds"]
+        found = [row for row in result["kernels"] if row["kernel"] == kernel and row["shape"].startswith(shape)]
+        if len(found) != 1:
+            raise SystemExit(f"squisher bench did not measure {kernel} at {shape} once: {result['kernels']}, {result['skipped']}")
+        return found[0]["seconds"]
 
 
 class Table:
@@ -123,19 +135,19 @@ def unfolded(b, x):
 
 def check_formulations():
     """Each form of the per-sample squares against autograd, one sample at a time."""
-    generator = torch.Generator().manual_seed(1)
-    b, a = (torch.randn(3, 5, width, generator=generator) for width in (4, 6))
+    b, a = (torch.randn(3, 5, width) for width in (4, 6))
     weight = torch.zeros(4, 6, requires_grad=True)
     wanted = sum(torch.autograd.grad((F.linear(a[n], weight) * b[n]).sum(), weight)[0] ** 2 for n in range(3))
     torch.testing.assert_close(einsum(b, a), wanted)
     torch.testing.assert_close(loop(b, a), wanted)
-    x, g = torch.randn(3, 2, 5, 5, generator=generator), torch.randn(3, 4, 5, 5, generator=generator)
+    x, g = torch.randn(3, 2, 5, 5), torch.randn(3, 4, 5, 5)
     kernel = torch.zeros(4, 2, 3, 3, requires_grad=True)
     samples = (torch.autograd.grad((F.conv2d(x[n:n + 1], kernel, padding=1) * g[n:n + 1]).sum(), kernel)[0] for n in range(3))
     torch.testing.assert_close(unfolded(g, x), sum(s**2 for s in samples).flatten(1))
 
 
 def products(table, squisher, rounds):
+    check_formulations()
     for n, t, o, i in [(32, 128, 512, 512), (16, 64, 1024, 1024)]:
         b, a = torch.randn(n, t, o), torch.randn(n, t, i)
         shape = f"n={n} t={t} {o}x{i} f32"
@@ -244,7 +256,7 @@ def backpack(table, squisher, folder, threads):
     out = folder / "fisher.safetensors"
     arguments = ["fisher", folder / "capture.safetensors", "--reduction", "sum", "-o", out, "--overwrite"]
     seconds = [squisher.run(*arguments)[0] for _ in range(3)]
-    peak = peak_of([squisher.tool, *arguments, "--backend", "host", "--quiet"], squisher.environment)
+    peak = peak_of([squisher.tool, *arguments, *squisher.place, "--quiet"], squisher.environment)
     with safe_open(out, "pt") as file:
         got = file.get_tensor("0.weight")
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5 * wanted.abs().max().item())
@@ -395,7 +407,7 @@ def merges(table, squisher, folder, mergekit, threads, rounds):
 
 # ------------------------------------------------------------------------------------------------------------------ main
 
-def machine(threads, mergekit):
+def machine(options):
     """Where and with what this was measured."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
@@ -408,16 +420,21 @@ def machine(threads, mergekit):
         versions.append(f"BackPACK {version('backpack-for-pytorch')}")
     except ImportError:
         pass
-    if mergekit:
-        asked = [str(Path(mergekit).parent / "python"), "-c", "from importlib.metadata import version; print(version('mergekit'))"]
+    if options.mergekit:
+        asked = [str(options.mergekit.parent / "python"), "-c", "from importlib.metadata import version; print(version('mergekit'))"]
         versions.append("mergekit " + subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
-    return f"{model}, {threads} threads, {', '.join(versions)}, {time.strftime('%Y-%m-%d')}"
+    devices = [f"squisher on {options.adapter}"] if options.adapter else []
+    if options.device != "cpu":
+        devices.append(f"PyTorch on {torch.get_device_module(options.device).get_device_name()}")
+    return ", ".join([model, f"{options.threads} threads", *devices, *versions, time.strftime("%Y-%m-%d")])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--squisher", type=Path, default=REPOSITORY / "target" / "release" / "squisher", help="the tool, a release build")
     parser.add_argument("--mergekit", type=Path, help="mergekit-yaml of an environment that has it")
+    parser.add_argument("--adapter", help="squisher's, as `squisher adapters` has it; the host without")
+    parser.add_argument("--device", default="cpu", help="PyTorch's; BackPACK and the merges stay on the host")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender")
     parser.add_argument("--only", default="", help="products, average, topk, backpack or merge")
@@ -425,21 +442,21 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    squisher, table = Squisher(options.squisher, options.threads), Table()
-    check_formulations()
+    squisher, table = Squisher(options.squisher, options.threads, options.adapter), Table()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = {
-            "products": lambda: products(table, squisher, options.rounds),
-            "average": lambda: moving_average(table, squisher, options.rounds),
-            "topk": lambda: top_k(table, squisher, options.rounds),
-            "backpack": lambda: backpack(table, squisher, folder, options.threads),
-            "merge": lambda: merges(table, squisher, folder, options.mergekit, options.threads, options.rounds),
+            "products": (options.device, lambda: products(table, squisher, options.rounds)),
+            "average": (options.device, lambda: moving_average(table, squisher, options.rounds)),
+            "topk": (options.device, lambda: top_k(table, squisher, options.rounds)),
+            "backpack": ("cpu", lambda: backpack(table, squisher, folder, options.threads)),
+            "merge": ("cpu", lambda: merges(table, squisher, folder, options.mergekit, options.threads, options.rounds)),
         }
-        for part, measure in parts.items():
+        for part, (device, measure) in parts.items():
             if options.only in part:
-                measure()
-    text = f"{table.markdown()}\n\nA ratio above 1: squisher is that much faster, or takes that much less. {machine(options.threads, options.mergekit)}.\n"
+                with torch.device(device):
+                    measure()
+    text = f"{table.markdown()}\n\nA ratio above 1: squisher is that much faster, or takes that much less. {machine(options)}.\n"
     print(text, end="")
     if options.output:
         options.output.write_text(text)
