@@ -203,6 +203,19 @@ fn a_sum_that_overflows_is_seen() {
     let from = "total(scaled * scaled)";
     let to = "total(floats(kept) * floats(kept))";
     shader_is_refused::<stats::Summary>("largest", from, to, "sums[1]: got inf");
+    // A sum that keeps an old unit.
+    for owner in ["Workgroup growing", "Invocation growing"] {
+        shader_is_refused::<stats::Summary>(
+            owner,
+            "before.squares * scale.y",
+            "before.squares",
+            "sums[1]: got",
+        );
+    }
+    shader_is_refused::<stats::Summary>("Invocation many zeros", "before.zeros + ", "", "counts[2]: got");
+    // Zeros past the end.
+    let (from, to) = ("octet + 3u * LANES + 1u) <= params.len", "octet) <= params.len");
+    shader_is_refused::<stats::Summary>("Invocation positive", from, to, "counts[");
 }
 
 #[test]
@@ -259,6 +272,15 @@ fn errors_in_distances_between_tasks_are_seen() {
     // The exponent of a square counted once.
     let (from, to) = ("2 * (p.y - y), 2 * (q.y - y)", "p.y - y, q.y - y");
     shader_is_refused::<task2vec::Similarity>("metric: Normalized, a: F32, b: F32", from, to, "records[");
+    // A quotient that vanishes, and a value that the other does not have.
+    let about = "metric: Normalized, a: F32, b: F32, owner: Invocation";
+    shader_is_refused::<task2vec::Similarity>(
+        about,
+        "(low >> 23u) + 120u",
+        "(low >> 23u) + 400u",
+        "records[",
+    );
+    shader_is_refused::<task2vec::Similarity>(about, "near && !apart", "near", "records[");
     let (from, to) = ("one.m / select(", "other.m / select(");
     shader_is_refused::<task2vec::Similarity>("metric: Normalized, a: F32, b: F32", from, to, "records[");
 }
@@ -273,6 +295,8 @@ fn errors_in_weight_consolidation_are_seen() {
         "2 * distance.e",
         "records[",
     );
+    // A term that is lost beside the product of the largest Fisher and the largest distance.
+    shader_is_refused::<ewc::Penalty>("opposed", "own + 60 > product", "own + 600 > product", "records[");
     shader_is_refused::<ewc::Gradient>("add: true", "floats(g) + pull", "floats(g) - pull", "gradient[");
     shader_is_refused::<ewc::Gradient>("", "pow2(exponent - half)", "pow2(half)", "gradient[");
 }

@@ -3,6 +3,7 @@
 mod support;
 
 use squisher::kernel::noise;
+use squisher::kernels::Owner;
 use squisher::kernels::stats::{Stats, Summary};
 use squisher::memory::{Element, View};
 use squisher::record::ops::summary;
@@ -51,10 +52,11 @@ fn a_tensor_of_any_length_is_its_definition() {
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_tensor_larger_than_a_binding_is_taken_in_pieces() {
     let lent = support::gpu();
-    let limit = 3 * 4 * Summary::SHARE;
+    let share = Summary { values: DType::F32, owner: Owner::Workgroup }.share();
+    let limit = 3 * 4 * share;
     let limits = wgpu::Limits { max_storage_buffer_binding_size: limit, ..lent.device().limits() };
     let gpu = support::device_with(limits);
-    let len = usize::try_from(13 * Summary::SHARE).expect("a small number") + 3;
+    let len = usize::try_from(13 * share).expect("a small number") + 3;
     let values = values(len, Some(len / 4 * 3));
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: None,

@@ -1,8 +1,9 @@
-// Σ F (θ − θ*)² for each workgroup's share, in units of a power of two.
-// One workgroup: WORKGROUP · OCTETS groups of eight elements; WORKGROUP is a power of two.
-// Expects lib/dtype.wgsl and lib/wide.wgsl.
+// Σ F (θ − θ*)² for each share of the parameters, in units of a power of two.
+// LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of two, at most 64); a workgroup
+// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl and lib/wide.wgsl.
 
 override WORKGROUP: u32 = 256u;
+override LANES: u32 = 256u;
 override OCTETS: u32 = 16u;
 override THETA: u32 = 0u;
 override ANCHOR: u32 = 0u;
@@ -19,6 +20,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> records: array<f32>;
 
 const NO_INDEX: u32 = 0xffffffffu;
+const TURN: u32 = 2u;
 
 /// A sum over some elements. Indices count from the share's first element.
 struct Part {
@@ -27,6 +29,13 @@ struct Part {
     bad_theta: u32,
     bad_anchor: u32,
     bad_fisher: u32,
+}
+
+/// The same of plain values, in fours. Turns whose values need care are left for later, a bit for each.
+struct Running {
+    sums: vec4<f32>,
+    exponent: i32,
+    left: u32,
 }
 
 var<workgroup> parts: array<Part, WORKGROUP>;
@@ -57,6 +66,14 @@ fn first(flags: vec4<bool>, index: vec4<u32>) -> u32 {
     return min(min(at.x, at.y), min(at.z, at.w));
 }
 
+fn most(values: vec4<u32>) -> u32 {
+    return max(max(values.x, values.y), max(values.z, values.w));
+}
+
+fn least(values: vec4<u32>) -> u32 {
+    return min(min(values.x, values.y), min(values.z, values.w));
+}
+
 fn join(p: Part, q: Part) -> Part {
     let exponent = max(p.exponent, q.exponent);
     let down = pow2(vec4<i32>(p.exponent - exponent, q.exponent - exponent, 0, 0));
@@ -69,7 +86,12 @@ fn join(p: Part, q: Part) -> Part {
     );
 }
 
-/// Four parameters from index `index` of the share, which has `len`; those past the end count as nothing.
+/// Halved, so that the difference of two finite numbers is one; a shift of the exponent keeps every bit but a subnormal's last.
+fn half_apart(t: vec4<u32>, a: vec4<u32>) -> vec4<f32> {
+    return 0.5 * floats(t) - 0.5 * floats(a);
+}
+
+/// Four parameters from index `index` of the share, which has `len`, whatever they are; those past the end count as nothing.
 fn part_of(t: vec4<u32>, a: vec4<u32>, f: vec4<u32>, index: u32, len: u32) -> Part {
     let at = vec4<u32>(index) + vec4<u32>(0u, 1u, 2u, 3u);
     let inside = at < vec4<u32>(len);
@@ -77,8 +99,7 @@ fn part_of(t: vec4<u32>, a: vec4<u32>, f: vec4<u32>, index: u32, len: u32) -> Pa
     let bad_anchor = inside & not_finite(a);
     let bad_fisher = inside & (f >= vec4<u32>(0x7f800000u)) & (f != vec4<u32>(0x80000000u));
     let good = inside & !(bad_theta | bad_anchor | bad_fisher);
-    // Halved, so that the difference of two finite numbers is one; a shift of the exponent keeps every bit but a subnormal's last.
-    let delta = patterns(0.5 * floats(select(vec4<u32>(0u), t, good)) - 0.5 * floats(select(vec4<u32>(0u), a, good)));
+    let delta = patterns(half_apart(select(vec4<u32>(0u), t, good), select(vec4<u32>(0u), a, good)));
     let weight = wide(select(vec4<u32>(0u), f & vec4<u32>(0x7fffffffu), good));
     let distance = wide(delta & vec4<u32>(0x7fffffffu));
     let some = (weight.m > vec4<f32>(0.0)) & (distance.m > vec4<f32>(0.0));
@@ -97,8 +118,110 @@ fn part_of(t: vec4<u32>, a: vec4<u32>, f: vec4<u32>, index: u32, len: u32) -> Pa
     );
 }
 
+/// Four weights and halves of distances as they are.
+struct Four {
+    fisher: vec4<u32>,
+    distance: vec4<f32>,
+}
+
+fn size_of(v: Four) -> vec4<u32> {
+    return patterns(v.distance) & vec4<u32>(0x7fffffffu);
+}
+
+/// The exponents of F and twice that of the distance, both with f32's bias, where neither is zero.
+fn exponents_of(v: Four) -> vec4<i32> {
+    let size = size_of(v);
+    let e = vec4<i32>(v.fisher >> vec4<u32>(23u)) + 2 * vec4<i32>(size >> vec4<u32>(23u));
+    return select(e, vec4<i32>(NOTHING), min(v.fisher, size) == vec4<u32>());
+}
+
+/// Below 0x7fffff where one is subnormal: a zero wraps around.
+fn smallest(v: Four) -> vec4<u32> {
+    return min(v.fisher - vec4<u32>(1u), size_of(v) - vec4<u32>(1u));
+}
+
+fn terms_of(v: Four, fisher_unit: f32, unit: f32) -> vec4<f32> {
+    let distance = v.distance * unit;
+    return (floats(v.fisher) * fisher_unit) * (distance * distance);
+}
+
+/// Two octets, LANES apart, in units of the largest term so far.
+fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
+    let t0 = load_theta(octet);
+    let t1 = load_theta(octet + LANES);
+    let a0 = load_anchor(octet);
+    let a1 = load_anchor(octet + LANES);
+    let f0 = load_fisher(octet);
+    let f1 = load_fisher(octet + LANES);
+    let a = Four(f0.lo, half_apart(t0.lo, a0.lo));
+    let b = Four(f0.hi, half_apart(t0.hi, a0.hi));
+    let c = Four(f1.lo, half_apart(t1.lo, a1.lo));
+    let d = Four(f1.hi, half_apart(t1.hi, a1.hi));
+    let top_fisher = most(max(max(a.fisher, b.fisher), max(c.fisher, d.fisher)));
+    // What is not finite in θ or θ* is not in their difference.
+    let top_distance = most(max(max(size_of(a), size_of(b)), max(size_of(c), size_of(d))));
+    let normal = least(min(min(smallest(a), smallest(b)), min(smallest(c), smallest(d)))) >= 0x7fffffu;
+    let fours = max(max(exponents_of(a), exponents_of(b)), max(exponents_of(c), exponents_of(d)));
+    let biased = max(max(fours.x, fours.y), max(fours.z, fours.w));
+    let own = select(biased - 3 * 127 + 2, NOTHING, biased < 0);
+    // In units of both maxima, a term that counts must not be lost.
+    let product = plain_exponent(top_fisher) + 2 * plain_exponent(top_distance) + 2;
+    let plain = is_plain(top_fisher) && is_plain(top_distance) && normal
+        && (own == NOTHING || own + 60 > product) && 8u * (octet + LANES + 1u) <= params.len;
+    let exponent = max(before.exponent, select(NOTHING, own, plain));
+    let unit = pow2(vec4<i32>(-plain_exponent(top_fisher), -plain_exponent(top_distance), 0, 0));
+    let scale = pow2(vec4<i32>(before.exponent - exponent, product - exponent, 0, 0));
+    let sums = (terms_of(a, unit.x, unit.y) + terms_of(b, unit.x, unit.y))
+        + (terms_of(c, unit.x, unit.y) + terms_of(d, unit.x, unit.y));
+    return Running(
+        before.sums * scale.x + select(vec4<f32>(), sums * scale.y, plain && own != NOTHING),
+        exponent,
+        before.left | select(1u << turn, 0u, plain),
+    );
+}
+
+/// What an invocation's octets come to, of which the first is the `lane`-th of the share.
+fn part_from(start: u32, lane: u32) -> Part {
+    var running = Running(vec4<f32>(), NOTHING, 0u);
+    for (var turn = 0u; turn < OCTETS / TURN; turn++) {
+        running = add_turn(running, start + lane + turn * TURN * LANES, turn);
+    }
+    let sums = running.sums;
+    var part = Part((sums.x + sums.y) + (sums.z + sums.w), running.exponent, NO_INDEX, NO_INDEX, NO_INDEX);
+    for (var left = running.left; left != 0u; left &= left - 1u) {
+        for (var i = 0u; i < TURN; i++) {
+            let octet = lane + (firstTrailingBit(left) * TURN + i) * LANES;
+            if (start + octet) * 8u < params.len {
+                let len = params.len - start * 8u;
+                let t = load_theta(start + octet);
+                let a = load_anchor(start + octet);
+                let f = load_fisher(start + octet);
+                let lo = part_of(t.lo, a.lo, f.lo, octet * 8u, len);
+                let hi = part_of(t.hi, a.hi, f.hi, octet * 8u + 4u, len);
+                part = join(part, join(lo, hi));
+            }
+        }
+    }
+    return part;
+}
+
 fn index_word(index: u32) -> f32 {
     return select(f32(index), -1.0, index == NO_INDEX);
+}
+
+/// The lanes' parts joined, in lane 0.
+fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
+    if LANES == 1u {
+        return mine;
+    }
+    parts[invocation] = mine;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            parts[invocation] = join(parts[invocation], parts[invocation + half]);
+        }
+    }
+    return parts[invocation];
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -107,32 +230,11 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
-    let lane = local.x;
-    let share = group.y * groups.x + group.x;
-    let start = share * WORKGROUP * OCTETS;
-    let there = start * 8u < params.len;
-    var part = Part(0.0, NOTHING, NO_INDEX, NO_INDEX, NO_INDEX);
-    for (var i = 0u; i < OCTETS; i++) {
-        let octet = i * WORKGROUP + lane;
-        if there && (start + octet) * 8u < params.len {
-            let len = params.len - start * 8u;
-            let t = load_theta(start + octet);
-            let a = load_anchor(start + octet);
-            let f = load_fisher(start + octet);
-            let lo = part_of(t.lo, a.lo, f.lo, octet * 8u, len);
-            let hi = part_of(t.hi, a.hi, f.hi, octet * 8u + 4u, len);
-            part = join(part, join(lo, hi));
-        }
-    }
-    parts[lane] = part;
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            parts[lane] = join(parts[lane], parts[lane + half]);
-        }
-    }
-    if lane == 0u && there {
-        let whole = parts[0];
+    let lane = local.x % LANES;
+    let share = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    let start = share * LANES * OCTETS;
+    let whole = join_lanes(local.x, lane, part_from(start, lane));
+    if lane == 0u && start * 8u < params.len {
         let record = 5u * share;
         records[record] = whole.sum;
         records[record + 1u] = select(f32(whole.exponent), 0.0, whole.exponent == NOTHING);

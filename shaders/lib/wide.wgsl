@@ -35,3 +35,14 @@ fn mantissa_at(a: Wide, e: vec4<i32>) -> vec4<f32> {
 fn pow2(e: vec4<i32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(vec4<u32>(clamp(e + 127, vec4<i32>(0), vec4<i32>(254))) << vec4<u32>(23u));
 }
+
+/// Whether some patterns, of which `top` is the largest as a word, are zeros or numbers up to between 2^-64 and 2^126: none is negative,
+/// infinite or NaN, their unit has a reciprocal, and beside the largest a subnormal is nothing.
+fn is_plain(top: u32) -> bool {
+    return top == 0u || top - 0x1f800000u < 0x7e800000u - 0x1f800000u;
+}
+
+/// The exponent of the largest of patterns that are plain.
+fn plain_exponent(top: u32) -> i32 {
+    return select(i32(top >> 23u) - 127, NOTHING, top == 0u);
+}

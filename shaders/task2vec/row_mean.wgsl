@@ -74,7 +74,7 @@ struct Running {
     left: u32,
 }
 
-/// Four octets in units of their maximum, if that is neither beyond what has a reciprocal nor so small that subnormals count.
+/// Four octets in units of the largest so far.
 fn add_turn(before: Running, run: Run, octet: u32, turn: u32) -> Running {
     let a = load_values(run, octet);
     let b = load_values(run, octet + LANES);
@@ -82,10 +82,8 @@ fn add_turn(before: Running, run: Run, octet: u32, turn: u32) -> Running {
     let d = load_values(run, octet + 3u * LANES);
     let fours = max(max(largest(a), largest(b)), max(largest(c), largest(d)));
     let top = max(max(fours.x, fours.y), max(fours.z, fours.w));
-    // 2^-64 and 2^126; what is negative, infinite or NaN lies above.
-    let plain = top == 0u || top - 0x1f800000u < 0x7e800000u - 0x1f800000u;
-    let own = select(NOTHING, i32(top >> 23u) - 127, plain && top != 0u);
-    let exponent = max(before.exponent, own);
+    let plain = is_plain(top);
+    let exponent = max(before.exponent, select(NOTHING, plain_exponent(top), plain));
     let scale = pow2(vec4<i32>(before.exponent - exponent, -exponent, 0, 0));
     let sums = (sum_of(a, scale.y) + sum_of(b, scale.y)) + (sum_of(c, scale.y) + sum_of(d, scale.y));
     let kept = before.sums * scale.x;

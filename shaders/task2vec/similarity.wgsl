@@ -1,6 +1,6 @@
-// What two Fishers have in common, for each workgroup's share: Σ x y, Σ x², Σ y² of the cosine, or the sum of a divergence.
-// One workgroup: WORKGROUP · OCTETS groups of eight elements; WORKGROUP is a power of two.
-// Expects lib/dtype.wgsl and lib/wide.wgsl.
+// What two Fishers have in common, for each share: Σ x y, Σ x², Σ y² of the cosine, or the sum of a divergence.
+// LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of two, at most 64); a workgroup
+// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl and lib/wide.wgsl.
 
 const COSINE: u32 = 0u;
 const NORMALIZED: u32 = 1u;
@@ -8,6 +8,7 @@ const KL: u32 = 2u;
 const JSD: u32 = 3u;
 
 override WORKGROUP: u32 = 256u;
+override LANES: u32 = 256u;
 override OCTETS: u32 = 16u;
 override METRIC: u32 = 0u;
 override A: u32 = 0u;
@@ -23,6 +24,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> records: array<f32>;
 
 const NO_INDEX: u32 = 0xffffffffu;
+const TURN: u32 = 2u;
 
 /// From this power of two on a ratio of values is its own excess over 1, to the last bit.
 const FAR: i32 = 30;
@@ -38,6 +40,16 @@ struct Part {
     bad_a: u32,
     bad_b: u32,
     one_zero: u32, // the first element that is 0 in one alone
+}
+
+/// The same sums of values that need no care, in fours. Turns whose values need care are left for later, a bit for each.
+struct Running {
+    xy: vec4<f32>,
+    xx: vec4<f32>,
+    yy: vec4<f32>,
+    x: i32,
+    y: i32,
+    left: u32,
 }
 
 var<workgroup> parts: array<Part, WORKGROUP>;
@@ -174,6 +186,148 @@ fn part_of(a_bits: vec4<u32>, b_bits: vec4<u32>, index: u32, len: u32) -> Part {
     return Part(total(mx * my), total(mx * mx), total(my * my), ex, ey, bad_a, bad_b, one_zero);
 }
 
+/// Four pairs as they are.
+struct Four {
+    a: vec4<u32>,
+    b: vec4<u32>,
+}
+
+/// Least where a value is small; a zero wraps around.
+fn smallest(v: Four) -> vec4<u32> {
+    return min(v.a - vec4<u32>(1u), v.b - vec4<u32>(1u));
+}
+
+fn one_zero_of(v: Four) -> vec4<bool> {
+    return (v.a == vec4<u32>()) != (v.b == vec4<u32>());
+}
+
+/// Exponents with f32's bias, or how far below the pair's greater one; where a value is zero, so is the other.
+fn exponent_of(one: vec4<u32>, other: vec4<u32>) -> vec4<i32> {
+    let e = vec4<i32>(one >> vec4<u32>(23u));
+    if METRIC == NORMALIZED {
+        let greater = max(e, vec4<i32>(other >> vec4<u32>(23u)));
+        return select(e - greater, vec4<i32>(NOTHING), one == vec4<u32>());
+    }
+    return e;
+}
+
+/// x and y of four pairs: sums and quotients of these cannot overflow or vanish.
+struct Terms {
+    x: vec4<f32>,
+    y: vec4<f32>,
+}
+
+fn terms_of(v: Four, unit_x: f32, unit_y: f32) -> Terms {
+    var x = floats(v.a);
+    var y = floats(v.b);
+    if METRIC == NORMALIZED {
+        let sum = max(x + y, vec4<f32>(0x1p-126f));
+        x /= sum;
+        y /= sum;
+    }
+    return Terms(x * unit_x, y * unit_y);
+}
+
+fn most(values: vec4<u32>) -> u32 {
+    return max(max(values.x, values.y), max(values.z, values.w));
+}
+
+fn least(values: vec4<u32>) -> u32 {
+    return min(min(values.x, values.y), min(values.z, values.w));
+}
+
+/// Two octets, LANES apart, in units of the greatest so far, if none of their values is lost in these or zero in one alone.
+fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
+    let a0 = load_a(octet);
+    let a1 = load_a(octet + LANES);
+    let b0 = load_b(octet);
+    let b1 = load_b(octet + LANES);
+    let p = Four(a0.lo, b0.lo);
+    let q = Four(a0.hi, b0.hi);
+    let r = Four(a1.lo, b1.lo);
+    let s = Four(a1.hi, b1.hi);
+    let top = most(max(max(max(p.a, q.a), max(r.a, s.a)), max(max(p.b, q.b), max(r.b, s.b))));
+    let low = least(min(min(smallest(p), smallest(q)), min(smallest(r), smallest(s))));
+    let apart = any(one_zero_of(p) | one_zero_of(q) | one_zero_of(r) | one_zero_of(s));
+    // From 2^-125 to 2^126, and 2^120 between two of them.
+    let near = top < 0x7e800000u && low >= 0x00ffffffu && (top >> 23u) <= (low >> 23u) + 120u;
+    let plain = (top == 0u || (near && !apart)) && 8u * (octet + LANES + 1u) <= params.len;
+    let ex = greatest(max(
+        max(exponent_of(p.a, p.b), exponent_of(q.a, q.b)),
+        max(exponent_of(r.a, r.b), exponent_of(s.a, s.b)),
+    ));
+    let ey = greatest(max(
+        max(exponent_of(p.b, p.a), exponent_of(q.b, q.a)),
+        max(exponent_of(r.b, r.a), exponent_of(s.b, s.a)),
+    ));
+    let bias = select(127, 0, METRIC == NORMALIZED);
+    let some = plain && top != 0u;
+    let x = max(before.x, select(NOTHING, ex - bias, some));
+    let y = max(before.y, select(NOTHING, ey - bias, some));
+    let down = vec2<i32>(before.x - x, before.y - y);
+    let scale = pow2(vec4<i32>(down.x + down.y, 2 * down.x, 2 * down.y, 0));
+    let unit = pow2(vec4<i32>(-x, -y, 0, 0));
+    let tp = terms_of(p, unit.x, unit.y);
+    let tq = terms_of(q, unit.x, unit.y);
+    let tr = terms_of(r, unit.x, unit.y);
+    let ts = terms_of(s, unit.x, unit.y);
+    let xy = (tp.x * tp.y + tq.x * tq.y) + (tr.x * tr.y + ts.x * ts.y);
+    let xx = (tp.x * tp.x + tq.x * tq.x) + (tr.x * tr.x + ts.x * ts.x);
+    let yy = (tp.y * tp.y + tq.y * tq.y) + (tr.y * tr.y + ts.y * ts.y);
+    return Running(
+        before.xy * scale.x + select(vec4<f32>(), xy, some),
+        before.xx * scale.y + select(vec4<f32>(), xx, some),
+        before.yy * scale.z + select(vec4<f32>(), yy, some),
+        x,
+        y,
+        before.left | select(1u << turn, 0u, plain),
+    );
+}
+
+/// What an invocation's octets come to, of which the first is the `lane`-th of the share.
+fn part_from(start: u32, lane: u32) -> Part {
+    var running = Running(vec4<f32>(), vec4<f32>(), vec4<f32>(), NOTHING, NOTHING, 0u);
+    if METRIC == KL || METRIC == JSD {
+        running.left = 0xffffffffu >> (32u - OCTETS / TURN);
+    } else {
+        for (var turn = 0u; turn < OCTETS / TURN; turn++) {
+            running = add_turn(running, start + lane + turn * TURN * LANES, turn);
+        }
+    }
+    var part = Part(
+        total(running.xy), total(running.xx), total(running.yy), running.x, running.y, NO_INDEX, NO_INDEX, NO_INDEX,
+    );
+    for (var left = running.left; left != 0u; left &= left - 1u) {
+        for (var i = 0u; i < TURN; i++) {
+            let octet = lane + (firstTrailingBit(left) * TURN + i) * LANES;
+            if (start + octet) * 8u < params.len {
+                let len = params.len - start * 8u;
+                let va = load_a(start + octet);
+                let vb = load_b(start + octet);
+                let lo = part_of(va.lo, vb.lo, octet * 8u, len);
+                let hi = part_of(va.hi, vb.hi, octet * 8u + 4u, len);
+                part = join(part, join(lo, hi));
+            }
+        }
+    }
+    return part;
+}
+
+/// The lanes' parts joined, in lane 0.
+fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
+    if LANES == 1u {
+        return mine;
+    }
+    parts[invocation] = mine;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            parts[invocation] = join(parts[invocation], parts[invocation + half]);
+        }
+    }
+    return parts[invocation];
+}
+
 fn exponent_word(e: i32) -> f32 {
     return select(f32(e), 0.0, e == NOTHING);
 }
@@ -188,31 +342,11 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
-    let lane = local.x;
-    let share = group.y * groups.x + group.x;
-    let start = share * WORKGROUP * OCTETS;
-    let there = start * 8u < params.len;
-    var part = Part(0.0, 0.0, 0.0, NOTHING, NOTHING, NO_INDEX, NO_INDEX, NO_INDEX);
-    for (var i = 0u; i < OCTETS; i++) {
-        let octet = i * WORKGROUP + lane;
-        if there && (start + octet) * 8u < params.len {
-            let len = params.len - start * 8u;
-            let va = load_a(start + octet);
-            let vb = load_b(start + octet);
-            let lo = part_of(va.lo, vb.lo, octet * 8u, len);
-            let hi = part_of(va.hi, vb.hi, octet * 8u + 4u, len);
-            part = join(part, join(lo, hi));
-        }
-    }
-    parts[lane] = part;
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            parts[lane] = join(parts[lane], parts[lane + half]);
-        }
-    }
-    if lane == 0u && there {
-        let whole = parts[0];
+    let lane = local.x % LANES;
+    let share = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    let start = share * LANES * OCTETS;
+    let whole = join_lanes(local.x, lane, part_from(start, lane));
+    if lane == 0u && start * 8u < params.len {
         let record = 8u * share;
         records[record] = whole.xy;
         records[record + 1u] = whole.xx;

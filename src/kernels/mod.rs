@@ -14,7 +14,9 @@ pub mod select;
 pub mod stats;
 pub mod task2vec;
 
-use crate::kernel::Visitor;
+use crate::error::Result;
+use crate::gpu::{Caps, DeviceClass};
+use crate::kernel::{Visitor, groups_for};
 
 macro_rules! kernels {
     ($($kernel:path,)*) => {
@@ -59,6 +61,71 @@ kernels! {
     ewc::Penalty,
 }
 
+/// Who has a share of the values that a kernel sums up: each share leaves one record, and records are put together in f64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A workgroup, whose sums a tree in its memory joins. For GPUs, and the host.
+    Workgroup,
+    /// One invocation, and no barrier: on a processor behind a graphics interface a barrier costs more than the values between two of them.
+    Invocation,
+}
+
+impl Owner {
+    /// The one that suits a device.
+    #[must_use]
+    pub fn of(caps: &Caps) -> Self {
+        if caps.class == DeviceClass::Software && !caps.is_host { Self::Invocation } else { Self::Workgroup }
+    }
+
+    const fn lanes(self) -> u32 {
+        match self {
+            Self::Workgroup => WORKGROUP,
+            Self::Invocation => 1,
+        }
+    }
+
+    const fn workgroup(self) -> u32 {
+        match self {
+            Self::Workgroup => WORKGROUP,
+            Self::Invocation => 64,
+        }
+    }
+
+    /// Groups of eight values of an invocation, where those of a workgroup have `of_workgroup` each.
+    const fn octets(self, of_workgroup: u32) -> u32 {
+        match self {
+            Self::Workgroup => of_workgroup,
+            Self::Invocation => 64,
+        }
+    }
+
+    /// Values of a share.
+    const fn share(self, of_workgroup: u32) -> u64 {
+        8 * (self.lanes() * self.octets(of_workgroup)) as u64
+    }
+
+    /// The most roundings that lie one after the other in a share's sum where each group of eight has to be taken with care: three
+    /// within it, one for each of an invocation's groups and one for what needed none, and those of the lanes; one more covers what
+    /// is below 2⁻¹²⁶ of the unit, which a device may flush.
+    const fn roundings(self, of_workgroup: u32) -> u32 {
+        3 + self.octets(of_workgroup) + 1 + self.lanes().ilog2() + 1
+    }
+
+    fn overrides(self, of_workgroup: u32) -> [(&'static str, f64); 3] {
+        [
+            ("WORKGROUP", self.workgroup().into()),
+            ("LANES", self.lanes().into()),
+            ("OCTETS", self.octets(of_workgroup).into()),
+        ]
+    }
+
+    /// The grid for `len` values.
+    fn grid(self, op: &str, len: u64, of_workgroup: u32, caps: &Caps) -> Result<[u32; 3]> {
+        let shares = u64::from(self.workgroup() / self.lanes());
+        groups_for(op, len.div_ceil(self.share(of_workgroup)), shares, caps)
+    }
+}
+
 /// The text of a shader file.
 macro_rules! shader {
     ($path:literal) => {
@@ -87,7 +154,7 @@ pub(crate) const WORKGROUP: u32 = 256;
 pub(crate) const OCTETS: u32 = 2;
 
 /// The grid of an elementwise kernel over `len` elements, and the check that `len` fits the shader's u32.
-pub(crate) fn elementwise(op: &str, len: u64, caps: &crate::gpu::Caps) -> crate::Result<[u32; 3]> {
+pub(crate) fn elementwise(op: &str, len: u64, caps: &Caps) -> Result<[u32; 3]> {
     let max = u64::from(u32::MAX);
     if len > max {
         return Err(crate::Error::Limit {
@@ -97,8 +164,11 @@ pub(crate) fn elementwise(op: &str, len: u64, caps: &crate::gpu::Caps) -> crate:
             asked: len,
         });
     }
-    crate::kernel::groups_for(op, len, u64::from(8 * WORKGROUP * OCTETS), caps)
+    groups_for(op, len, u64::from(8 * WORKGROUP * OCTETS), caps)
 }
+
+/// Sizes that a kernel is timed at whose form is chosen for the device: from bound by launching to as much as a device binds.
+pub(crate) const BENCHED: [u64; 7] = [1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28];
 
 /// Lengths around every edge of an elementwise kernel: empty, within and past one group of eight, one
 /// invocation's share, one workgroup's, and one row of a folded grid with short rows.

@@ -25,6 +25,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Output, OutputLayout, OutputTensor, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
+use crate::kernels::Owner;
 use crate::kernels::ewc::{
     Gradient, GradientArgs, GradientParams, Penalty, PenaltyArgs, PenaltyParams, PenaltySum,
 };
@@ -469,14 +470,19 @@ impl<'a> PassInputs<'a> {
         let mut ends: Vec<End<'_>> = self.sources.iter().map(|source| End::Source(source)).collect();
         ends.extend(self.sink.as_ref().map(|sink| End::Sink(sink)));
         let longest = plan.chunks().iter().map(|chunk| chunk.elements).max().unwrap_or(0);
-        let stride = Penalty::records(longest).next_multiple_of(STRIDE);
-        run(&Job { backend, plan, ends, progress, interrupt }, &mut EwcSweep { pass: self, stride, sums })?;
+        let owner = Owner::of(&backend.caps());
+        let penalty = Penalty { theta: DType::F32, anchor: DType::F32, fisher: DType::F32, owner };
+        let stride = penalty.records(longest).next_multiple_of(STRIDE);
+        let mut sweep = EwcSweep { pass: self, penalty, stride, sums };
+        run(&Job { backend, plan, ends, progress, interrupt }, &mut sweep)?;
         Ok(())
     }
 }
 
 struct EwcSweep<'a> {
     pass: &'a PassInputs<'a>,
+    /// The kernel but for a term's storage.
+    penalty: Penalty,
     /// Words of results between one term's records and the next one's.
     stride: u64,
     /// Σ F (θ − θ*)² of every term.
@@ -495,9 +501,9 @@ impl Sweep for EwcSweep<'_> {
         for (step, &term) in self.pass.terms.iter().enumerate() {
             let (a, f) = (2 * step + 1, 2 * step + 2);
             let offset = results.offset() + 4 * self.stride * step as u64;
-            let words = Penalty::records(chunk.elements);
+            let words = self.penalty.records(chunk.elements);
             let records = View::new(results.memory().clone(), offset, words, Element::F32)?;
-            let kernel = Penalty { theta: dtypes[0], anchor: dtypes[a], fisher: dtypes[f] };
+            let kernel = Penalty { theta: dtypes[0], anchor: dtypes[a], fisher: dtypes[f], ..self.penalty };
             let (theta, anchor, fisher) = (streams[0].clone(), streams[a].clone(), streams[f].clone());
             let args =
                 PenaltyArgs { theta: theta.clone(), anchor: anchor.clone(), fisher: fisher.clone(), records };
@@ -521,9 +527,9 @@ impl Sweep for EwcSweep<'_> {
     fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
         let records: &[f32] = bytemuck::cast_slice(results);
         let stride = usize::try_from(self.stride).expect("results lie in memory");
-        let words = usize::try_from(Penalty::records(chunk.elements)).expect("results lie in memory");
+        let words = usize::try_from(self.penalty.records(chunk.elements)).expect("results lie in memory");
         for (step, &term) in self.pass.terms.iter().enumerate() {
-            let sum = PenaltySum::fold(&records[step * stride..][..words]);
+            let sum = PenaltySum::fold(self.penalty.share(), &records[step * stride..][..words]);
             for (bad, stream, expected) in [
                 (sum.bad_theta, 0, "a finite number"),
                 (sum.bad_anchor, 2 * step + 1, "a finite number"),

@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::error::Result;
+use crate::kernels::Owner;
 use crate::kernels::stats::{Stats, Summary, SummaryArgs, SummaryParams};
 use crate::memory::{Element, View};
 use crate::record::Recording;
@@ -16,8 +17,8 @@ const STEP: u64 = 1 << 30;
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape) if the elements are no floats, [`Error::Device`](crate::Error::Device) after a loss.
 pub fn summary(backend: &Backend, values: &View) -> Result<Stats> {
-    let kernel = Summary { values: values.float("summary", "values")? };
-    let step = step(backend, values.element());
+    let kernel = Summary { values: values.float("summary", "values")?, owner: Owner::of(&backend.caps()) };
+    let step = step(backend, kernel);
     let mut stats = Stats::default();
     while stats.elements < values.len() {
         let len = step.min(values.len() - stats.elements);
@@ -29,14 +30,14 @@ pub fn summary(backend: &Backend, values: &View) -> Result<Stats> {
 }
 
 /// Values of one step: whole shares that one binding can hold.
-fn step(backend: &Backend, element: Element) -> u64 {
-    let bound = backend.caps().max_binding_bytes / element.bytes() as u64;
-    (bound / Summary::SHARE * Summary::SHARE).clamp(Summary::SHARE, STEP)
+fn step(backend: &Backend, kernel: Summary) -> u64 {
+    let (bound, share) = (backend.caps().max_binding_bytes / kernel.values.size(), kernel.share());
+    (bound / share * share).clamp(share, STEP)
 }
 
 fn summary_of_step(backend: &Backend, kernel: Summary, values: View) -> Result<Stats> {
     let len = values.len();
-    let (sums, counts) = Summary::records(len);
+    let (sums, counts) = kernel.records(len);
     let (sums, counts) = (backend.alloc(sums, Element::F32)?, backend.alloc(counts, Element::U32)?);
     let params = SummaryParams { len: u32::try_from(len).expect("a step is at most 2^30 values") };
     let args = SummaryArgs { values, sums: sums.clone(), counts: counts.clone() };

@@ -5,14 +5,14 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{
-    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, groups_of, noise, vectorised,
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
 };
-use crate::kernels::{DTYPE, WIDE, WORKGROUP, shader};
+use crate::kernels::{BENCHED, DTYPE, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
 
-/// What the penalty ½ λ Σ F (θ − θ*)² is made of, one record for each share of [`Penalty::SHARE`] parameters:
+/// What the penalty ½ λ Σ F (θ − θ*)² is made of, one record for each share of [`Penalty::share`] parameters:
 ///
 ///   record = (Σ F (θ − θ*)² / 2^E,  E,  first bad θ,  first bad θ*,  first bad F)
 ///
@@ -25,8 +25,8 @@ use crate::shape::DType;
 /// index in the share is recorded (−1 for none).
 ///
 /// Moves each element once and 20 bytes a share; 4 operations an element. No term is formed in its own units, so nothing
-/// overflows or vanishes whatever F is. A share's sum is off by at most 32 roundings. Bitwise repeatable: the order of summation
-/// is fixed. Source: Kirkpatrick et al. (2017), equation 3; definition: [`reference::ewc::penalty`].
+/// overflows or vanishes whatever F is. A share's sum is off by at most 33 roundings where a workgroup has it, 73 where one invocation
+/// does. Bitwise repeatable: the order of summation is fixed. Source: Kirkpatrick et al. (2017), equation 3; definition: [`reference::ewc::penalty`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Penalty {
     /// Storage of θ.
@@ -35,21 +35,25 @@ pub struct Penalty {
     pub anchor: DType,
     /// Storage of F.
     pub fisher: DType,
+    /// Who has a share.
+    pub owner: Owner,
 }
 
-/// Groups of eight elements that an invocation adds up.
+/// Groups of eight elements that an invocation of a workgroup adds up.
 const OCTETS: u32 = 16;
 const WORDS: usize = 5;
-const SHARE: usize = 8 * (WORKGROUP * OCTETS) as usize;
 
 impl Penalty {
     /// Parameters of one share.
-    pub const SHARE: u64 = SHARE as u64;
+    #[must_use]
+    pub const fn share(&self) -> u64 {
+        self.owner.share(OCTETS)
+    }
 
     /// Elements of `records` for `len` parameters.
     #[must_use]
-    pub const fn records(len: u64) -> u64 {
-        len.div_ceil(Self::SHARE) * WORDS as u64
+    pub const fn records(&self, len: u64) -> u64 {
+        len.div_ceil(self.share()) * WORDS as u64
     }
 }
 
@@ -67,9 +71,9 @@ pub struct PenaltySum {
 }
 
 impl PenaltySum {
-    /// Puts records together.
+    /// Puts the records of shares of `size` parameters together.
     #[must_use]
-    pub fn fold(records: &[f32]) -> Self {
+    pub fn fold(size: u64, records: &[f32]) -> Self {
         let mut all = Self::default();
         for (share, record) in (0..).zip(records.as_chunks::<WORDS>().0) {
             let [sum, exponent, theta, anchor, fisher] = *record;
@@ -78,7 +82,7 @@ impl PenaltySum {
                 clippy::cast_sign_loss,
                 reason = "records hold whole numbers"
             )]
-            let index = |word: f32| (word >= 0.0).then_some(share * Penalty::SHARE + word as u64);
+            let index = |word: f32| (word >= 0.0).then_some(share * size + word as u64);
             #[expect(clippy::cast_possible_truncation, reason = "records hold whole numbers")]
             let unit = 2.0_f64.powi(exponent as i32);
             all.sum += f64::from(sum) * unit;
@@ -122,13 +126,13 @@ impl Kernel for Penalty {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![
-            ("WORKGROUP", WORKGROUP.into()),
-            ("OCTETS", OCTETS.into()),
+        let mut overrides = self.owner.overrides(OCTETS).to_vec();
+        overrides.extend([
             ("THETA", self.theta.code().into()),
             ("ANCHOR", self.anchor.code().into()),
             ("FISHER", self.fisher.code().into()),
-        ]
+        ]);
+        overrides
     }
 
     fn launch(&self, params: &PenaltyParams, args: &PenaltyArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -136,21 +140,23 @@ impl Kernel for Penalty {
         args.theta.expect(Self::NAME, "theta", len, Some(self.theta.into()))?;
         args.anchor.expect(Self::NAME, "anchor", len, Some(self.anchor.into()))?;
         args.fisher.expect(Self::NAME, "fisher", len, Some(self.fisher.into()))?;
-        args.records.expect(Self::NAME, "records", Self::records(len), Some(Element::F32))?;
-        groups_of(Self::NAME, len.div_ceil(Self::SHARE), caps)
+        args.records.expect(Self::NAME, "records", self.records(len), Some(Element::F32))?;
+        self.owner.grid(Self::NAME, len, OCTETS, caps)
     }
 
     fn host(&self, _: &PenaltyParams, args: PenaltySlices<'_>) {
         let (theta, anchor, fisher) = (args.theta, args.anchor, args.fisher);
+        let size = usize::try_from(self.share()).expect("shares are small");
         let records = args.records.cast::<f32>().par_chunks_exact_mut(WORDS).enumerate();
         records.for_each_init(<[Floats; 3]>::default, |[t, a, f], (share, record)| {
-            let start = share * SHARE;
+            let start = share * size;
             let mut tally = Tally::default();
             vectorised(
                 #[inline(always)]
                 || {
-                    for at in (start..theta.len().min(start + SHARE)).step_by(BLOCK) {
-                        let len = BLOCK.min(theta.len() - at);
+                    let end = theta.len().min(start + size);
+                    for at in (start..end).step_by(BLOCK) {
+                        let len = BLOCK.min(end - at);
                         let (t, a) = (t.load(theta.range(at, len)), a.load(anchor.range(at, len)));
                         tally.add(t, a, f.load(fisher.range(at, len)), at - start);
                     }
@@ -163,7 +169,7 @@ impl Kernel for Penalty {
     fn cost(&self, params: &PenaltyParams, _: &PenaltyArgs) -> Cost {
         let len = u64::from(params.len);
         let bytes = len * (self.theta.size() + self.anchor.size() + self.fisher.size());
-        Cost { bytes: bytes + 4 * Self::records(len), flops: 4 * len }
+        Cost { bytes: bytes + 4 * self.records(len), flops: 4 * len }
     }
 }
 
@@ -278,52 +284,79 @@ fn log2(v: f32) -> i32 {
 
 impl Checked for Penalty {
     fn cases() -> Vec<Case<Self>> {
+        let plain =
+            Self { theta: DType::F32, anchor: DType::F32, fisher: DType::F32, owner: Owner::Workgroup };
         let mut cases = Vec::new();
-        for dtype in DType::ALL {
-            let plain = Self { theta: DType::F32, anchor: DType::F32, fisher: DType::F32 };
-            for kernel in [
-                Self { theta: dtype, anchor: dtype, ..plain },
-                Self { anchor: dtype, ..plain },
-                Self { fisher: dtype, ..plain },
-            ] {
-                for len in [0, 1, 7, 8, 9, 2049, SHARE - 1, SHARE, SHARE + 1, 2 * SHARE + 5] {
-                    cases.push(case(kernel, "near", len, |_, inputs| inputs));
+        for plain in [plain, Self { owner: Owner::Invocation, ..plain }] {
+            let share = usize::try_from(plain.share()).expect("shares are small");
+            for dtype in DType::ALL {
+                for kernel in [
+                    Self { theta: dtype, anchor: dtype, ..plain },
+                    Self { anchor: dtype, ..plain },
+                    Self { fisher: dtype, ..plain },
+                ] {
+                    for len in [0, 1, 7, 8, 9, 2049, share - 1, share, share + 1, 2 * share + 5] {
+                        cases.push(case(kernel, "near", len, |_, inputs| inputs));
+                    }
                 }
             }
+            cases.push(case(plain, "no distance", 3000, |_, [_, a, f]| [a, a, f]));
+            cases.push(case(plain, "no Fisher", 3000, |_, [t, a, _]| [t, a, -0.0]));
+            cases.push(case(plain, "tiny Fisher", 3000, |_, [t, a, _]| [t, a, 1e-38]));
+            cases.push(case(plain, "subnormal Fisher", 3000, |_, [t, a, _]| [t, a, 3e-45]));
+            cases.push(case(plain, "huge Fisher", 3000, |_, [t, a, _]| [1e3 * t, a, 3e38]));
+            cases.push(case(plain, "huge distance", 3000, |_, [_, _, f]| [3e38, -3e38, f]));
+            cases.push(case(plain, "tiny distance", 3000, |_, [t, _, f]| [1e-30 * t, 0.0, f]));
+            // The largest Fisher where the distance is smallest: no term is near the product of both maxima.
+            cases.push(case(plain, "opposed", 3000, |i, [_, _, f]| match i % 3 {
+                0 => [1e-18, 0.0, 1e18 * (f + 0.5)],
+                1 => [1e9 * (f + 0.5), 0.0, 1e-25],
+                _ => [0.0, 0.0, f],
+            }));
+            cases.push(case(plain, "growing", 3000, |i, [t, a, f]| {
+                [t, a, f * (i as f64 / 40.0 - 40.0).exp2()]
+            }));
+            cases.push(case(plain, "many zeros", 3000, |i, [t, a, f]| match i / 100 % 3 {
+                0 => [t, a, 0.0],
+                1 => [a, a, f],
+                _ => [t, a, f],
+            }));
+            let bad = |i: usize, [t, a, f]: [f64; 3]| match i % 1001 {
+                17 => [f64::NAN, a, f],
+                20 => [t, f64::NEG_INFINITY, f],
+                23 => [t, a, f64::NAN],
+                26 => [t, a, -1.0],
+                29 => [t, a, f64::INFINITY],
+                _ => [t, a, f],
+            };
+            cases.push(case(plain, "bad", 2 * share + 2000, bad));
         }
-        let plain = Self { theta: DType::F32, anchor: DType::F32, fisher: DType::F32 };
-        cases.push(case(plain, "no distance", 3000, |_, [_, a, f]| [a, a, f]));
-        cases.push(case(plain, "no Fisher", 3000, |_, [t, a, _]| [t, a, -0.0]));
-        cases.push(case(plain, "tiny Fisher", 3000, |_, [t, a, _]| [t, a, 1e-38]));
-        cases.push(case(plain, "subnormal Fisher", 3000, |_, [t, a, _]| [t, a, 3e-45]));
-        cases.push(case(plain, "huge Fisher", 3000, |_, [t, a, _]| [1e3 * t, a, 3e38]));
-        cases.push(case(plain, "huge distance", 3000, |_, [_, _, f]| [3e38, -3e38, f]));
-        cases.push(case(plain, "tiny distance", 3000, |_, [t, _, f]| [1e-30 * t, 0.0, f]));
-        let bad = |i: usize, [t, a, f]: [f64; 3]| match i % 1001 {
-            17 => [f64::NAN, a, f],
-            20 => [t, f64::NEG_INFINITY, f],
-            23 => [t, a, f64::NAN],
-            26 => [t, a, -1.0],
-            29 => [t, a, f64::INFINITY],
-            _ => [t, a, f],
-        };
-        cases.push(case(plain, "bad", 2 * SHARE, bad));
         cases
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        let len = u32::try_from(elements).unwrap_or(u32::MAX);
-        Bench {
-            name: format!("{len} f32"),
-            kernel: Self { theta: DType::F32, anchor: DType::F32, fisher: DType::F32 },
-            params: PenaltyParams { len },
-            buffers: vec![
-                (Element::F32, len.into(), Fill::Noise),
-                (Element::F32, len.into(), Fill::Noise),
-                (Element::F32, len.into(), Fill::Positive),
-                (Element::F32, Self::records(len.into()), Fill::Zero),
-            ],
-        }
+        bench(&Caps::host(), elements)
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        BENCHED.map(|elements| bench(caps, elements)).into()
+    }
+}
+
+fn bench(caps: &Caps, elements: u64) -> Bench<Penalty> {
+    let owner = Owner::of(caps);
+    let kernel = Penalty { theta: DType::F32, anchor: DType::F32, fisher: DType::F32, owner };
+    let len = u32::try_from(elements).unwrap_or(u32::MAX);
+    Bench {
+        name: format!("{len} f32"),
+        kernel,
+        params: PenaltyParams { len },
+        buffers: vec![
+            (Element::F32, len.into(), Fill::Noise),
+            (Element::F32, len.into(), Fill::Noise),
+            (Element::F32, len.into(), Fill::Positive),
+            (Element::F32, kernel.records(len.into()), Fill::Zero),
+        ],
     }
 }
 
@@ -342,8 +375,9 @@ fn case(
     let (theta, anchor, fisher) =
         (stream(0, kernel.theta), stream(1, kernel.anchor), stream(2, kernel.fisher));
     let (t, a, f) = (theta.values(), anchor.values(), fisher.values());
-    let shares = t.chunks(SHARE).zip(a.chunks(SHARE)).zip(f.chunks(SHARE));
-    let want: Vec<Want> = shares.flat_map(|((t, a), f)| want(t, a, f)).collect();
+    let share = usize::try_from(kernel.share()).expect("shares are small");
+    let shares = t.chunks(share).zip(a.chunks(share)).zip(f.chunks(share));
+    let want: Vec<Want> = shares.flat_map(|((t, a), f)| want(kernel.owner, t, a, f)).collect();
     let len = u32::try_from(len).expect("cases are small");
     Case {
         name: format!("{kernel:?} {name} p={len}"),
@@ -356,9 +390,8 @@ fn case(
 
 /// What the definition says of one share, in the record's form.
 ///
-/// Roundings of a term: the difference, which is squared, and two products; of the sum: 2 additions of four, 1 of two fours,
-/// 16 over an invocation's groups, 8 over the workgroup; one more covers what a device may flush.
-fn want(theta: &[f64], anchor: &[f64], fisher: &[f64]) -> [Want; WORDS] {
+/// Roundings of a term: the difference, which is squared, and two products; of the sum: [`Owner::roundings`].
+fn want(owner: Owner, theta: &[f64], anchor: &[f64], fisher: &[f64]) -> [Want; WORDS] {
     let first = |values: &[f64], bad: fn(f64) -> bool| {
         Want::exact(values.iter().position(|v| bad(*v)).map_or(-1.0, |i| i as f64))
     };
@@ -374,7 +407,7 @@ fn want(theta: &[f64], anchor: &[f64], fisher: &[f64]) -> [Want; WORDS] {
     let exponent = terms.map(|i| f[i].log2().floor() + 2.0 * power(i)).reduce(f64::max).unwrap_or(0.0);
     let sum = 2.0 * reference::ewc::penalty(1.0, &f, &t, &a) * (-exponent).exp2();
     [
-        Want::computed(sum, sum, 32.0, DType::F32),
+        Want::computed(sum, sum, f64::from(owner.roundings(OCTETS) + 4), DType::F32),
         Want::exact(exponent),
         first(theta, |v| !v.is_finite()),
         first(anchor, |v| !v.is_finite()),

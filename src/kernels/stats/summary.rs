@@ -5,14 +5,14 @@ use rayon::prelude::*;
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{
-    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, groups_of, noise, vectorised,
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
 };
-use crate::kernels::{DTYPE, WIDE, WORKGROUP, shader};
+use crate::kernels::{BENCHED, DTYPE, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
 
-/// What a Fisher diagonal's values come to, one record for each share of [`Summary::SHARE`] values:
+/// What a Fisher diagonal's values come to, one record for each share of [`Summary::share`] values:
 ///
 ///   e = ⌊log₂ max F⌋,   sums = (Σ F / 2^e, Σ (F / 2^e)²),   counts = (max F, min F, zeros, bad, first bad)
 ///
@@ -25,15 +25,17 @@ use crate::shape::DType;
 /// of the rest. Sums are scaled by the share's own maximum, so that neither 3e38 squared nor a subnormal, on devices that flush
 /// them, is lost. [`Stats::fold`] puts the records together in f64.
 ///
-/// Moves each value once and 28 bytes a share; 3 operations a value. A share's sums are off by at most 45 roundings.
-/// Bitwise repeatable: the order of summation is fixed. Definition: [`reference::stats`].
+/// Moves each value once and 28 bytes a share; 3 operations a value. A share's sums are off by at most 46 roundings where a workgroup has it,
+/// 70 where one invocation does. Bitwise repeatable: the order of summation is fixed. Definition: [`reference::stats`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// Storage of the values.
     pub values: DType,
+    /// Who has a share.
+    pub owner: Owner,
 }
 
-/// Groups of eight values that an invocation sums up.
+/// Groups of eight values that an invocation of a workgroup sums up.
 const OCTETS: u32 = 32;
 const SUMS: usize = 2;
 const COUNTS: usize = 5;
@@ -42,12 +44,15 @@ const NONE: u32 = u32::MAX;
 
 impl Summary {
     /// Values of one share.
-    pub const SHARE: u64 = 8 * (WORKGROUP * OCTETS) as u64;
+    #[must_use]
+    pub const fn share(&self) -> u64 {
+        self.owner.share(OCTETS)
+    }
 
     /// Elements of `sums` and of `counts` for `len` values.
     #[must_use]
-    pub const fn records(len: u64) -> (u64, u64) {
-        let shares = len.div_ceil(Self::SHARE);
+    pub const fn records(&self, len: u64) -> (u64, u64) {
+        let shares = len.div_ceil(self.share());
         (shares * SUMS as u64, shares * COUNTS as u64)
     }
 }
@@ -178,34 +183,34 @@ impl Kernel for Summary {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![
-            ("WORKGROUP", WORKGROUP.into()),
-            ("OCTETS", OCTETS.into()),
-            ("VALUES", self.values.code().into()),
-        ]
+        let mut overrides = self.owner.overrides(OCTETS).to_vec();
+        overrides.push(("VALUES", self.values.code().into()));
+        overrides
     }
 
     fn launch(&self, params: &SummaryParams, args: &SummaryArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
-        let (sums, counts) = Self::records(len);
+        let (sums, counts) = self.records(len);
         args.values.expect(Self::NAME, "values", len, Some(self.values.into()))?;
         args.sums.expect(Self::NAME, "sums", sums, Some(Element::F32))?;
         args.counts.expect(Self::NAME, "counts", counts, Some(Element::U32))?;
-        groups_of(Self::NAME, len.div_ceil(Self::SHARE), caps)
+        self.owner.grid(Self::NAME, len, OCTETS, caps)
     }
 
     fn host(&self, _: &SummaryParams, args: SummarySlices<'_>) {
         let values = args.values;
+        let size = usize::try_from(self.share()).expect("shares are small");
         let (sums, counts) = (args.sums.cast::<f32>(), args.counts.cast::<u32>());
         let shares = sums.par_chunks_mut(SUMS).zip(counts.par_chunks_mut(COUNTS)).enumerate();
         shares.for_each_init(Floats::default, |scratch, (share, (sums, counts))| {
-            let start = share * SHARE;
+            let start = share * size;
             let mut part = Part::default();
             vectorised(
                 #[inline(always)]
                 || {
-                    for at in (start..values.len().min(start + SHARE)).step_by(BLOCK) {
-                        let len = BLOCK.min(values.len() - at);
+                    let end = values.len().min(start + size);
+                    for at in (start..end).step_by(BLOCK) {
+                        let len = BLOCK.min(end - at);
                         part.add(scratch.load(values.range(at, len)), at);
                     }
                 },
@@ -216,12 +221,11 @@ impl Kernel for Summary {
 
     fn cost(&self, params: &SummaryParams, _: &SummaryArgs) -> Cost {
         let len = u64::from(params.len);
-        let (sums, counts) = Self::records(len);
+        let (sums, counts) = self.records(len);
         Cost { bytes: len * self.values.size() + 4 * (sums + counts), flops: 3 * len }
     }
 }
 
-const SHARE: usize = 8 * (WORKGROUP * OCTETS) as usize;
 /// Numbers kept side by side, so that they are vectors and do not wait for each other.
 const LANES: usize = 16;
 
@@ -329,38 +333,63 @@ impl Checked for Summary {
     fn cases() -> Vec<Case<Self>> {
         let mut cases = Vec::new();
         for values in DType::ALL {
-            for len in [0, 1, 7, 8, 9, 2049, SHARE - 1, SHARE, SHARE + 1, 3 * SHARE + 5] {
-                let positive: Vec<f64> = noise(1, len).iter().map(|v| v.abs()).collect();
-                cases.push(case(values, "positive", &positive));
+            for owner in [Owner::Workgroup, Owner::Invocation] {
+                let kernel = Self { values, owner };
+                let share = usize::try_from(kernel.share()).expect("shares are small");
+                for len in [0, 1, 7, 8, 9, 2049, share - 1, share, share + 1, 3 * share + 5] {
+                    let positive: Vec<f64> = noise(1, len).iter().map(|v| v.abs()).collect();
+                    cases.push(case(kernel, "positive", &positive));
+                }
+                cases.push(case(kernel, "every magnitude", &magnitudes(5000)));
+                cases.push(case(kernel, "growing", &growing(20_000)));
+                cases.push(case(kernel, "signs and zeros", &signs(share + 100)));
+                cases.push(case(kernel, "many zeros", &many_zeros(2 * share + 100)));
+                cases.push(case(kernel, "largest", &vec![3.0e38; 5000]));
+                cases.push(case(kernel, "smallest", &vec![2.0_f64.powi(-149); 5000]));
+                cases.push(case(kernel, "zeros", &[0.0, -0.0, 0.0]));
+                cases.push(case(
+                    kernel,
+                    "nothing good",
+                    &[f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-45, -f64::NAN],
+                ));
             }
-            cases.push(case(values, "every magnitude", &magnitudes(5000)));
-            cases.push(case(values, "signs and zeros", &signs(SHARE + 100)));
-            cases.push(case(values, "largest", &vec![3.0e38; 5000]));
-            cases.push(case(values, "smallest", &vec![2.0_f64.powi(-149); 5000]));
-            cases.push(case(values, "zeros", &[0.0, -0.0, 0.0]));
-            cases.push(case(
-                values,
-                "nothing good",
-                &[f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-45, -f64::NAN],
-            ));
         }
         cases
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        let len = u32::try_from(elements).unwrap_or(u32::MAX);
-        let (sums, counts) = Self::records(len.into());
-        Bench {
-            name: format!("{len} f32"),
-            kernel: Self { values: DType::F32 },
-            params: SummaryParams { len },
-            buffers: vec![
-                (Element::F32, len.into(), Fill::Positive),
-                (Element::F32, sums, Fill::Zero),
-                (Element::U32, counts, Fill::Zero),
-            ],
-        }
+        bench(&Caps::host(), elements)
     }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        BENCHED.map(|elements| bench(caps, elements)).into()
+    }
+}
+
+fn bench(caps: &Caps, elements: u64) -> Bench<Summary> {
+    let kernel = Summary { values: DType::F32, owner: Owner::of(caps) };
+    let len = u32::try_from(elements).unwrap_or(u32::MAX);
+    let (sums, counts) = kernel.records(len.into());
+    Bench {
+        name: format!("{len} f32"),
+        kernel,
+        params: SummaryParams { len },
+        buffers: vec![
+            (Element::F32, len.into(), Fill::Positive),
+            (Element::F32, sums, Fill::Zero),
+            (Element::U32, counts, Fill::Zero),
+        ],
+    }
+}
+
+/// Values whose unit grows from one group to the next.
+fn growing(len: usize) -> Vec<f64> {
+    noise(6, len).iter().enumerate().map(|(i, v)| v.abs() * (i as f64 / 300.0 - 40.0).exp2()).collect()
+}
+
+/// Mostly zeros, as where most weights never had a gradient.
+fn many_zeros(len: usize) -> Vec<f64> {
+    noise(7, len).iter().enumerate().map(|(i, v)| if i / 300 % 3 > 0 { 0.0 } else { v.abs() }).collect()
 }
 
 /// Positive values of all the magnitudes that f32 has, subnormals included.
@@ -383,15 +412,17 @@ fn signs(len: usize) -> Vec<f64> {
     values
 }
 
-fn case(dtype: DType, name: &str, values: &[f64]) -> Case<Summary> {
+fn case(kernel: Summary, name: &str, values: &[f64]) -> Case<Summary> {
+    let dtype = kernel.values;
     let stored = CaseBuffer::floats(dtype, values);
+    let size = usize::try_from(kernel.share()).expect("shares are small");
     let (mut sums, mut counts) = (Vec::new(), Vec::new());
-    for (share, values) in stored.values().chunks(SHARE).enumerate() {
-        want(share, values, &mut sums, &mut counts);
+    for (share, values) in stored.values().chunks(size).enumerate() {
+        want(kernel, share * size, values, &mut sums, &mut counts);
     }
     Case {
-        name: format!("{dtype} {name} p={}", values.len()),
-        kernel: Summary { values: dtype },
+        name: format!("{dtype} {:?} {name} p={}", kernel.owner, values.len()),
+        kernel,
         params: SummaryParams { len: u32::try_from(values.len()).expect("cases are small") },
         buffers: vec![
             stored,
@@ -404,18 +435,18 @@ fn case(dtype: DType, name: &str, values: &[f64]) -> Case<Summary> {
 
 /// What the definition says of one share, in the record's form.
 ///
-/// The longest chain of roundings: the square, 3 additions in a group of eight, 32 over an invocation's groups, 8 over the
-/// workgroup; one more covers all that is below 2^-126 of the maximum, which a device may flush.
-fn want(share: usize, values: &[f64], sums: &mut Vec<Want>, counts: &mut Vec<Want>) {
+/// A square is rounded once more than [`Owner::roundings`] says of the sum.
+fn want(kernel: Summary, start: usize, values: &[f64], sums: &mut Vec<Want>, counts: &mut Vec<Want>) {
     let (max, min) = (reference::stats::max(values), reference::stats::min(values));
     #[expect(clippy::cast_possible_truncation, reason = "stored values are f32 at most")]
     let bits = |value: f64| f64::from((value.abs() as f32).to_bits());
+    let depth = f64::from(kernel.owner.roundings(OCTETS) + 1);
     let unit = max.filter(|max| *max > 0.0).map_or(1.0, |max| max.log2().floor().exp2());
     for scaled in [reference::stats::sum(values) / unit, reference::stats::sum_sq(values) / unit / unit] {
-        sums.push(Want::computed(scaled, scaled, 45.0, DType::F32));
+        sums.push(Want::computed(scaled, scaled, depth, DType::F32));
     }
     let (bad, first) = reference::stats::bad(values).unwrap_or((0, NONE.into()));
-    let first = if bad > 0 { first + (share * SHARE) as u64 } else { first };
+    let first = if bad > 0 { first + start as u64 } else { first };
     let words = [
         max.map_or(0.0, bits),
         min.map_or(NONE.into(), bits),

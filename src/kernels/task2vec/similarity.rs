@@ -5,15 +5,13 @@ use rayon::prelude::*;
 use super::{Metric, exponent_of, index_of, index_word, is_good, power};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{
-    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, groups_of, noise,
-};
-use crate::kernels::{DTYPE, WIDE, WORKGROUP, shader};
+use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise};
+use crate::kernels::{BENCHED, DTYPE, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
 
-/// What a distance between two Fishers is made of, one record for each share of [`Similarity::SHARE`] values:
+/// What a distance between two Fishers is made of, one record for each share of [`Similarity::share`] values:
 ///
 ///   record = (Σ x y / 2^(X+Y),  Σ x² / 4^X,  Σ y² / 4^Y,  X,  Y,  first bad a,  first bad b,  first zero in one alone)
 ///
@@ -31,8 +29,8 @@ use crate::shape::DType;
 /// none). A pair of which one alone is 0 has no finite divergence: it adds nothing, and the first one's index is recorded.
 ///
 /// Moves each value once and 32 bytes a share. No product of values is formed in their own units, so nothing overflows or
-/// vanishes for F in [1e-38, 1e38], subnormals included. A share's sums are off by at most 29 roundings for `cosine`, 36 for
-/// `normalized`, 62 for `kl`, 57 for `jsd`. Bitwise repeatable. Definitions: [`reference::task2vec`].
+/// vanishes for F in [1e-38, 1e38], subnormals included. A share's sums are off by at most 31 roundings for `cosine`, 38 for
+/// `normalized`, 64 for `kl`, 59 for `jsd` where a workgroup has it, by 40 more where one invocation does. Bitwise repeatable. Definitions: [`reference::task2vec`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Similarity {
     /// What the Fishers are compared by.
@@ -41,21 +39,25 @@ pub struct Similarity {
     pub a: DType,
     /// Storage of the second.
     pub b: DType,
+    /// Who has a share.
+    pub owner: Owner,
 }
 
-/// Groups of eight values that an invocation adds up.
+/// Groups of eight values that an invocation of a workgroup adds up.
 const OCTETS: u32 = 16;
 const WORDS: usize = 8;
-const SHARE: usize = 8 * (WORKGROUP * OCTETS) as usize;
 
 impl Similarity {
     /// Values of one share.
-    pub const SHARE: u64 = SHARE as u64;
+    #[must_use]
+    pub const fn share(&self) -> u64 {
+        self.owner.share(OCTETS)
+    }
 
     /// Elements of `records` for `len` values.
     #[must_use]
-    pub const fn records(len: u64) -> u64 {
-        len.div_ceil(Self::SHARE) * WORDS as u64
+    pub const fn records(&self, len: u64) -> u64 {
+        len.div_ceil(self.share()) * WORDS as u64
     }
 }
 
@@ -75,9 +77,9 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Puts the records over `len` values together.
+    /// Puts the records over `len` values, in shares of `size`, together.
     #[must_use]
-    pub fn fold(len: u64, records: &[f32]) -> Self {
+    pub fn fold(len: u64, size: u64, records: &[f32]) -> Self {
         let mut all = Self { len, ..Self::default() };
         for (share, record) in (0..).zip(records.as_chunks::<WORDS>().0) {
             let [xy, xx, yy, x, y, bad_a, bad_b, one_zero] = *record;
@@ -85,7 +87,7 @@ impl Sums {
             all.sums[0] += f64::from(xy) * x * y;
             all.sums[1] += f64::from(xx) * x * x;
             all.sums[2] += f64::from(yy) * y * y;
-            let index = |word: f32| index_of(word).map(|i| share * Similarity::SHARE + i);
+            let index = |word: f32| index_of(word).map(|i| share * size + i);
             all.bad_a = all.bad_a.or(index(bad_a));
             all.bad_b = all.bad_b.or(index(bad_b));
             all.one_zero = all.one_zero.or(index(one_zero));
@@ -159,31 +161,33 @@ impl Kernel for Similarity {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![
-            ("WORKGROUP", WORKGROUP.into()),
-            ("OCTETS", OCTETS.into()),
+        let mut overrides = self.owner.overrides(OCTETS).to_vec();
+        overrides.extend([
             ("METRIC", self.metric.code().into()),
             ("A", self.a.code().into()),
             ("B", self.b.code().into()),
-        ]
+        ]);
+        overrides
     }
 
     fn launch(&self, params: &SimilarityParams, args: &SimilarityArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
         args.a.expect(Self::NAME, "a", len, Some(self.a.into()))?;
         args.b.expect(Self::NAME, "b", len, Some(self.b.into()))?;
-        args.records.expect(Self::NAME, "records", Self::records(len), Some(Element::F32))?;
-        groups_of(Self::NAME, len.div_ceil(Self::SHARE), caps)
+        args.records.expect(Self::NAME, "records", self.records(len), Some(Element::F32))?;
+        self.owner.grid(Self::NAME, len, OCTETS, caps)
     }
 
     fn host(&self, _: &SimilarityParams, args: SimilaritySlices<'_>) {
         let (a, b) = (args.a, args.b);
+        let size = usize::try_from(self.share()).expect("shares are small");
         let records = args.records.cast::<f32>().par_chunks_exact_mut(WORDS).enumerate();
         records.for_each_init(<(Floats, Floats)>::default, |(scratch_a, scratch_b), (share, record)| {
-            let start = share * SHARE;
+            let start = share * size;
             let mut tally = Tally::default();
-            for at in (start..a.len().min(start + SHARE)).step_by(BLOCK) {
-                let len = BLOCK.min(a.len() - at);
+            let end = a.len().min(start + size);
+            for at in (start..end).step_by(BLOCK) {
+                let len = BLOCK.min(end - at);
                 let (a, b) = (scratch_a.load(a.range(at, len)), scratch_b.load(b.range(at, len)));
                 tally.add(self.metric, a, b, at - start);
             }
@@ -199,7 +203,7 @@ impl Kernel for Similarity {
             Metric::Kl => 24,
             Metric::Jsd => 28,
         };
-        Cost { bytes: len * (self.a.size() + self.b.size()) + 4 * Self::records(len), flops: flops * len }
+        Cost { bytes: len * (self.a.size() + self.b.size()) + 4 * self.records(len), flops: flops * len }
     }
 }
 
@@ -304,34 +308,47 @@ impl Checked for Similarity {
     fn cases() -> Vec<Case<Self>> {
         let mut cases = Vec::new();
         for metric in Metric::ALL {
-            for a in DType::ALL {
-                for b in DType::ALL {
-                    let kernel = Self { metric, a, b };
-                    for len in [0, 1, 7, 8, 9, 2049, SHARE - 1, SHARE, SHARE + 1, 2 * SHARE + 5] {
-                        // Above 0.01: what is 0 in one alone has cases of its own.
-                        let [x, y] = [1, 2].map(|seed| positive(seed, len));
-                        cases.push(case(kernel, "positive", &x, &y));
+            for owner in [Owner::Workgroup, Owner::Invocation] {
+                for a in DType::ALL {
+                    for b in DType::ALL {
+                        let kernel = Self { metric, a, b, owner };
+                        let share = usize::try_from(kernel.share()).expect("shares are small");
+                        for len in [0, 1, 7, 8, 9, 2049, share - 1, share, share + 1, 2 * share + 5] {
+                            // Above 0.01: what is 0 in one alone has cases of its own.
+                            let [x, y] = [1, 2].map(|seed| positive(seed, len));
+                            cases.push(case(kernel, "positive", &x, &y));
+                        }
                     }
                 }
+                let kernel = Self { metric, a: DType::F32, b: DType::F32, owner };
+                cases.extend(shapes_of_values().map(|(name, x, y)| case(kernel, name, &x, &y)));
             }
-            let kernel = Self { metric, a: DType::F32, b: DType::F32 };
-            cases.extend(shapes_of_values().map(|(name, x, y)| case(kernel, name, &x, &y)));
         }
         cases
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        let len = u32::try_from(elements).unwrap_or(u32::MAX);
-        Bench {
-            name: format!("normalized {len} f32"),
-            kernel: Self { metric: Metric::Normalized, a: DType::F32, b: DType::F32 },
-            params: SimilarityParams { len },
-            buffers: vec![
-                (Element::F32, len.into(), Fill::Positive),
-                (Element::F32, len.into(), Fill::Positive),
-                (Element::F32, Self::records(len.into()), Fill::Zero),
-            ],
-        }
+        bench(&Caps::host(), elements)
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        BENCHED.map(|elements| bench(caps, elements)).into()
+    }
+}
+
+fn bench(caps: &Caps, elements: u64) -> Bench<Similarity> {
+    let owner = Owner::of(caps);
+    let kernel = Similarity { metric: Metric::Normalized, a: DType::F32, b: DType::F32, owner };
+    let len = u32::try_from(elements).unwrap_or(u32::MAX);
+    Bench {
+        name: format!("normalized {len} f32"),
+        kernel,
+        params: SimilarityParams { len },
+        buffers: vec![
+            (Element::F32, len.into(), Fill::Positive),
+            (Element::F32, len.into(), Fill::Positive),
+            (Element::F32, kernel.records(len.into()), Fill::Zero),
+        ],
     }
 }
 
@@ -353,11 +370,16 @@ fn shapes_of_values() -> impl Iterator<Item = (&'static str, Vec<f64>, Vec<f64>)
         let value = |(i, v): (usize, f64)| if i % 401 == at { values[i % 4] } else { v };
         positive(4, LEN).into_iter().enumerate().map(value).collect::<Vec<f64>>()
     };
+    let growing = |seed| {
+        let value = |(i, v): (usize, f64)| v * (i as f64 / 40.0 - 40.0).exp2();
+        positive(seed, LEN).into_iter().enumerate().map(value).collect::<Vec<f64>>()
+    };
     let swapped = |v: &[f64]| v.iter().rev().copied().collect::<Vec<f64>>();
     [
         ("every magnitude", all(1), all(2)),
         ("every magnitude, reversed", all(1), swapped(&all(1))),
         ("one tiny, one huge", vec![1e-38; LEN], vec![1e38; LEN]),
+        ("one small, one large", vec![1e-36; LEN], vec![1e37; LEN]),
         ("both huge", vec![3e38; LEN], vec![2e38; LEN]),
         ("both subnormal", vec![3e-45; LEN], vec![1e-41; LEN]),
         ("equal", positive(3, LEN), positive(3, LEN)),
@@ -368,6 +390,8 @@ fn shapes_of_values() -> impl Iterator<Item = (&'static str, Vec<f64>, Vec<f64>)
         ("zeros in one alone", holes(1, 3), holes(2, 5)),
         ("zeros only", vec![0.0; LEN], vec![-0.0; LEN]),
         ("bad in either", bad(17), bad(29)),
+        ("growing", growing(1), growing(2)),
+        ("one grows, one shrinks", growing(1), swapped(&growing(2))),
     ]
     .into_iter()
 }
@@ -375,8 +399,9 @@ fn shapes_of_values() -> impl Iterator<Item = (&'static str, Vec<f64>, Vec<f64>)
 fn case(kernel: Similarity, name: &str, a: &[f64], b: &[f64]) -> Case<Similarity> {
     let (a, b) = (CaseBuffer::floats(kernel.a, a), CaseBuffer::floats(kernel.b, b));
     let (stored_a, stored_b) = (a.values(), b.values());
-    let shares = stored_a.chunks(SHARE).zip(stored_b.chunks(SHARE));
-    let want: Vec<Want> = shares.flat_map(|(a, b)| want(kernel.metric, a, b)).collect();
+    let share = usize::try_from(kernel.share()).expect("shares are small");
+    let shares = stored_a.chunks(share).zip(stored_b.chunks(share));
+    let want: Vec<Want> = shares.flat_map(|(a, b)| want(kernel, a, b)).collect();
     let len = u32::try_from(a.len()).expect("cases are small");
     Case {
         name: format!("{kernel:?} {name} p={len}"),
@@ -388,7 +413,7 @@ fn case(kernel: Similarity, name: &str, a: &[f64], b: &[f64]) -> Case<Similarity
 }
 
 /// What the definition says of one share, in the record's form.
-fn want(metric: Metric, a: &[f64], b: &[f64]) -> Vec<Want> {
+fn want(Similarity { metric, owner, .. }: Similarity, a: &[f64], b: &[f64]) -> Vec<Want> {
     let good = |v: &f64| reference::stats::is_good(*v);
     let first = |is: &dyn Fn(usize) -> bool| (0..a.len()).find(|&i| is(i)).map_or(-1.0, |i| i as f64);
     let bad = [first(&|i| !good(&a[i])), first(&|i| !good(&b[i]))];
@@ -402,9 +427,8 @@ fn want(metric: Metric, a: &[f64], b: &[f64]) -> Vec<Want> {
     let pairs: Vec<(f64, f64)> = a.iter().copied().zip(b.iter().copied()).collect();
     let both: Vec<(f64, f64)> = pairs.iter().copied().filter(|(a, b)| *a > 0.0 && *b > 0.0).collect();
     let (both_a, both_b): (Vec<f64>, Vec<f64>) = both.iter().copied().unzip();
-    // Roundings of a term, and of summing: 2 additions of four, 1 of two fours, 16 over an invocation's groups, 8 over the
-    // workgroup. A division counts 3 and a ratio's logarithm 4; where the two parts of a difference exceed it, their
-    // roundings count as often as they do.
+    // Roundings of a term, those of summing being [`Owner::roundings`]. A division counts 3 and a ratio's logarithm 4; where the two
+    // parts of a difference exceed it, their roundings count as often as they do.
     let (sums, x, y, term) = match metric {
         Metric::Cosine => {
             let above = |v: &[f64]| greatest(&mut v.iter().filter(|v| **v > 0.0).map(|v| exponent(*v)));
@@ -432,7 +456,8 @@ fn want(metric: Metric, a: &[f64], b: &[f64]) -> Vec<Want> {
         }
     };
     let scaled = [sums[0] * (-x - y).exp2(), sums[1] * (-2.0 * x).exp2(), sums[2] * (-2.0 * y).exp2()];
-    let mut wants = scaled.map(|sum| Want::computed(sum, sum, term + 27.0, DType::F32)).to_vec();
+    let depth = term + f64::from(owner.roundings(OCTETS));
+    let mut wants = scaled.map(|sum| Want::computed(sum, sum, depth, DType::F32)).to_vec();
     // A device may flush what is below 2^-126 of the unit, in each term once.
     wants.iter_mut().for_each(|want| want.bound += 4.0 * a.len() as f64 * f64::from(f32::MIN_POSITIVE));
     wants.extend([x, y, bad[0], bad[1], one_zero].map(Want::exact));
@@ -446,10 +471,10 @@ mod tests {
     #[test]
     fn records_in_any_unit_come_to_the_same_sums() {
         let mut record = [6.0, 4.0, 9.0, 0.0, 0.0, -1.0, -1.0, -1.0];
-        let one = Sums::fold(10, &record);
+        let one = Sums::fold(10, 512, &record);
         assert_eq!(one.sums, [6.0, 4.0, 9.0]);
         (record[3], record[4]) = (100.0, -120.0);
-        let two = Sums::fold(10, &record);
+        let two = Sums::fold(10, 512, &record);
         assert_eq!(two.sums, [6.0 * 2.0_f64.powi(-20), 4.0 * 2.0_f64.powi(200), 9.0 * 2.0_f64.powi(-240)]);
         let (one, two) = (one.distance(Metric::Cosine), two.distance(Metric::Cosine));
         assert_eq!(one, two, "the units are powers of two and cancel");
@@ -458,10 +483,13 @@ mod tests {
     #[test]
     fn indices_count_on() {
         let record = [0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 5.0, -1.0];
-        let first = Sums::fold(Similarity::SHARE, &[0.0, 0.0, 0.0, 0.0, 0.0, -1.0, -1.0, -1.0]);
-        let both = first.followed_by(&Sums::fold(10, &record));
-        assert_eq!(both.bad_b, Some(Similarity::SHARE + 5));
-        assert_eq!((both.bad_a, both.one_zero, both.len), (None, None, Similarity::SHARE + 10));
+        let none = [0.0, 0.0, 0.0, 0.0, 0.0, -1.0, -1.0, -1.0];
+        let first = Sums::fold(512, 512, &none);
+        let both = first.followed_by(&Sums::fold(10, 512, &record));
+        assert_eq!(both.bad_b, Some(512 + 5));
+        assert_eq!((both.bad_a, both.one_zero, both.len), (None, None, 512 + 10));
+        let shares = [none, record].concat();
+        assert_eq!(Sums::fold(40, 32, &shares).bad_b, Some(32 + 5));
     }
 
     #[test]

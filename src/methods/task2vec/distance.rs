@@ -15,11 +15,13 @@ use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
+use crate::kernels::Owner;
 use crate::kernels::task2vec::{Similarity, SimilarityArgs, SimilarityParams, Sums};
 use crate::memory::{Element, View};
 use crate::methods::source::{CheckpointSource, NonFinite};
 use crate::progress::Progress;
 use crate::record::Recording;
+use crate::shape::DType;
 use crate::stream::{
     Budget, Buffers, Chunk, Direction, End, Job, Layout, Plan, Stream, Sweep, TensorSpec, run,
 };
@@ -349,11 +351,13 @@ fn by_element(
     let source = |file| CheckpointSource::new(file, fishers.places.clone()).zeroing(how.zeroed);
     let sources: Vec<CheckpointSource<'_>> = fishers.checkpoints.iter().map(source).collect();
     let longest = plan.chunks().iter().map(|chunk| chunk.elements).max().unwrap_or(0);
+    let owner = Owner::of(&backend.caps());
+    let any = Similarity { metric, a: DType::F32, b: DType::F32, owner };
     let mut sweep = PairSweep {
-        metric,
+        any,
         fishers,
         sources: &sources,
-        stride: Similarity::records(longest).next_multiple_of(STRIDE),
+        stride: any.records(longest).next_multiple_of(STRIDE),
         sums: vec![Sums::default(); pairs(tasks).count()],
     };
     let ends = sources.iter().map(|source| End::Source(source)).collect();
@@ -385,7 +389,8 @@ fn layout(fishers: &Fishers) -> Layout {
 }
 
 struct PairSweep<'a> {
-    metric: Metric,
+    /// The kernel but for the pair's storage.
+    any: Similarity,
     fishers: &'a Fishers,
     sources: &'a [CheckpointSource<'a>],
     /// Words of results between one pair's records and the next one's.
@@ -402,9 +407,9 @@ impl Sweep for PairSweep<'_> {
         let results = buffers.results.as_ref().expect("this sweep asks for results");
         let len = u32::try_from(chunk.elements).expect("a chunk's buffers are below the binding limit");
         for (pair, (a, b)) in (0..).zip(pairs(self.sources.len())) {
-            let kernel = Similarity { metric: self.metric, a: chunk.dtypes[a], b: chunk.dtypes[b] };
+            let kernel = Similarity { a: chunk.dtypes[a], b: chunk.dtypes[b], ..self.any };
             let offset = results.offset() + 4 * self.stride * pair;
-            let words = Similarity::records(chunk.elements);
+            let words = kernel.records(chunk.elements);
             let records = View::new(results.memory().clone(), offset, words, Element::F32)?;
             let args =
                 SimilarityArgs { a: buffers.streams[a].clone(), b: buffers.streams[b].clone(), records };
@@ -416,18 +421,22 @@ impl Sweep for PairSweep<'_> {
     fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
         let records: &[f32] = bytemuck::cast_slice(results);
         let stride = usize::try_from(self.stride).expect("results lie in memory");
-        let words = usize::try_from(Similarity::records(chunk.elements)).expect("results lie in memory");
+        let words = usize::try_from(self.any.records(chunk.elements)).expect("results lie in memory");
         for (pair, (a, b)) in pairs(self.sources.len()).enumerate() {
-            let sums = Sums::fold(chunk.elements, &records[pair * stride..][..words]);
+            let sums = Sums::fold(chunk.elements, self.any.share(), &records[pair * stride..][..words]);
             for (bad, fisher) in [(sums.bad_a, a), (sums.bad_b, b)] {
                 if let Some((tensor, index)) = bad.map(|at| place(chunk, at)) {
                     return Err(self.sources[fisher].bad_value(tensor, index, FISHER));
                 }
             }
-            if let (Some(at), true) = (sums.one_zero, self.metric.needs_both()) {
+            if let (Some(at), true) = (sums.one_zero, self.any.metric.needs_both()) {
                 let (tensor, index) = place(chunk, at);
                 let what = format!("index {index} of {}", printable(&self.fishers.tensor(0, tensor).name));
-                return Err(one_zero(self.metric, (&self.fishers.names[a], &self.fishers.names[b]), &what));
+                return Err(one_zero(
+                    self.any.metric,
+                    (&self.fishers.names[a], &self.fishers.names[b]),
+                    &what,
+                ));
             }
             self.sums[pair] = self.sums[pair].followed_by(&sums);
         }
