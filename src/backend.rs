@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu};
 use crate::memory::{Element, HostMemory, Memory, View};
 use crate::record::Recording;
+use crate::shape::usize_of;
 
 /// One of the two executions of every kernel. Nothing above [`record`](crate::record) asks which one it is.
 #[derive(Clone)]
@@ -185,10 +186,6 @@ fn check_bytes(op: &str, view: &View, bytes: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::shape(op, "the host slice", format!("{} bytes", view.bytes()), format!("{bytes} bytes")))
-}
-
-fn usize_of(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("a view lies inside memory, so its size fits usize")
 }
 
 pub(crate) fn wrong_backend(op: &str) -> Error {

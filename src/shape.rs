@@ -99,6 +99,11 @@ pub fn elements(shape: &[u64]) -> Option<u64> {
     shape.iter().try_fold(1_u64, |product, &axis| product.checked_mul(axis))
 }
 
+/// A count or size of what lies in memory, or is about to.
+pub(crate) fn usize_of(count: u64) -> usize {
+    usize::try_from(count).expect("what lies in memory is counted in usize")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::kernel::{CaseBuffer, Fill, noise};
 use crate::memory::{Element, View};
-use crate::shape::DType;
+use crate::shape::{DType, usize_of};
 
 /// Elements after which values repeat.
 const PATTERN: usize = 1 << 16;
@@ -51,10 +51,6 @@ fn pattern(element: Element, start: u64, fill: Fill) -> Vec<u8> {
             CaseBuffer::words(&words).bytes
         }
     }
-}
-
-fn usize_of(len: u64) -> usize {
-    usize::try_from(len).expect("a piece is small")
 }
 
 #[cfg(test)]

@@ -1,0 +1,140 @@
+//! Jᵀ x: a weighted sum of gradients, by the kernels that square them, in another mode.
+//!
+//! x is brought between −1 and 1, and a sum is kept in units of its first portion's scale, so that no factor leaves f32. Both
+//! are powers of two, and are undone in f64 when the sum is written.
+
+use std::ops::Range;
+
+use super::scale::{finite, narrow, power_of_two, rounded};
+use super::{OP, PerSample};
+use crate::backend::Backend;
+use crate::error::{Error, Result, printable};
+use crate::gpu::Caps;
+use crate::interrupt::Interrupt;
+use crate::kernels::fisher::{Epilogue, Mode};
+use crate::methods::captured::{
+    Batch, Held, InFile, Parameter, Portion, Share, Unit, hold, in_pieces, passes, units,
+};
+use crate::progress::Progress;
+use crate::record::Recording;
+use crate::record::fisher::Squares;
+use crate::shape::{DType, usize_of};
+
+impl PerSample<'_> {
+    /// Jᵀ x = Σ_n x_n g_n, x of either sign: calls `write` with a parameter's name, a flat index and the values from there on, piece by
+    /// piece, layer by layer.
+    ///
+    /// # Errors
+    /// As [`PerSample::norms`], what `write` refuses, and [`Error::Shape`] where x has not one number a sample.
+    pub fn weighted_sum(
+        &self,
+        x: &[f64],
+        progress: &dyn Progress,
+        interrupt: &Interrupt,
+        mut write: impl FnMut(&str, u64, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        if x.len() != self.samples() {
+            return Err(Error::shape(OP, "x", format!("{} numbers", self.samples()), x.len().to_string()));
+        }
+        let x: Vec<f64> = x.iter().zip(&self.unit).map(|(x, unit)| x * unit).collect();
+        let scale = power_of_two(x.iter().fold(0.0, |most, x| x.abs().max(most)));
+        let x: Vec<f64> = x.iter().map(|x| x * scale).collect();
+        progress.begin(self.bytes());
+        let (share, caps) = Share::of(&self.budget, &self.backend.caps(), 1);
+        for unit in units(self.captures[0].layers())? {
+            for (at, rows) in passes(&unit, &caps, share)?.iter().enumerate() {
+                let progress = if at == 0 { progress } else { &() };
+                let mut sums = Sums::new(self.backend, &unit, rows)?;
+                self.add_to(&mut sums, &caps, &x, progress, interrupt)?;
+                sums.write(scale, &mut write)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds every sample's gradient, x times.
+    fn add_to(
+        &self,
+        sums: &mut Sums<'_>,
+        caps: &Caps,
+        x: &[f64],
+        progress: &dyn Progress,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        for (file, capture) in self.captures.iter().enumerate() {
+            for &layer in &sums.unit.layers {
+                let in_file = InFile { capture, layer: &capture.layers()[layer] };
+                for portion in in_file.portions(caps, 0..capture.samples()) {
+                    interrupt.check()?;
+                    let batch = Batch::load_portion(self.backend, capture, &portion, &[])?;
+                    let place = |sample: u64| self.first[file] + usize_of(sample);
+                    let samples = place(portion.samples().start)..place(portion.samples().end);
+                    sums.add(layer, &portion, &batch, &x[samples])?;
+                }
+                progress.advance(in_file.layer.bytes());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sums for some rows of a unit's parameters.
+struct Sums<'a> {
+    backend: &'a Backend,
+    unit: &'a Unit,
+    /// Of each parameter, one range a buffer.
+    rows: &'a [Vec<Range<u32>>],
+    held: Vec<Vec<Held>>,
+    /// Which parameters' sums have a first term.
+    begun: Vec<bool>,
+    /// What they are multiplied by: the first portion's scale.
+    scale: Option<f64>,
+}
+
+impl<'a> Sums<'a> {
+    fn new(backend: &'a Backend, unit: &'a Unit, rows: &'a [Vec<Range<u32>>]) -> Result<Self> {
+        let of = |(one, rows): (&Parameter, &Vec<_>)| hold(backend, one, rows);
+        let held = unit.parameters.iter().zip(rows).map(of).collect::<Result<Vec<_>>>()?;
+        Ok(Self { backend, unit, rows, begun: vec![false; held.len()], held, scale: None })
+    }
+
+    /// Adds the gradients of a layer's portion, x times.
+    fn add(&mut self, layer: usize, portion: &Portion, batch: &Batch, x: &[f64]) -> Result<()> {
+        let scale = batch.gradient_scale();
+        let factor = rounded(*self.scale.get_or_insert(scale) / scale);
+        let weight = self.backend.buffer(&narrow(x), DType::F32)?;
+        let mut recording = Recording::new(self.backend);
+        for (at, role) in self.unit.of_layer(layer) {
+            if !portion.adds_to(role) || self.rows[at].is_empty() {
+                continue;
+            }
+            let begins = !std::mem::replace(&mut self.begun[at], true);
+            let squares = Squares {
+                mode: Mode::Gradients,
+                epilogue: if begins { Epilogue::Overwrite } else { Epilogue::Add },
+                factor,
+                gradient_scale: rounded(scale),
+                ..Squares::default()
+            };
+            batch.record(self.backend, &mut recording, role, squares, &weight, &self.held[at])?;
+        }
+        self.backend.run(&recording)
+    }
+
+    /// Writes the sums of x, which was multiplied by `scale_of_x`.
+    fn write(&self, scale_of_x: f64, write: &mut impl FnMut(&str, u64, &[f32]) -> Result<()>) -> Result<()> {
+        let undo = 1.0 / (self.scale.unwrap_or(1.0) * scale_of_x);
+        for (parameter, held) in self.unit.parameters.iter().zip(&self.held) {
+            let problem = format!("the sum for {} leaves f32's range", printable(&parameter.name));
+            for Held { rows, view } in held {
+                let start = u64::from(rows.start) * parameter.rows.len;
+                in_pieces(self.backend, view, |first, values| {
+                    values.iter_mut().for_each(|value| *value = rounded(f64::from(*value) * undo));
+                    finite(values, &problem)?;
+                    write(&parameter.name, start + first, values)
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
