@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
-use super::{Parameter, Unit, WeightRows, room};
+use super::{Parameter, Unit, cut, room};
 use crate::backend::Backend;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 use crate::gpu::Caps;
-use crate::memory::View;
+use crate::memory::{Element, View};
 use crate::shape::DType;
 use crate::stream::Budget;
+
+/// Bytes of a result that are downloaded at a time.
+const PIECE: u64 = 4 << 20;
 
 /// Some rows of a parameter.
 pub(crate) struct Held {
@@ -27,6 +30,22 @@ pub(crate) fn hold(backend: &Backend, parameter: &Parameter, ranges: &[Range<u32
         Ok(Held { rows: rows.clone(), view })
     };
     ranges.iter().map(hold).collect()
+}
+
+/// Downloads an f32 view piece by piece: `each` gets the index of a piece's first element, and its elements.
+pub(crate) fn in_pieces(
+    backend: &Backend,
+    view: &View,
+    mut each: impl FnMut(u64, &mut [f32]) -> Result<()>,
+) -> Result<()> {
+    let step = PIECE / 4;
+    for first in (0..view.len().div_ceil(step)).map(|piece| piece * step) {
+        let len = step.min(view.len() - first);
+        let piece = View::new(view.memory().clone(), view.offset() + 4 * first, len, Element::F32)?;
+        let mut values: Vec<f32> = backend.download(&piece)?;
+        each(first, &mut values)?;
+    }
+    Ok(())
 }
 
 /// The rows of every parameter of a unit that are computed at a time: all of them at once where they are within `budget` bytes. Each range is one
@@ -82,7 +101,7 @@ impl Share {
             false => ("device memory", "--device-memory"),
         };
         Err(Error::Budget {
-            op: format!("the result {}", crate::error::printable(name)),
+            op: format!("the result {}", printable(name)),
             what: what.into(),
             need: (self.budget / self.bytes.max(1)).max(2).saturating_mul(row),
             have: self.budget,
@@ -96,46 +115,8 @@ fn of_row(error: Error, name: &str) -> Error {
     match error {
         Error::Limit { limit, max, asked, .. } => {
             let limit = format!("{limit} for a row of it (the host backend has no such limit)");
-            Error::Limit { op: format!("the result {}", crate::error::printable(name)), limit, max, asked }
+            Error::Limit { op: format!("the result {}", printable(name)), limit, max, asked }
         }
         other => other,
-    }
-}
-
-/// Ranges of at most so many rows that cover a weight: whole units, or parts of one.
-pub(crate) fn cut(rows: WeightRows, at_once: u64) -> Vec<Range<u32>> {
-    let at_once = u32::try_from(at_once).unwrap_or(u32::MAX).max(1);
-    let (block, step) = match at_once / rows.unit {
-        0 => (rows.unit, at_once),
-        units => (rows.count, units * rows.unit),
-    };
-    let blocks = (0..rows.count).step_by(block.max(1) as usize);
-    blocks
-        .flat_map(|start| {
-            let end = rows.count.min(start.saturating_add(block));
-            (start..end).step_by(step as usize).map(move |first| first..end.min(first.saturating_add(step)))
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cuts_cover_every_row_once_and_keep_units_or_stay_inside_one() {
-        for (count, unit) in [(1, 1), (7, 1), (64, 1), (12, 3), (12, 12), (0, 1)] {
-            for at_once in [0, 1, 2, 3, 5, 7, 100] {
-                let ranges = cut(WeightRows { count, unit, len: 1 }, at_once);
-                let covered: Vec<u32> = ranges.iter().cloned().flatten().collect();
-                assert_eq!(covered, (0..count).collect::<Vec<_>>(), "{count} {unit} {at_once}");
-                for range in ranges {
-                    let whole = range.start % unit == 0 && range.end % unit == 0;
-                    let inside = range.start / unit == (range.end - 1) / unit;
-                    assert!(whole || inside, "{range:?} of units of {unit}");
-                    assert!(range.len() as u64 <= at_once.max(1), "{range:?} at once {at_once}");
-                }
-            }
-        }
     }
 }

@@ -17,7 +17,8 @@
 
 use std::ops::Range;
 
-use super::{InFile, Role, by_size, positions_of, room};
+use super::uses::{by_size, positions_of};
+use super::{InFile, Role, room};
 use crate::checkpoint::{CaptureLayer, LayerKind, LayerUse, TensorInfo, Window};
 use crate::gpu::Caps;
 use crate::shape::elements;

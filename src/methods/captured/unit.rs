@@ -1,6 +1,6 @@
 //! Layers that share parameters, and those parameters.
 
-use super::{WeightRows, bias_rows, weight_rows};
+use super::rows::{WeightRows, bias_rows, weight_rows};
 use crate::checkpoint::CaptureLayer;
 use crate::error::Result;
 

@@ -1,0 +1,183 @@
+//! What is settled before the first layer: options, samples and their weights; and what is said of the result.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::passes::Plan;
+use super::{FisherOptions, FisherReport, Kind, OP, Reduction};
+use crate::backend::Backend;
+use crate::checkpoint::{
+    Capture, CaptureLayer, Dtype, Labels, LossReduction, Output, OutputLayout, OutputTensor, same_network,
+};
+use crate::error::{Error, Result};
+use crate::shape::{elements, usize_of};
+use crate::stream::Timings;
+
+/// What is settled before the first layer.
+pub(super) struct Job<'a> {
+    pub(super) backend: &'a Backend,
+    pub(super) captures: &'a [Capture],
+    pub(super) options: FisherOptions,
+    /// Samples over all files; of model labels, the sum of their weights.
+    pub(super) samples: u64,
+    /// Each file's samples.
+    pub(super) batches: Vec<Samples>,
+}
+
+/// One file's samples.
+pub(super) struct Samples {
+    /// One a sample.
+    pub(super) weight: Vec<f64>,
+    /// 2^k near 1/√s_n for the iEF, so that neither g nor 1/s leaves f32; empty otherwise.
+    pub(super) scale: Vec<f64>,
+    zero_loss: u64,
+}
+
+impl Samples {
+    fn of(capture: &Capture, weighted: bool) -> Result<Self> {
+        let ones = || vec![1.0; usize_of(capture.samples())];
+        let weight = if weighted { capture.sample_weight()? } else { ones() };
+        Ok(Self { weight, scale: Vec::new(), zero_loss: 0 })
+    }
+
+    /// The same, each square divided by its s_n, or left out where that is 0.
+    fn divided_by(mut self, s: &[f64]) -> Self {
+        let scale = |&s: &f64| if s > 0.0 { (-(s.log2() / 2.0).round()).exp2() } else { 1.0 };
+        self.scale = s.iter().map(scale).collect();
+        self.zero_loss = s.iter().filter(|&&s| s == 0.0).count() as u64;
+        for ((weight, s), scale) in self.weight.iter_mut().zip(s).zip(&self.scale) {
+            *weight = if *s > 0.0 { *weight / (s * scale * scale) } else { 0.0 };
+        }
+        self
+    }
+}
+
+impl<'a> Job<'a> {
+    pub(super) fn new(backend: &'a Backend, captures: &'a [Capture], options: FisherOptions) -> Result<Self> {
+        let Some(first) = captures.first() else {
+            return Err(Error::argument(OP, "no capture was given"));
+        };
+        same_network(captures)?;
+        check_options(&options, first.labels())?;
+        let weighted = options.weighted || first.labels() != Labels::Data;
+        let mut samples = 0.0;
+        let mut batches = Vec::new();
+        for capture in captures {
+            let batch = Samples::of(capture, weighted)?;
+            samples += match first.labels() {
+                Labels::Data => capture.samples() as f64,
+                Labels::Sampled | Labels::All => batch.weight.iter().sum(),
+            };
+            batches.push(match options.kind {
+                Kind::Ief => batch.divided_by(&capture.logit_grad_sq()?),
+                _ => batch,
+            });
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count, or a sum of weights near one"
+        )]
+        let samples = samples.round() as u64;
+        Ok(Self { backend, captures, options, samples, batches })
+    }
+
+    /// Whether captured gradients were divided by the batch size.
+    pub(super) fn mean_loss(&self) -> bool {
+        self.captures[0].loss_reduction() == LossReduction::Mean
+    }
+
+    /// Bytes of all captures.
+    pub(super) fn bytes(&self) -> u64 {
+        self.captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum()
+    }
+
+    /// The output, with every tensor of the result.
+    pub(super) fn create(&self, out: &Path) -> Result<Output> {
+        let slot = |(name, shape): (String, _)| OutputTensor::new(&name, Dtype::F32, shape);
+        let slots = self.tensors().into_iter().map(slot).collect();
+        let inputs: Vec<&Path> = self.captures.iter().map(Capture::path).collect();
+        Output::create(out, OutputLayout::single(slots, self.metadata()), self.options.overwrite, &inputs)
+    }
+
+    /// What was done, but for the time that it took.
+    pub(super) fn report(&self, plans: &[Plan<'_>], output: &Output) -> FisherReport {
+        let tensors = self.tensors();
+        FisherReport {
+            kind: self.kind_name(),
+            reduction: self.options.reduction,
+            samples: self.samples,
+            batches: self.captures.len(),
+            zero_loss_samples: self.batches.iter().map(|batch| batch.zero_loss).sum(),
+            elements: tensors.iter().map(|(_, shape)| elements(shape).unwrap_or(u64::MAX)).sum(),
+            tensors,
+            bytes_read: self.bytes(),
+            passes: plans.iter().map(|plan| plan.rows.len()).max().unwrap_or(0),
+            bytes_written: output.total_bytes(),
+            adapter: self.backend.name(),
+            output: output.path().to_owned(),
+            timings: Timings::default(),
+        }
+    }
+
+    /// `mc` and `exact` are the empirical sum over model labels.
+    fn kind_name(&self) -> String {
+        match (self.options.kind, self.captures[0].labels()) {
+            (Kind::Empirical, Labels::Sampled) => "mc".into(),
+            (Kind::Empirical, Labels::All) => "exact".into(),
+            (kind, _) => kind.to_string(),
+        }
+    }
+
+    /// Every tensor of the result.
+    fn tensors(&self) -> Vec<(String, Vec<u64>)> {
+        self.captures[0].layers().iter().flat_map(CaptureLayer::parameters).collect()
+    }
+
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let sizes = self.captures.iter().map(Capture::samples);
+        let (least, most) = (sizes.clone().min().unwrap_or(0), sizes.max().unwrap_or(0));
+        let average = self.options.kind.averages();
+        let mean = self.options.reduction == Reduction::Mean || self.options.kind == Kind::Accumulator;
+        let loss = if self.mean_loss() { "mean" } else { "sum" };
+        let source = self.captures[0].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let entries = [
+            ("kind", Some(self.kind_name())),
+            ("reduction", Some(if mean { "mean" } else { "sum" }.into())),
+            ("samples", Some(self.samples.to_string())),
+            ("batch_size", Some(if least == most { least.to_string() } else { format!("{least}..{most}") })),
+            ("decay", average.then(|| self.options.beta.to_string())),
+            ("step", average.then(|| self.captures.len().to_string())),
+            ("scale", Some("raw".into())),
+            ("loss", Some(loss.into())),
+            ("weighted", self.options.weighted.then(|| "true".into())),
+            ("source", Some(source)),
+            ("version", Some(env!("CARGO_PKG_VERSION").into())),
+        ];
+        entries.into_iter().filter_map(|(key, value)| Some((format!("squisher.{key}"), value?))).collect()
+    }
+}
+
+/// Refuses options without a meaning.
+fn check_options(options: &FisherOptions, labels: Labels) -> Result<()> {
+    let refuse = |problem: String| Err(Error::argument(OP, problem));
+    if !(0.0..1.0).contains(&options.beta) {
+        return refuse(format!("beta is {}, expected at least 0 and below 1", options.beta));
+    }
+    if options.kind.joins_samples() && options.weighted {
+        return refuse(format!(
+            "{} squares sums over samples, which --weighted has no meaning for",
+            options.kind
+        ));
+    }
+    if options.kind == Kind::Accumulator && options.reduction == Reduction::Mean {
+        return refuse("accumulator averages batch means by its own rule; leave --reduction out".into());
+    }
+    if options.kind != Kind::Empirical && labels != Labels::Data {
+        return refuse(format!(
+            "{} is defined by the data's labels, the captures are of the model's",
+            options.kind
+        ));
+    }
+    Ok(())
+}
