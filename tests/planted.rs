@@ -308,6 +308,13 @@ fn errors_in_squared_gradients_are_seen() {
     let (from, to) = ("sum += gradient(positions[i]", "sum = gradient(positions[i]");
     shader_is_refused::<fisher::EmbeddingSq>("Touched", from, to, "out[");
     shader_is_refused::<fisher::NormSq>("Last", "(x - run.x)", "x", "out[");
+    // Columns of the next row, another's mean, and columns past the last.
+    let (from, to) = ("row * (params.channels / 8u) + octet", "row + octet");
+    shader_is_refused::<fisher::NormSq>("octets: 2", from, to, "out[");
+    shader_is_refused::<fisher::NormSq>("octets: 4", "let run = stats[row];", "let run = stats[0];", "out[");
+    let (from, to) =
+        ("OCTETS > 1u && octet + WORKGROUP < octets", "OCTETS > 2u && octet + WORKGROUP < octets");
+    shader_is_refused::<fisher::SumSq>("octets: 2", from, to, "out[64]: got");
     // What lies between the means of two parts.
     for lanes in ["lanes: 1 ", "lanes: 256 "] {
         let (from, to) = ("q.spread + between", "q.spread");
@@ -481,22 +488,30 @@ fn the_contract_test_sees_overrides_and_limits() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_true_class_taken_from_one_minus_p_is_seen() {
-    let (from, to) = ("value = -(others * scale);", "value = own - 1.0;");
-    shader_is_refused::<likelihood::Softmax>(
-        "Given, unit: false } one class leads by 60",
-        from,
-        to,
-        "gradient[4]: got",
-    );
+    let (from, to) = ("scale, -(others * scale),", "scale, own - 1.0,");
+    for lanes in [1, 64] {
+        let about = format!("Given, unit: false, lanes: {lanes} }} one class leads by 60");
+        shader_is_refused::<likelihood::Softmax>(&about, from, to, "gradient[4]: got");
+    }
 }
 
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_softmax_over_the_wrong_classes_is_seen() {
-    let about = "F32, labels: Given, unit: false } r=2 n=4 c=65";
-    shader_is_refused::<likelihood::Softmax>(about, "i != label.class_index &&", "", "gradient[");
-    shader_is_refused::<likelihood::Softmax>(about, "given == params.ignored", "false", "gradient[");
-    let about = "F32, labels: Each { masked: false }, unit: false } r=3 n=5 c=64";
+    for lanes in [1, 64] {
+        let about = format!("F32, labels: Given, unit: false, lanes: {lanes} }} r=2 n=4 c=65");
+        let (from, to) = ("counts & (bits != vec4<u32>(NEVER))", "(bits != vec4<u32>(NEVER))");
+        shader_is_refused::<likelihood::Softmax>(&about, from, to, "gradient[");
+        shader_is_refused::<likelihood::Softmax>(&about, "given == params.ignored", "false", "gradient[");
+        // A class of the next row.
+        shader_is_refused::<likelihood::Softmax>(
+            &about,
+            "< vec4<u32>(run.len)",
+            "<= vec4<u32>(run.len)",
+            "got",
+        );
+    }
+    let about = "F32, labels: Each { masked: false }, unit: false, lanes: 1 } r=3 n=5 c=64";
     shader_is_refused::<likelihood::Softmax>(about, "select(1.0, own, EACH)", "1.0", "weight[0]: got");
 }
 

@@ -34,9 +34,9 @@ var<workgroup> parts: array<Part, WORKGROUP>;
 fn load_input(run: Run, octet: u32) -> Eight {
     var octet_of_run: Octet;
     if INPUT == F32 {
-        octet_of_run = inside(run, octet, Octet(input[2u * octet], input[2u * octet + 1u]));
+        octet_of_run = inside(run, octet, Octet(input[2u * octet], input[2u * octet + 1u]), 0u);
     } else {
-        octet_of_run = inside(run, octet, widen(input[octet], INPUT));
+        octet_of_run = inside(run, octet, widen(input[octet], INPUT), 0u);
     }
     return Eight(floats(octet_of_run.lo), floats(octet_of_run.hi));
 }

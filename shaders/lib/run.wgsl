@@ -30,10 +30,10 @@ fn members(run: Run, octet: u32) -> u32 {
     return min(end, 8u * octet + 8u) - min(end, max(run.first, 8u * octet));
 }
 
-/// An octet's elements, zero where they do not belong to the run.
-fn inside(run: Run, octet: u32, values: Octet) -> Octet {
+/// An octet's elements, `other` where they do not belong to the run.
+fn inside(run: Run, octet: u32, values: Octet, other: u32) -> Octet {
     return Octet(
-        select(vec4<u32>(), values.lo, belongs(run, 8u * octet)),
-        select(vec4<u32>(), values.hi, belongs(run, 8u * octet + 4u)),
+        select(vec4<u32>(other), values.lo, belongs(run, 8u * octet)),
+        select(vec4<u32>(other), values.hi, belongs(run, 8u * octet + 4u)),
     );
 }

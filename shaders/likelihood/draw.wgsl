@@ -18,7 +18,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> logits: array<u32>;
+@group(0) @binding(1) var<storage, read> logits: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> labels: array<u32>;
 @group(0) @binding(3) var<storage, read_write> drawn: array<u32>;
 @group(0) @binding(4) var<storage, read_write> fault: array<atomic<u32>>;

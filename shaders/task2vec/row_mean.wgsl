@@ -39,9 +39,9 @@ fn join(a: Part, b: Part) -> Part {
 
 fn load_values(run: Run, octet: u32) -> Octet {
     if VALUES == F32 {
-        return inside(run, octet, Octet(values[2u * octet], values[2u * octet + 1u]));
+        return inside(run, octet, Octet(values[2u * octet], values[2u * octet + 1u]), 0u);
     }
-    return inside(run, octet, widen(values[octet], VALUES));
+    return inside(run, octet, widen(values[octet], VALUES), 0u);
 }
 
 /// Four elements from `at`, whatever they hold; zeros stand for those outside of the run.

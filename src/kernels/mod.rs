@@ -146,6 +146,9 @@ pub(crate) const ELEMENT: &str = shader!("lib/element.wgsl");
 /// Runs of consecutive elements that begin anywhere, read by whole octets. Needs [`DTYPE`].
 pub(crate) const RUN: &str = shader!("lib/run.wgsl");
 
+/// Neighbouring columns eight at a time. Needs [`DTYPE`].
+pub(crate) const COLUMNS: &str = shader!("lib/columns.wgsl");
+
 /// Invocations of a workgroup of the elementwise kernels: every device allows 256.
 pub(crate) const WORKGROUP: u32 = 256;
 

@@ -406,6 +406,7 @@ impl Bias {
             grad_output: grad_output.float("fisher.bias", "grad_output")?,
             channels_first: self.channels_first,
             overwrite: false,
+            octets: SumSq::octets(recording.caps(), self.channels_first, self.outputs, positions),
         };
         let work = Work {
             squares: self.samples.div_ceil(squares.fold.max(1)),

@@ -22,8 +22,8 @@ use std::ops::Range;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::kernels::likelihood::{
-    Draw, DrawArgs, DrawParams, FAULTS, Gaussian as GaussianKernel, GaussianArgs, GaussianParams, Labels,
-    Softmax as SoftmaxKernel, SoftmaxArgs, SoftmaxParams, Targets,
+    Draw, DrawArgs, DrawParams, FAULTS, Gaussian as GaussianKernel, GaussianArgs, GaussianParams, LANES,
+    Labels, Softmax as SoftmaxKernel, SoftmaxArgs, SoftmaxParams, Targets,
 };
 use crate::memory::{Element, View};
 use crate::record::Recording;
@@ -227,7 +227,7 @@ impl Softmax {
 
     fn kernel(logits: &View, labels: Labels) -> Result<SoftmaxKernel> {
         let logits = logits.float("likelihood.softmax", "logits")?;
-        Ok(SoftmaxKernel { logits, labels, unit: false })
+        Ok(SoftmaxKernel { logits, labels, unit: false, lanes: LANES })
     }
 
     fn params(&self, rounds: Range<u32>, weight: f32) -> SoftmaxParams {
@@ -257,6 +257,7 @@ impl Softmax {
             norm_sq: out.norm_sq.clone(),
             fault: self.fault.clone(),
         };
+        let kernel = kernel.for_device(recording.caps(), &params);
         recording.dispatch(&kernel, params, args)?;
         Ok(())
     }

@@ -54,6 +54,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::gpu::{Caps, DeviceClass};
 use crate::memory::View;
 use crate::shape::{DType, elements};
 
@@ -247,6 +248,52 @@ fn len(op: &str, shape: &[u64]) -> Result<u64> {
 fn samples_of(samples: u32, fold: u32, first: u32, count: u32) -> u64 {
     let [samples, fold, first, count] = [samples, fold, first, count].map(u64::from);
     samples.min((first + count) * fold).saturating_sub(first * fold)
+}
+
+/// Invocations of a workgroup that sums neighbouring columns: as many as software devices run in step. Each reads its own octets of every
+/// row, so a workgroup goes through all rows before the next one begins.
+const COLUMN_LANES: u32 = 8;
+
+/// Octets of neighbouring columns for each invocation on a device, 0 where one invocation, or several, have one column: on a GPU, where that is
+/// as good, and for widths that are no multiple of eight. As many as leave four workgroups: the wider the piece of a row that is read
+/// at a time, the fewer pages are begun.
+fn octets_for(caps: &Caps, columns: u32, rows: u64) -> u32 {
+    let software = caps.class == DeviceClass::Software && !caps.is_host;
+    // A square so long meets `Caps::max_iterations`.
+    if !software || !columns.is_multiple_of(8) || columns == 0 || rows >= 4096 {
+        return 0;
+    }
+    match columns / (8 * COLUMN_LANES) {
+        16.. => 4,
+        8.. => 2,
+        _ => 1,
+    }
+}
+
+/// Refuses octets that are none, or of columns that do not come in eights.
+fn check_octets(op: &str, octets: u32, columns: u32, together: bool) -> Result<()> {
+    if ![0, 1, 2, 4].contains(&octets) {
+        return Err(Error::argument(op, format!("{octets} octets an invocation, expected 0, 1, 2 or 4")));
+    }
+    if octets > 0 && !(together && columns.is_multiple_of(8)) {
+        let problem =
+            format!("{columns} columns do not lie beside each other in eights, as octets have them");
+        return Err(Error::argument(op, problem));
+    }
+    Ok(())
+}
+
+/// Workgroups for so many columns in octets.
+fn octet_groups(octets: u32, columns: u32) -> u64 {
+    u64::from(columns).div_ceil(8 * u64::from(COLUMN_LANES * octets.max(1)))
+}
+
+/// The overrides of a kernel that has neighbouring columns in octets; nothing where it has not.
+fn octet_overrides(octets: u32) -> Vec<(&'static str, f64)> {
+    if octets == 0 {
+        return Vec::new();
+    }
+    vec![("TOGETHER", 1.0), ("OCTETS", octets.into()), ("WORKGROUP", COLUMN_LANES.into())]
 }
 
 #[cfg(test)]

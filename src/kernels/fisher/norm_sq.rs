@@ -12,7 +12,7 @@ use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::{
     Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_of, noise, vectorised,
 };
-use crate::kernels::{DTYPE, ELEMENT, WORKGROUP, shader};
+use crate::kernels::{COLUMNS, DTYPE, ELEMENT, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -49,6 +49,9 @@ pub struct NormSq {
     pub gradient: DType,
     /// Channels of a workgroup, a power of two; its other invocations share a sample's positions.
     pub channels: u32,
+    /// Groups of eight channels for each invocation, up to four, where channels lie beside each other and come in eights; 0 for one channel
+    /// an invocation or several of them.
+    pub octets: u32,
 }
 
 /// Where a normalisation layer's elements lie, row-major.
@@ -190,15 +193,19 @@ impl NormSq {
                 WORKGROUP / positions.clamp(1, WORKGROUP).next_power_of_two()
             }
         };
-        Self { mode, input, gradient, channels }
+        Self { mode, input, gradient, channels, octets: 0 }
     }
 
     /// The same, suited to a device: where a barrier costs more than it saves, one invocation has all positions of a channel, but for
     /// squares so long that they meet [`Caps::max_iterations`].
     #[must_use]
     pub fn for_device(self, caps: &Caps, layout: &NormLayout, fold: u32) -> Self {
-        let positions = u64::from(layout.sizes().0) * u64::from(fold);
+        let (positions, channels) = layout.sizes();
+        let positions = u64::from(positions) * u64::from(fold);
         match (caps.class, layout) {
+            (_, NormLayout::Last { .. }) if super::octets_for(caps, channels, positions) > 0 => {
+                Self { octets: super::octets_for(caps, channels, positions), ..self }
+            }
             (DeviceClass::Software, NormLayout::Last { .. }) if positions < 4096 => {
                 Self { channels: WORKGROUP, ..self }
             }
@@ -213,17 +220,16 @@ impl Kernel for NormSq {
     type Args = NormSqArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("fisher/norm_sq.wgsl"), DTYPE, ELEMENT]
+        vec![shader!("fisher/norm_sq.wgsl"), DTYPE, ELEMENT, COLUMNS]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
         let mut overrides = self.mode.overrides().to_vec();
-        overrides.extend([
-            ("WORKGROUP", WORKGROUP.into()),
-            ("CHANNELS", self.channels.into()),
-            ("INPUT", self.input.code().into()),
-            ("GRADIENT", self.gradient.code().into()),
-        ]);
+        overrides.extend([("INPUT", self.input.code().into()), ("GRADIENT", self.gradient.code().into())]);
+        if self.octets == 0 {
+            overrides.extend([("WORKGROUP", WORKGROUP.into()), ("CHANNELS", self.channels.into())]);
+        }
+        overrides.extend(super::octet_overrides(self.octets));
         overrides
     }
 
@@ -256,14 +262,18 @@ impl Kernel for NormSq {
                 format!("{} channels a workgroup, not a power of two up to {WORKGROUP}", self.channels);
             return Err(Error::argument(Self::NAME, problem));
         }
+        super::check_octets(Self::NAME, self.octets, params.channels, together(params))?;
         if channels == 0 {
             return Ok([0, 1, 1]);
+        }
+        if self.octets > 0 {
+            return groups_of(Self::NAME, results * super::octet_groups(self.octets, params.channels), caps);
         }
         groups_of(Self::NAME, results * channels.div_ceil(self.channels.into()), caps)
     }
 
     fn iterations(&self, p: &NormSqParams, _: &NormSqArgs) -> u64 {
-        let lanes = WORKGROUP / self.channels.max(1);
+        let lanes = if self.octets > 0 { 1 } else { WORKGROUP / self.channels.max(1) };
         let of_sample = 2 + u64::from(p.positions.div_ceil(lanes.max(1)));
         let of_square = of_sample * u64::from(p.fold.min(p.samples)) + 3 + u64::from(lanes.max(1).ilog2());
         self.mode.squares_of_one(p.squares).saturating_mul(of_square)
@@ -476,6 +486,7 @@ impl Checked for NormSq {
                 }
             }
         }
+        cases.extend(cases_of_octets());
         for mode in [Mode::Gradients, Mode::Each] {
             for layout in layouts {
                 let kernel = Self::new(&layout, mode, DType::F32, DType::BF16);
@@ -516,6 +527,32 @@ impl Checked for NormSq {
     fn layers(caps: &Caps) -> Vec<Bench<Self>> {
         [1, 8, 32, 128, 512].map(|samples| layer(caps, samples)).into()
     }
+}
+
+/// Around a workgroup's 64, 128 and 256 channels.
+fn cases_of_octets() -> Vec<Case<NormSq>> {
+    let mut cases = Vec::new();
+    for octets in [1, 2, 4] {
+        for channels in [8, 56, 64, 72, 128, 200, 256, 264] {
+            let layout = NormLayout::Last { positions: 5, channels };
+            let kernel = NormSq { octets, ..NormSq::new(&layout, Mode::Squares, DType::F32, DType::F32) };
+            for samples in [(1, 1), (5, 2)] {
+                cases.push(case(kernel, layout, samples, (1.0, 0.0, 1.0)));
+            }
+            for mode in [Mode::Gradients, Mode::Each] {
+                cases.push(case(NormSq { mode, ..kernel }, layout, (3, 1), (2.0, 0.5, 0.25)));
+            }
+        }
+        let layout = NormLayout::Last { positions: 3, channels: 24 };
+        for (input, gradient) in [(DType::F16, DType::BF16), (DType::BF16, DType::F16)] {
+            let kernel = NormSq { octets, ..NormSq::new(&layout, Mode::Squares, input, gradient) };
+            cases.push(case(kernel, layout, (4, 3), (2.0, 1.0, 0.25)));
+        }
+        let layout = NormLayout::Last { positions: 0, channels: 24 };
+        let kernel = NormSq { octets, ..NormSq::new(&layout, Mode::Squares, DType::F32, DType::F32) };
+        cases.push(case(kernel, layout, (2, 1), (1.0, 0.0, 1.0)));
+    }
+    cases
 }
 
 /// Of a bench's samples.

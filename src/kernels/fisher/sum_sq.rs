@@ -10,7 +10,7 @@ use super::product::{Scratch, Store, sum_of_runs};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, groups_of, widen_into};
-use crate::kernels::{DTYPE, WORKGROUP, shader};
+use crate::kernels::{COLUMNS, DTYPE, ELEMENT, WORKGROUP, shader};
 use crate::reference;
 use crate::shape::DType;
 
@@ -41,6 +41,9 @@ pub struct SumSq {
     pub channels_first: bool,
     /// Whether the old value is not read.
     pub overwrite: bool,
+    /// Groups of eight outputs for each invocation, up to four, where positions are not the last axis and outputs come in eights; 0 for one
+    /// output an invocation or several of them.
+    pub octets: u32,
 }
 
 crate::params! {
@@ -92,6 +95,12 @@ impl SumSq {
         }
     }
 
+    /// Octets that suit a device, a layout, so many outputs and squares of so many positions.
+    #[must_use]
+    pub fn octets(caps: &Caps, channels_first: bool, outputs: u32, positions: u64) -> u32 {
+        if channels_first { 0 } else { super::octets_for(caps, outputs, positions) }
+    }
+
     /// Loop iterations of an invocation for a square of so many positions.
     pub(crate) fn iterations_of(lanes: u32, positions: u64) -> u64 {
         let lanes = lanes.max(1);
@@ -105,14 +114,16 @@ impl Kernel for SumSq {
     type Args = SumSqArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("fisher/sum_sq.wgsl"), DTYPE, shader!("lib/element.wgsl")]
+        vec![shader!("fisher/sum_sq.wgsl"), DTYPE, ELEMENT, COLUMNS]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
         let mut overrides = self.mode.overrides().to_vec();
+        if self.octets == 0 {
+            overrides.extend([("OUTPUTS", (WORKGROUP / self.lanes).into()), ("LANES", self.lanes.into())]);
+        }
+        overrides.extend(super::octet_overrides(self.octets));
         overrides.extend([
-            ("OUTPUTS", (WORKGROUP / self.lanes).into()),
-            ("LANES", self.lanes.into()),
             ("GRAD_OUTPUT", self.grad_output.code().into()),
             ("CHANNELS_FIRST", f64::from(u8::from(self.channels_first))),
             ("OVERWRITE", f64::from(u8::from(self.overwrite))),
@@ -134,7 +145,11 @@ impl Kernel for SumSq {
         args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
         let out = super::len(Self::NAME, &[self.mode.results(squares), outputs])?;
         args.out.expect(Self::NAME, "out", out, Some(DType::F32.into()))?;
-        let groups = outputs.div_ceil(u64::from(WORKGROUP / self.lanes));
+        super::check_octets(Self::NAME, self.octets, p.outputs, !self.channels_first)?;
+        let groups = match self.octets {
+            0 => outputs.div_ceil(u64::from(WORKGROUP / self.lanes)),
+            octets => super::octet_groups(octets, p.outputs),
+        };
         groups_of(Self::NAME, self.mode.results(p.count.into()) * groups, caps)
     }
 
@@ -326,6 +341,22 @@ impl Checked for SumSq {
                 }
             }
         }
+        for octets in [1, 2, 4] {
+            let kernel = Self { octets, ..plain(1, false) };
+            for outputs in [8, 56, 64, 72, 128, 200, 256, 264] {
+                out.push(case(kernel, (3, 1, 5, outputs), Numbers::OVERWRITE, None));
+                out.push(case(kernel, (9, 2, 3, outputs), Numbers::ADD, Some((1, 3))));
+                for mode in [Mode::Gradients, Mode::Each] {
+                    out.push(case(Self { mode, ..kernel }, (9, 2, 3, outputs), Numbers::EMA, Some((1, 3))));
+                }
+            }
+            for grad_output in [DType::F16, DType::BF16] {
+                out.push(case(Self { grad_output, ..kernel }, (3, 1, 19, 40), Numbers::SCALED, None));
+            }
+            for shape in [(0, 1, 3, 8), (2, 1, 0, 8)] {
+                out.push(case(kernel, shape, Numbers::OVERWRITE, None));
+            }
+        }
         // More than one row of workgroups.
         let kernel = plain(8, false);
         out.push(case(kernel, SHAPES[SHAPES.len() - 1], Numbers::OVERWRITE, None));
@@ -348,10 +379,11 @@ const LAYER_OUTPUTS: u32 = 1024;
 
 fn layer(caps: &Caps, samples: u32) -> Bench<SumSq> {
     let lanes = SumSq::lanes(caps, false, LAYER_POSITIONS.into());
+    let octets = SumSq::octets(caps, false, LAYER_OUTPUTS, LAYER_POSITIONS.into());
     let shape = (samples as usize, 1, LAYER_POSITIONS as usize, LAYER_OUTPUTS as usize);
     Bench {
         name: format!("n={samples} t={LAYER_POSITIONS} o={LAYER_OUTPUTS} f32"),
-        kernel: SumSq { overwrite: true, ..plain(lanes, false) },
+        kernel: SumSq { overwrite: true, octets, ..plain(lanes, false) },
         params: whole(shape, Numbers::OVERWRITE),
         buffers: vec![
             (DType::F32.into(), u64::from(samples) * u64::from(LAYER_POSITIONS * LAYER_OUTPUTS), Fill::Noise),
@@ -362,7 +394,7 @@ fn layer(caps: &Caps, samples: u32) -> Bench<SumSq> {
 }
 
 fn plain(lanes: u32, channels_first: bool) -> SumSq {
-    SumSq { mode: Mode::Squares, lanes, grad_output: DType::F32, channels_first, overwrite: false }
+    SumSq { mode: Mode::Squares, lanes, grad_output: DType::F32, channels_first, overwrite: false, octets: 0 }
 }
 
 fn whole((samples, fold, positions, outputs): Shape, numbers: Numbers) -> SumSqParams {

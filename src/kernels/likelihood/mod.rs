@@ -48,8 +48,8 @@ const PHILOX: &str = shader!("lib/philox.wgsl");
 /// Reading logits and ordering them.
 const LOGITS: &str = shader!("lib/logits.wgsl");
 
-/// Invocations of a workgroup, which handles one row: few, since most rows are short.
-const LANES: u32 = 64;
+/// Invocations of a workgroup, which handles one row unless each has its own: few, since most rows are short.
+pub(crate) const LANES: u32 = 64;
 
 /// The elements of a shape, which shaders count in u32.
 fn len(op: &str, shape: [u32; 3]) -> Result<u64> {

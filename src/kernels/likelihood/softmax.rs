@@ -4,11 +4,11 @@ use rayon::prelude::*;
 
 use super::{FAULTS, Faults, LANES, LOGITS, Rows, largest, len};
 use crate::error::{Error, Result};
-use crate::gpu::Caps;
+use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::{
-    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise, vectorised,
+    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for, noise, vectorised,
 };
-use crate::kernels::{DTYPE, shader};
+use crate::kernels::{BENCHED, DTYPE, RUN, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -44,6 +44,29 @@ pub struct Softmax {
     pub labels: Labels,
     /// Whether gradients are divided by their norm.
     pub unit: bool,
+    /// Invocations of a row: 64, or 1.
+    pub lanes: u32,
+}
+
+impl Softmax {
+    /// The same, suited to a device and a step: one invocation has a row where a barrier costs more than it saves, but for few rows and
+    /// those so long that they meet [`Caps::max_iterations`].
+    #[must_use]
+    pub fn for_device(self, caps: &Caps, params: &SoftmaxParams) -> Self {
+        let software = caps.class == DeviceClass::Software && !caps.is_host;
+        let rows = u64::from(params.rounds) * u64::from(params.samples);
+        let alone = Self { lanes: 1, ..self };
+        if software && rows >= 16 && alone.loops(params) < caps.max_iterations { alone } else { self }
+    }
+
+    /// Iterations of an invocation: three passes over its share of a row, which may begin and end within an octet; and two trees.
+    fn loops(&self, params: &SoftmaxParams) -> u64 {
+        let classes = u64::from(params.classes);
+        match self.lanes {
+            1 => 3 * (classes / 8 + 3),
+            lanes => 3 * (classes.div_ceil(lanes.into()) + 2) + 2 * u64::from(lanes.max(1).ilog2() + 1),
+        }
+    }
 }
 
 /// Which labels a step goes through.
@@ -100,7 +123,7 @@ impl Kernel for Softmax {
     type Args = SoftmaxArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("likelihood/softmax.wgsl"), DTYPE, LOGITS]
+        vec![shader!("likelihood/softmax.wgsl"), DTYPE, LOGITS, RUN]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
@@ -110,6 +133,7 @@ impl Kernel for Softmax {
         };
         vec![
             ("WORKGROUP", LANES.into()),
+            ("LANES", self.lanes.into()),
             ("LOGITS", self.logits.code().into()),
             ("EACH", each.into()),
             ("MASKED", masked.into()),
@@ -144,7 +168,14 @@ impl Kernel for Softmax {
         args.weight.expect(Self::NAME, "weight", rows, Some(Element::F32))?;
         args.norm_sq.expect(Self::NAME, "norm_sq", rows, Some(Element::F32))?;
         args.fault.expect(Self::NAME, "fault", FAULTS, Some(Element::U32))?;
-        groups_of(Self::NAME, rows, caps)
+        if ![1, LANES].contains(&self.lanes) {
+            return Err(Error::argument(Self::NAME, format!("{} lanes, expected 1 or {LANES}", self.lanes)));
+        }
+        groups_for(Self::NAME, rows, (LANES / self.lanes).into(), caps)
+    }
+
+    fn iterations(&self, params: &SoftmaxParams, _: &SoftmaxArgs) -> u64 {
+        self.loops(params)
     }
 
     fn host(&self, params: &SoftmaxParams, args: SoftmaxSlices<'_>) {
@@ -301,45 +332,57 @@ impl Checked for Softmax {
     fn cases() -> Vec<Case<Self>> {
         let mut cases = Vec::new();
         let each = Labels::Each { masked: false };
-        for logits in DType::ALL {
-            for (labels, unit) in [(Labels::Given, false), (Labels::Given, true), (each, false)] {
-                let kernel = Self { logits, labels, unit };
-                for (samples, classes) in [(0, 3), (1, 1), (3, 2), (2, 63), (5, 64), (4, 65), (2, 1000)] {
-                    let rounds = if labels == Labels::Given { 2 } else { classes.min(3) };
-                    cases.push(case(kernel, (rounds, samples, classes), 3.0));
+        for lanes in [LANES, 1] {
+            for logits in DType::ALL {
+                for (labels, unit) in [(Labels::Given, false), (Labels::Given, true), (each, false)] {
+                    let kernel = Self { logits, labels, unit, lanes };
+                    for (samples, classes) in [(0, 3), (1, 1), (3, 2), (2, 63), (5, 64), (4, 65), (2, 1000)] {
+                        let rounds = if labels == Labels::Given { 2 } else { classes.min(3) };
+                        cases.push(case(kernel, (rounds, samples, classes), 3.0));
+                    }
                 }
             }
-        }
-        let plain = Self { logits: DType::F32, labels: Labels::Given, unit: false };
-        cases.push(case(plain, (1, 66_000, 2), 2.0));
-        cases.push(case(plain, (0, 4, 3), 2.0));
-        cases.push(case(plain, (3, 2, 5003), 6.0));
-        cases.push(case(Self { labels: Labels::Each { masked: true }, ..plain }, (7, 5, 7), 3.0));
-        for kernel in [plain, Self { unit: true, ..plain }, Self { labels: each, ..plain }] {
-            cases.extend([20.0, 60.0, 95.0, 250.0].map(|lead| certain(kernel, lead)));
-            cases.extend(faulty(kernel));
+            let plain = Self { logits: DType::F32, labels: Labels::Given, unit: false, lanes };
+            cases.push(case(plain, (1, 66_000, 2), 2.0));
+            cases.push(case(plain, (0, 4, 3), 2.0));
+            cases.push(case(plain, (3, 2, 5003), 6.0));
+            cases.push(case(Self { labels: Labels::Each { masked: true }, ..plain }, (7, 5, 7), 3.0));
+            for kernel in [plain, Self { unit: true, ..plain }, Self { labels: each, ..plain }] {
+                cases.extend([20.0, 60.0, 95.0, 250.0].map(|lead| certain(kernel, lead)));
+                cases.extend(faulty(kernel));
+            }
         }
         cases
     }
 
     fn bench(elements: u64) -> Bench<Self> {
-        const CLASSES: u32 = 1000;
-        let samples = u32::try_from(elements / u64::from(CLASSES)).unwrap_or(1 << 21).clamp(1, 1 << 21);
-        let rows = u64::from(samples);
-        let elements = rows * u64::from(CLASSES);
-        Bench {
-            name: format!("{samples} samples of {CLASSES} classes, f32"),
-            kernel: Self { logits: DType::F32, labels: Labels::Given, unit: false },
-            params: params((1, samples, CLASSES)),
-            buffers: vec![
-                (DType::F32.into(), elements, Fill::Noise),
-                (Element::U32, rows, Fill::Below(CLASSES)),
-                (DType::F32.into(), elements, Fill::Zero),
-                (DType::F32.into(), rows, Fill::Zero),
-                (DType::F32.into(), rows, Fill::Zero),
-                (Element::U32, FAULTS, Fill::Zero),
-            ],
-        }
+        bench(&Caps::host(), elements)
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        BENCHED.map(|elements| bench(caps, elements)).into()
+    }
+}
+
+fn bench(caps: &Caps, elements: u64) -> Bench<Softmax> {
+    const CLASSES: u32 = 1000;
+    let samples = u32::try_from(elements / u64::from(CLASSES)).unwrap_or(1 << 21).clamp(1, 1 << 21);
+    let rows = u64::from(samples);
+    let elements = rows * u64::from(CLASSES);
+    let kernel = Softmax { logits: DType::F32, labels: Labels::Given, unit: false, lanes: LANES };
+    let params = params((1, samples, CLASSES));
+    Bench {
+        name: format!("{samples} samples of {CLASSES} classes, f32"),
+        kernel: kernel.for_device(caps, &params),
+        params,
+        buffers: vec![
+            (DType::F32.into(), elements, Fill::Noise),
+            (Element::U32, rows, Fill::Below(CLASSES)),
+            (DType::F32.into(), elements, Fill::Zero),
+            (DType::F32.into(), rows, Fill::Zero),
+            (DType::F32.into(), rows, Fill::Zero),
+            (Element::U32, FAULTS, Fill::Zero),
+        ],
     }
 }
 
@@ -467,8 +510,8 @@ struct Wants {
 }
 
 /// Bounds. WGSL promises exp(x) to 3 + 2|x| units in the last place, a quotient to 2.5, a root to 4.5 (as the inverse of an inverse root); the
-/// argument z − top is one rounding of itself. Relative errors add up along each product; sums of at most a 64th of the classes and six
-/// steps of a tree add their depth. Each factor and product may be flushed where it is below the normal numbers.
+/// argument z − top is one rounding of itself. Relative errors add up along each product; sums add their depth: an octet's two fours, a
+/// lane's octets one after the other, the four, and the steps of a tree. Each factor and product may be flushed where it is below the normal numbers.
 fn wanted(kernel: Softmax, z: &[f64], label: usize) -> Wants {
     const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
     let u2 = 2.0 * DType::F32.unit_roundoff();
@@ -493,7 +536,8 @@ fn wanted(kernel: Softmax, z: &[f64], label: usize) -> Wants {
     }
 
     let e = |c: usize| (z[c] - others_top).exp();
-    let depth = u2 * (z.len() as f64 / f64::from(LANES) + 7.0);
+    let octets = (z.len() / 8 + 2).div_ceil(kernel.lanes as usize);
+    let depth = u2 * (octets as f64 + 3.0 + f64::from(kernel.lanes.ilog2()));
     let lost = z.len() as f64 * FLUSHED;
     let sum: f64 = all().map(e).sum();
     let sum_error = (all().map(|c| e(c) * exp_error(z[c], others_top)).sum::<f64>() + lost) / sum + depth;
