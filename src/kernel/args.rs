@@ -94,6 +94,12 @@ impl<'a> Slice<'a> {
         cast_slice(self.bytes)
     }
 
+    /// Whether both are the same elements of the same memory.
+    #[must_use]
+    pub(crate) fn is_same(&self, other: Slice<'_>) -> bool {
+        std::ptr::eq(self.bytes, other.bytes) && self.element == other.element
+    }
+
     /// Elements `start..start + len`.
     #[must_use]
     pub fn range(&self, start: usize, len: usize) -> Self {

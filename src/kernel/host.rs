@@ -15,24 +15,27 @@ use crate::shape::DType;
 /// Elements of one block: eight streams of f32 blocks together fit a 32 KiB first-level cache.
 pub const BLOCK: usize = 1024;
 
-/// A scratch block.
-#[derive(Clone, Debug)]
-pub struct Floats(Box<[f32; BLOCK]>);
-
-impl Default for Floats {
-    fn default() -> Self {
-        Self(Box::new([0.0; BLOCK]))
-    }
-}
+/// A scratch block. Its memory is taken when it is needed first: f32 never need it.
+#[derive(Clone, Debug, Default)]
+pub struct Floats(Vec<f32>);
 
 impl Floats {
+    /// The first `len` elements of the block.
+    #[inline(always)]
+    fn block(&mut self, len: usize) -> &mut [f32] {
+        if self.0.is_empty() {
+            self.0.resize(BLOCK, 0.0);
+        }
+        &mut self.0[..len]
+    }
+
     /// The elements of `slice` (at most [`BLOCK`]) as f32: in place if they are, else widened into this block.
     #[inline(always)]
     pub fn load<'a>(&'a mut self, slice: Slice<'a>) -> &'a [f32] {
         if slice.element() == Element::F32 {
             return slice.cast();
         }
-        let out = &mut self.0[..slice.len()];
+        let out = self.block(slice.len());
         widen_into(slice, out);
         out
     }
@@ -43,7 +46,7 @@ impl Floats {
         if slice.element() == Element::F32 {
             return fill(slice.cast());
         }
-        let out = &mut self.0[..slice.len()];
+        let out = self.block(slice.len());
         fill(out);
         narrow_into(out, slice);
     }
@@ -54,7 +57,7 @@ impl Floats {
         if slice.element() == Element::F32 {
             return change(slice.cast());
         }
-        let values = &mut self.0[..slice.len()];
+        let values = self.block(slice.len());
         widen_into(slice.as_slice(), values);
         change(values);
         narrow_into(values, slice);
@@ -135,6 +138,14 @@ pub fn widen(slice: Slice<'_>) -> Vec<f32> {
     out
 }
 
+/// Elements of one task of `len`, in whole blocks: several tasks a thread where that leaves each a few microseconds of work (chunks
+/// that are streamed are only some dozens of blocks long), and no more than 64 blocks.
+#[must_use]
+pub(crate) fn task_len(len: usize) -> usize {
+    let tasks = 4 * rayon::current_num_threads();
+    BLOCK * len.div_ceil(BLOCK * tasks).clamp(4, 64)
+}
+
 /// Shares blocks of one output out to the cores: `each(start, block)` for consecutive blocks of at most [`BLOCK`] elements,
 /// compiled for the widest vectors that this processor has.
 ///
@@ -143,14 +154,14 @@ pub fn for_blocks<S: Default + Send>(
     out: SliceMut<'_>,
     each: impl Fn(&mut S, usize, SliceMut<'_>) + Send + Sync,
 ) {
-    const TASK: usize = 64;
-    let tasks: Vec<SliceMut<'_>> = out.chunks(BLOCK * TASK);
+    let task_len = task_len(out.len());
+    let tasks: Vec<SliceMut<'_>> = out.chunks(task_len);
     tasks.into_par_iter().enumerate().for_each_init(S::default, |scratch, (task, part)| {
         vectorised(
             #[inline(always)]
             || {
                 for (block, piece) in part.chunks(BLOCK).into_iter().enumerate() {
-                    each(scratch, (task * TASK + block) * BLOCK, piece);
+                    each(scratch, task * task_len + block * BLOCK, piece);
                 }
             },
         );

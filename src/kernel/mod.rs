@@ -17,8 +17,8 @@ mod params;
 pub use args::{Access, Args, Binding, Slice, SliceMut, Slot};
 pub use case::{Bench, Case, CaseBuffer, Checked, Fill, Visitor, Want, noise};
 pub use grid::{groups_for, groups_of};
-pub(crate) use host::vectorised;
 pub use host::{BLOCK, Floats, for_blocks, narrow, narrow_into, widen, widen_into};
+pub(crate) use host::{task_len, vectorised};
 pub use params::{Field, Params};
 
 use crate::error::Result;

@@ -1,7 +1,7 @@
 //! Fisher merging and plain averaging.
 
 use super::host::{self, Block};
-use super::plain::{self, PlainFactor};
+use super::plain::{self, BlockStep, PlainFactor};
 use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, code, state_words};
 use crate::error::Result;
 use crate::gpu::Caps;
@@ -215,19 +215,14 @@ impl Fisher {
         reference: Slice<'_>,
         scratch: &mut host::Scratch,
         counts: &mut host::Words,
-        block: Block<'_>,
+        mut block: Block<'_>,
     ) {
-        let block = match models {
-            [a, b] if self.first && self.last => {
-                match self.plain_block([*a, *b], reference, scratch, counts, block) {
-                    Some(block) => block,
-                    None => return,
-                }
-            }
-            _ => block,
-        };
+        if self.plain_block(models, reference, scratch, counts, &mut block) {
+            return;
+        }
         let Block { start, len, state, merged } = block;
-        let host::Scratch { tallies, weights, theta, fisher, origin, merged: out, .. } = scratch;
+        let host::Scratch { general, theta, fisher, origin, base_fisher: out, .. } = scratch;
+        let host::General { tallies, weights, .. } = &mut **general.get_or_insert_default();
         let origin = origin.load(reference.range(start, len));
         let mut state = state.map(|state| state.cast::<u32>());
         match &state {
@@ -252,49 +247,52 @@ impl Fisher {
             tallies.save(&mut state[..4 * len]);
         }
     }
-}
 
-impl Fisher {
-    /// Two models in one step, the common case, in plain f32. Gives the block back if that cannot be.
+    /// The block in plain f32, if that can be.
     #[inline(always)]
-    fn plain_block<'a>(
+    fn plain_block(
         &self,
-        models: [HostModel<'_>; 2],
+        models: &[HostModel<'_>],
         reference: Slice<'_>,
         scratch: &mut host::Scratch,
         counts: &mut host::Words,
-        mut block: Block<'a>,
-    ) -> Option<Block<'a>> {
-        let Block { start, len, .. } = block;
-        let [a, b] = models;
-        let host::Scratch { theta, fisher, origin, merged: out, second, shift, .. } = scratch;
-        let fishers = [load_fisher(fisher, a.1, start, len), load_fisher(&mut second.1, b.1, start, len)];
-        let thetas = [theta.load(a.0.range(start, len)), second.0.load(b.0.range(start, len))];
-        let origin = origin.load(reference.range(start, len));
-        let limit = host::too_large(self.merged);
-        let merged = plain::merge_block(
-            shift,
+        block: &mut Block<'_>,
+    ) -> bool {
+        let Block { start, len, .. } = *block;
+        let host::Scratch { theta, fisher, origin, second, plain: scratch, .. } = scratch;
+        let a = models[0];
+        let [theta_a, reference] = [a.0, reference].map(|slice| slice.range(start, len));
+        let theta = theta.load(theta_a);
+        let origin = host::load_origin(origin, reference, theta_a, theta);
+        let fisher = load_fisher(fisher, a.1, start, len);
+        let b = models
+            .get(1)
+            .map(|&b| (b, second.0.load(b.0.range(start, len)), load_fisher(&mut second.1, b.1, start, len)));
+        let step =
+            BlockStep { first: self.first, origin, exponent: a.2.factor.exponent, merged: self.merged };
+        step.merge(
+            scratch,
             counts,
+            block,
             #[inline(always)]
-            |shift| {
-                let model = |m: usize| {
-                    let (_, with_fisher, model) = models[m];
+            |step| {
+                let model = |((_, f, model), theta, fisher): (HostModel<'_>, _, _)| {
                     Some(plain::Model {
-                        theta: thetas[m],
-                        fisher: fishers[m],
-                        factor: PlainFactor::new(model.factor, shift.checked_sub(a.2.factor.exponent)?)?,
+                        theta,
+                        fisher,
+                        factor: PlainFactor::new(model.factor, step.shift)?,
                         share: model.share,
                         least: model.floor,
-                        counted: with_fisher.is_some(),
+                        counted: f.is_some(),
                     })
                 };
-                let (a, b, merged) = (model(0)?, model(1)?, block.merged.as_mut()?);
-                let mut seen = None;
-                out.store(merged.reborrow(), |merged| seen = Some(plain::pair(a, b, origin, merged, limit)));
-                seen
+                let b = match b {
+                    Some(b) => Some(model(b)?),
+                    None => None,
+                };
+                Some(plain::fisher(model((a, theta, fisher))?, b, step))
             },
-        );
-        if merged { None } else { Some(block) }
+        )
     }
 }
 

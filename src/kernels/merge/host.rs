@@ -3,12 +3,12 @@
 
 use rayon::prelude::*;
 
-use super::COUNT_WORDS;
-use crate::kernel::{BLOCK, Floats, SliceMut, vectorised};
+use super::{COUNT_WORDS, plain};
+use crate::kernel::{BLOCK, Floats, Slice, SliceMut, task_len, vectorised};
 use crate::shape::DType;
 
 /// The exponent of nothing: below that of every product that can occur.
-const NOTHING: i32 = -100_000;
+pub(super) const NOTHING: i32 = -100_000;
 
 /// Weights of a block: mantissas and exponents.
 pub(super) struct Wides {
@@ -25,21 +25,26 @@ pub(super) struct Tallies {
     pub(super) unfloored: [u32; BLOCK],
 }
 
-/// Scratch of one task.
+/// What weights with exponents of their own take.
+#[derive(Default)]
+pub(super) struct General {
+    pub(super) tallies: Tallies,
+    pub(super) weights: Wides,
+    pub(super) pulls: Wides,
+    pub(super) prior: Wides,
+}
+
+/// Scratch of one task. Memory is taken when it is needed first: most blocks need little of it.
+#[derive(Default)]
 pub(super) struct Scratch {
-    pub(super) tallies: Box<Tallies>,
-    pub(super) weights: Box<Wides>,
-    pub(super) pulls: Box<Wides>,
-    pub(super) prior: Box<Wides>,
+    pub(super) general: Option<Box<General>>,
     pub(super) theta: Floats,
     pub(super) fisher: Floats,
     pub(super) origin: Floats,
     pub(super) base_fisher: Floats,
-    pub(super) merged: Floats,
     /// Weights and Fisher of a second model.
     pub(super) second: (Floats, Floats),
-    /// What brought the weights of the last block into plain f32.
-    pub(super) shift: i32,
+    pub(super) plain: plain::Scratch,
 }
 
 /// Pulls of a method that has none: a zero weight with the least exponent changes no exponent and no pull.
@@ -51,27 +56,14 @@ impl Default for Wides {
     }
 }
 
-impl Default for Scratch {
+impl Default for Tallies {
     fn default() -> Self {
-        let tallies = Tallies {
+        Self {
             mean: [0.0; BLOCK],
             denominator: [0.0; BLOCK],
             largest: [0.0; BLOCK],
             exponent: [NOTHING; BLOCK],
             unfloored: [0; BLOCK],
-        };
-        Self {
-            tallies: Box::new(tallies),
-            weights: Box::default(),
-            pulls: Box::default(),
-            prior: Box::default(),
-            theta: Floats::default(),
-            fisher: Floats::default(),
-            origin: Floats::default(),
-            base_fisher: Floats::default(),
-            merged: Floats::default(),
-            second: Default::default(),
-            shift: 0,
         }
     }
 }
@@ -266,6 +258,17 @@ fn shares(
     }
 }
 
+/// A block of the reference, which in a first step is the first model, widened already.
+#[inline(always)]
+pub(super) fn load_origin<'a>(
+    scratch: &'a mut Floats,
+    reference: Slice<'a>,
+    first: Slice<'_>,
+    theta: &'a [f32],
+) -> &'a [f32] {
+    if reference.is_same(first) { theta } else { scratch.load(reference) }
+}
+
 /// The `counts` words of one task.
 pub(super) type Words = [u32; COUNT_WORDS as usize];
 
@@ -356,15 +359,15 @@ pub(super) fn for_blocks(
     counts: SliceMut<'_>,
     each: impl Fn(&mut Scratch, &mut Words, Block<'_>) + Send + Sync,
 ) {
-    const TASK: usize = 64 * BLOCK;
-    let tasks = len.div_ceil(TASK);
-    let mut states = state.map(|s| s.chunks(4 * TASK).into_iter());
-    let mut outputs = merged.map(|m| m.chunks(TASK).into_iter());
+    let task_len = task_len(len);
+    let tasks = len.div_ceil(task_len);
+    let mut states = state.map(|s| s.chunks(4 * task_len).into_iter());
+    let mut outputs = merged.map(|m| m.chunks(task_len).into_iter());
     let pieces: Vec<_> = (0..tasks)
         .map(|task| {
             let state = states.as_mut().and_then(Iterator::next);
             let merged = outputs.as_mut().and_then(Iterator::next);
-            Block { start: task * TASK, len: TASK.min(len - task * TASK), state, merged }
+            Block { start: task * task_len, len: task_len.min(len - task * task_len), state, merged }
         })
         .collect();
     let sum = pieces

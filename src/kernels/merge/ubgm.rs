@@ -1,7 +1,7 @@
 //! Uncertainty-based gradient matching.
 
 use super::host::{self, Block};
-use super::plain::{self, PlainFactor};
+use super::plain::{self, BlockStep, PlainFactor};
 use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, state_words};
 use crate::error::Result;
 use crate::gpu::Caps;
@@ -183,16 +183,11 @@ impl Ubgm {
         inputs: [Slice<'_>; 4],
         scratch: &mut host::Scratch,
         counts: &mut host::Words,
-        block: Block<'_>,
+        mut block: Block<'_>,
     ) {
-        let block = if self.first && self.last {
-            match self.plain_block(params, inputs, scratch, counts, block) {
-                Some(block) => block,
-                None => return,
-            }
-        } else {
-            block
-        };
+        if self.plain_block(params, inputs, scratch, counts, &mut block) {
+            return;
+        }
         let Block { start, len, state, merged } = block;
         let [theta, fisher, base, base_fisher] = inputs.map(|input| input.range(start, len));
         let (lambda, scale, base_scale, delta) = params.factors();
@@ -200,7 +195,7 @@ impl Ubgm {
         let fisher = scratch.fisher.load(fisher);
         let origin = scratch.origin.load(base);
         let base_fisher = scratch.base_fisher.load(base_fisher);
-        let (tallies, prior) = (&mut scratch.tallies, &mut scratch.prior);
+        let host::General { tallies, weights, pulls, prior } = &mut **scratch.general.get_or_insert_default();
         host::count_model(counts, 0, start, theta, Some(fisher), params.floor);
         if self.first {
             host::count_model(counts, 1, start, origin, Some(base_fisher), 0);
@@ -214,14 +209,14 @@ impl Ubgm {
             Some(state) if !self.first => tallies.load(&state[..4 * len]),
             _ => tallies.start_from(prior),
         }
-        scratch.pulls.load(fisher, params.floor, scale);
-        scratch.weights.scaled(&scratch.pulls, lambda);
-        scratch.pulls.scaled(prior, lambda);
+        pulls.load(fisher, params.floor, scale);
+        weights.scaled(pulls, lambda);
+        pulls.scaled(prior, lambda);
         tallies.floors(fisher, params.floor);
-        tallies.add(&scratch.weights, Some(&scratch.pulls), theta, origin, 0.0);
+        tallies.add(weights, Some(pulls), theta, origin, 0.0);
         if let Some(merged) = merged {
             host::count_outcome(counts, tallies, len);
-            scratch.merged.store(merged, |merged| {
+            scratch.second.0.store(merged, |merged| {
                 tallies.finish(origin, merged);
                 host::count_unrepresentable(counts, start, merged, self.merged);
             });
@@ -229,57 +224,52 @@ impl Ubgm {
             tallies.save(&mut state[..4 * len]);
         }
     }
-}
 
-impl Ubgm {
-    /// One model in plain f32. Gives the block back if that cannot be.
+    /// The block in plain f32, if that can be.
     #[inline(always)]
-    fn plain_block<'a>(
+    fn plain_block(
         &self,
         params: &UbgmParams,
         inputs: [Slice<'_>; 4],
         scratch: &mut host::Scratch,
         counts: &mut host::Words,
-        mut block: Block<'a>,
-    ) -> Option<Block<'a>> {
+        block: &mut Block<'_>,
+    ) -> bool {
         let [theta, fisher, base, base_fisher] = inputs.map(|input| input.range(block.start, block.len));
         let (lambda, scale, base_scale, delta) = params.factors();
         let theta = scratch.theta.load(theta);
         let fisher = scratch.fisher.load(fisher);
-        let base = scratch.origin.load(base);
+        let origin = scratch.origin.load(base);
         let base_fisher = scratch.base_fisher.load(base_fisher);
-        let (shift, out) = (&mut scratch.shift, &mut scratch.merged);
-        let limit = host::too_large(self.merged);
         // Products of weights and λ stay inside of f32's range then.
-        let lambda = Some(lambda).filter(|lambda| lambda.exponent.abs() <= 50);
-        let merged = plain::merge_block(
-            shift,
+        let Some(lambda) = (lambda.exponent.abs() <= 50).then(|| PlainFactor::new(lambda, 0)).flatten()
+        else {
+            return false;
+        };
+        let step = BlockStep { first: self.first, origin, exponent: scale.exponent, merged: self.merged };
+        step.merge(
+            &mut scratch.plain,
             counts,
+            block,
             #[inline(always)]
-            |shift| {
-                let shift = shift.checked_sub(scale.exponent)?;
+            |step| {
                 let delta = match delta {
-                    Some(delta) => Some(PlainFactor::new(delta, shift)?),
+                    Some(delta) => Some(PlainFactor::new(delta, step.shift)?),
                     None => None,
                 };
                 let model = plain::OneModel {
                     theta,
                     fisher,
-                    factor: PlainFactor::new(scale, shift)?,
+                    factor: PlainFactor::new(scale, step.shift)?,
                     least: params.floor,
-                    lambda: PlainFactor::new(lambda?, 0)?,
-                    base,
+                    lambda,
                     base_fisher,
-                    base_factor: PlainFactor::new(base_scale, shift)?,
+                    base_factor: PlainFactor::new(base_scale, step.shift)?,
                     delta,
                 };
-                let mut seen = None;
-                let merged = block.merged.as_mut()?.reborrow();
-                out.store(merged, |merged| seen = Some(plain::one(model, merged, limit)));
-                seen
+                Some(plain::ubgm(model, step))
             },
-        );
-        if merged { None } else { Some(block) }
+        )
     }
 }
 
