@@ -1,7 +1,8 @@
 //! A whole merge, from files to a synced file, against what moving the same bytes costs: `cargo bench --bench merge`.
 //!
 //! Two bf16 models with f32 Fishers. Beside it, in the same run: copying the inputs and writing as much as the output (a merge can't be
-//! faster than that on the same files), and the copy bandwidth of the backend's memory. `SQUISHER_BENCH_ADAPTER=NAME` merges on that adapter
+//! faster than that on the same files), and the copy bandwidth of the backend's memory. Then the same merge of 1, 4 and 16 times the parameters:
+//! the time of a parameter and the most memory that the process held must not grow. `SQUISHER_BENCH_ADAPTER=NAME` merges on that adapter
 //! instead of the host, `SQUISHER_BENCH_ELEMENTS` sets the parameters of a model (8 Mi by default: 96 MB in, 16 MB out).
 
 use std::fs::{self, File};
@@ -44,7 +45,39 @@ fn main() -> Result<()> {
     group.finish();
     copy(&mut criterion, &Job::copy(&backend, 4 * elements as u64)?);
     criterion.final_summary();
+    [1, 4, 16].into_iter().try_for_each(|times| growth(&backend, times, times * elements))
+}
+
+/// Merges models of `elements` parameters a few times, and prints what a parameter costs and the memory it took.
+fn growth(backend: &Backend, times: usize, elements: usize) -> Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let options = options(folder.path(), elements);
+    let output = folder.path().join("merged.safetensors");
+    let mut seconds = Vec::new();
+    forget_peak();
+    for _ in 0..5 {
+        seconds.push(merge(&options, &output, backend, &(), &Interrupt::default())?.seconds);
+    }
+    seconds.sort_by(f64::total_cmp);
+    let (seconds, peak) =
+        (seconds[2], peak().map_or("unknown".to_owned(), |kib| format!("{} MiB", kib >> 10)));
+    println!(
+        "{times:2} x: {elements} parameters in {seconds:.3} s, {:.3} ns a parameter, most memory resident {peak}",
+        1e9 * seconds / elements as f64
+    );
     Ok(())
+}
+
+/// From here on the most memory resident counts anew, where the system can do that.
+fn forget_peak() {
+    let _not_on_this_system = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The most memory resident in KiB, where the system says so.
+fn peak() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn backend() -> Result<Backend> {

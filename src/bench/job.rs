@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::clock::DeviceClock;
 use super::fill::filled;
+use super::models;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceClass, Gpu};
@@ -123,6 +124,21 @@ impl Job {
             name: "record.top_k".into(),
             shape: format!("{elements} f32, the largest 0.5 %"),
             cost: Cost { bytes: 4 * elements + 8 * kept, flops: 0 },
+            backend: backend.clone(),
+            work: Work::Steps(recording),
+        })
+    }
+
+    /// `models` models with their Fishers, of `elements` parameters each, merged in chunks. The fewest bytes: each input once, and the result.
+    ///
+    /// # Errors
+    /// What the kernel or the backend refuses.
+    pub fn models(backend: &Backend, models: usize, elements: u64) -> Result<Self> {
+        let (recording, cost) = models::recording(backend, models, elements)?;
+        Ok(Self {
+            name: "merge.models".into(),
+            shape: format!("{models} models, {elements} f32 in chunks"),
+            cost,
             backend: backend.clone(),
             work: Work::Steps(recording),
         })

@@ -18,6 +18,7 @@ mod ceilings;
 mod clock;
 mod fill;
 mod job;
+mod models;
 mod record;
 mod walk;
 

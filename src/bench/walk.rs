@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Ceilings;
 use super::job::{Job, RUNS, first_run};
+use super::models;
 use super::record::{Record, Row, Skipped};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -47,8 +48,10 @@ impl Default for Options {
 pub fn run(backend: &Backend, options: &Options, interrupt: &Interrupt) -> Result<Record> {
     let mut wanted = Wanted { only: options.only.as_deref(), kernels: 0 };
     kernels::visit_all(&mut wanted);
-    let with_top_k = options.only.as_ref().is_none_or(|only| TOP_K.contains(only.as_str()));
-    wanted.kernels += u32::from(with_top_k);
+    let is_operation_wanted =
+        |name: &str| options.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    let (with_models, with_top_k) = (is_operation_wanted(MODELS), is_operation_wanted(TOP_K));
+    wanted.kernels += u32::from(with_top_k) + if with_models { models::MODELS.len() as u32 } else { 0 };
     if wanted.kernels == 0 {
         let only = options.only.as_deref().unwrap_or_default();
         let problem = format!("no kernel has \"{only}\" in its name; `squisher verify` lists them");
@@ -68,6 +71,9 @@ pub fn run(backend: &Backend, options: &Options, interrupt: &Interrupt) -> Resul
     kernels::visit_all(&mut walk);
     if let Some(problem) = walk.problem {
         return Err(problem);
+    }
+    if with_models {
+        models::MODELS.into_iter().try_for_each(|models| walk.models_steps(models))?;
     }
     if with_top_k {
         walk.top_k_steps()?;
@@ -92,6 +98,9 @@ pub fn steps<K: Checked>(caps: &Caps, sizes: &[u64]) -> Vec<Bench<K>> {
 
 /// The name of the selection, by the module that records it.
 const TOP_K: &str = "record.top_k";
+
+/// The name of merges in several steps.
+const MODELS: &str = "merge.models";
 
 fn is_wanted<K: Kernel>(only: Option<&str>) -> bool {
     // The ceilings come first, by themselves.
@@ -167,6 +176,17 @@ impl Walk<'_> {
             (Backend::Gpu(gpu), Some(step)) => first_run(gpu, step).map(Some),
             _ => Ok(None),
         }
+    }
+
+    /// A merge of more models than one step takes.
+    fn models_steps(&mut self, models: usize) -> Result<()> {
+        let backend = self.backend;
+        let steps = self.options.sizes.iter().map(|&elements| Step {
+            shape: format!("{models} models, {elements} f32 in chunks"),
+            bytes: models::width(models) * elements,
+            make: Box::new(move || Job::models(backend, models, elements)),
+        });
+        self.measure(MODELS, steps.collect(), false, None)
     }
 
     /// The exact selection, which is made of several kernels.
@@ -286,6 +306,10 @@ mod tests {
         let only = Options { only: Some("top_k".into()), ..options() };
         let record = run(&Backend::Host, &only, &Interrupt::default()).expect("the host is there");
         assert_eq!((record.rows[0].kernel.as_str(), record.rows[0].bytes), (TOP_K, 4096 + 8 * 5));
+        let only = Options { only: Some("merge.models".into()), memory_bytes: 1 << 20, ..options() };
+        let record = run(&Backend::Host, &only, &Interrupt::default()).expect("the host is there");
+        let first: Vec<_> = record.rows.iter().filter(|row| row.shape.contains(" 1024 ")).collect();
+        assert_eq!(first.iter().map(|row| row.bytes).collect::<Vec<_>>(), [28 << 10, 36 << 10, 68 << 10]);
     }
 
     #[test]
