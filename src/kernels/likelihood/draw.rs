@@ -6,7 +6,9 @@ use super::philox::philox;
 use super::{Faults, LANES, LOGITS, PHILOX, Rows, halves, joined, largest, len};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise};
+use crate::kernel::{
+    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise, vectorised,
+};
 use crate::kernels::{DTYPE, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -125,8 +127,11 @@ impl Kernel for Draw {
         let labels: Option<&[u32]> = self.masked.then(|| args.labels.cast());
         let skipped = |n: usize| labels.is_some_and(|labels| labels[n] == params.ignored);
         let first_sample = joined(params.first_sample_low, params.first_sample_high);
-        let each = |(scratch, cumulated): &mut (Vec<f32>, Vec<u64>), n: usize| -> Vec<u32> {
-            let found = if skipped(n) { None } else { cumulate(rows.get(n, scratch), cumulated, n, &faults) };
+        let each = |(scratch, weights, cumulated): &mut (Vec<f32>, Vec<u32>, Vec<u64>),
+                    n: usize|
+         -> Vec<u32> {
+            let found = if skipped(n) { None } else { weigh(rows.get(n, scratch), weights, n, &faults) };
+            cumulate(weights, cumulated);
             let counter = halves(first_sample.wrapping_add(n as u64));
             let draw = |r| found.map_or(params.ignored, |()| class_of(cumulated, random(params, counter, r)));
             (0..params.draws).map(draw).collect()
@@ -158,9 +163,13 @@ fn class_of(cumulated: &[u64], random: u64) -> u32 {
     u32::try_from(class).expect("classes are a u32")
 }
 
-/// exp(z − max z) in units of 2⁻³¹, cumulated over the classes; nothing, and a fault, where there is no such thing.
-fn cumulate(logits: &[f32], cumulated: &mut Vec<u64>, sample: usize, faults: &Faults) -> Option<()> {
-    let (top, nan) = largest(logits);
+/// exp(z − max z) in units of 2⁻³¹; nothing, and a fault, where there is no such thing.
+fn weigh(logits: &[f32], weights: &mut Vec<u32>, sample: usize, faults: &Faults) -> Option<()> {
+    weights.clear();
+    let (top, nan) = vectorised(
+        #[inline(always)]
+        || largest(logits),
+    );
     if nan || top.is_infinite() {
         faults.note(0, sample);
         return None;
@@ -170,49 +179,70 @@ fn cumulate(logits: &[f32], cumulated: &mut Vec<u64>, sample: usize, faults: &Fa
         return None;
     }
     let top = fixed(top);
+    weights.resize(logits.len(), 0);
+    vectorised(
+        #[inline(always)]
+        || {
+            for (weight, &z) in weights.iter_mut().zip(logits) {
+                *weight = weight_of(z, top);
+            }
+        },
+    );
+    Some(())
+}
+
+/// The sum of the weights up to each class.
+fn cumulate(weights: &[u32], cumulated: &mut Vec<u64>) {
     let mut sum = 0;
     cumulated.clear();
-    cumulated.extend(logits.iter().map(|&z| {
-        sum += u64::from(weight_of(z, top));
+    cumulated.extend(weights.iter().map(|&weight| {
+        sum += u64::from(weight);
         sum
     }));
-    Some(())
 }
 
 /// The largest logit may be this far from zero, so that those which round to −2¹⁵ are out of the question.
 const FARTHEST: f32 = 16_384.0;
 
-/// In units of 2⁻¹⁶, rounded to nearest (halves away from zero); −2³¹ for all from −2¹⁵ down.
-fn fixed(z: f32) -> i64 {
-    // Exact in f64, so is the half, and the cast cuts off what is behind the point.
-    let units = (f64::from(z) * 65_536.0).max(-2_147_483_648.0);
-    #[expect(clippy::cast_possible_truncation, reason = "cutting off is meant")]
-    let units = (units + 0.5_f64.copysign(units)) as i64;
+/// In units of 2⁻¹⁶, rounded to nearest (halves away from zero); −2³¹ for all from −2¹⁵ down. No more than 2¹⁴ may be rounded.
+#[inline(always)]
+fn fixed(z: f32) -> i32 {
+    const LEAST: f32 = -2_147_483_648.0;
+    // A power of two, a whole part, what is left of it: all exact.
+    let units = 65_536.0 * z;
+    let units = if units > LEAST { units } else { LEAST };
+    let whole = units.trunc();
+    let away = if (units - whole).abs() >= 0.5 { 1.0_f32.copysign(units) } else { 0.0 };
+    #[expect(clippy::cast_possible_truncation, reason = "whole, and between −2³¹ and 2³⁰")]
+    let units = (whole + away) as i32;
     units
 }
 
-fn weight_of(z: f32, top: i64) -> u32 {
+/// 32-bit words throughout, and no branch: it vectorises. The largest logit is within ±2¹⁴, so that a class that cannot be lies 2¹⁴ below it
+/// at least, where weights are 0.
+#[inline(always)]
+fn weight_of(z: f32, top: i32) -> u32 {
     const LOG2_E: u64 = 1_549_082_005; // in units of 2⁻³⁰
-    if z == f32::NEG_INFINITY {
-        return 0;
-    }
-    let power = (top - fixed(z)).cast_unsigned() * LOG2_E;
-    let (halvings, fraction) = (power >> 46, (power >> 14) & 0xffff_ffff);
-    match halvings {
-        0 => exp2_minus(fraction),
-        1..=31 => ((exp2_minus(fraction) >> (halvings - 1)) + 1) >> 1,
-        _ => 0,
-    }
+    let power = u64::from(top.wrapping_sub(fixed(z)).cast_unsigned()) * LOG2_E;
+    let (halvings, fraction) = (halves(power >> 46).0, halves(power >> 14).0);
+    let whole = exp2_minus(fraction);
+    let halved = ((whole >> (halvings.wrapping_sub(1) & 31)) + 1) >> 1;
+    let some = if halvings == 0 { whole } else { halved };
+    if halvings < 32 { some } else { 0 }
 }
 
 /// 2^−f in units of 2⁻³¹, f in units of 2⁻³²: nine terms of the Taylor series.
-fn exp2_minus(f: u64) -> u32 {
+#[inline(always)]
+fn exp2_minus(f: u32) -> u32 {
     /// ln(2)^j / j! in units of 2⁻³², j = 8 down to 1.
-    const TERMS: [u64; 8] =
+    const TERMS: [u32; 8] =
         [5676, 65_510, 661_577, 5_726_720, 41_309_550, 238_388_332, 1_031_764_991, 2_977_044_472];
-    let inner = TERMS.iter().fold(437, |inner, term| term - ((f * inner) >> 32));
-    let value = (1 << 31) - ((f * inner) >> 33);
-    u32::try_from(value).expect("at most 2^31")
+    let product = |inner: u32| u64::from(f) * u64::from(inner);
+    let mut inner = 437;
+    for term in TERMS {
+        inner = term - halves(product(inner)).1;
+    }
+    (1 << 31) - halves(product(inner) >> 33).0
 }
 
 impl Checked for Draw {
@@ -412,13 +442,17 @@ mod tests {
 
     #[test]
     fn logits_round_to_the_nearest_multiple() {
-        let unit = 1.0 / 65_536.0;
+        let unit = 1.0_f32 / 65_536.0;
         for (z, units) in
             [(0.0, 0), (-0.0, 0), (0.4 * unit, 0), (0.5 * unit, 1), (-0.5 * unit, -1), (1.0, 65_536)]
         {
             assert_eq!(fixed(z), units, "{z}");
         }
         assert_eq!(fixed(16_384.0 - 1.0 / 1024.0), (16_384 << 16) - 64);
-        assert_eq!(fixed(-1e30), i64::from(i32::MIN));
+        assert_eq!(fixed(-1e30), i32::MIN);
+        assert_eq!(fixed(f32::NEG_INFINITY), i32::MIN);
+        // Just below a half, whose sum with a half rounds to one.
+        let below = 0.5_f32.next_down() * unit;
+        assert_eq!((fixed(below), fixed(-below)), (0, 0));
     }
 }

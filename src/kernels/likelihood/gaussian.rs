@@ -6,7 +6,9 @@ use super::philox::philox;
 use super::{FAULTS, Faults, LANES, PHILOX, Rows, halves, joined, len};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise};
+use crate::kernel::{
+    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise, vectorised,
+};
 use crate::kernels::{DTYPE, ELEMENT, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -178,10 +180,16 @@ impl Kernel for Gaussian {
             let bad = match self.targets {
                 Targets::Given => {
                     let (z, y) = (output.get(sample, &mut scratch.0), goal.get(sample, &mut scratch.1));
-                    subtract(z, y, gradient)
+                    vectorised(
+                        #[inline(always)]
+                        || subtract(z, y, gradient),
+                    )
                 }
                 Targets::Drawn => {
-                    draw(params, sample, round, gradient);
+                    vectorised(
+                        #[inline(always)]
+                        || draw(params, sample, round, gradient),
+                    );
                     None
                 }
                 Targets::Each => {
@@ -196,7 +204,10 @@ impl Kernel for Gaussian {
                 (*weight, *norm_sq) = (f32::NAN, f32::NAN);
                 return;
             }
-            let length = normalise(gradient, self.unit);
+            let length = vectorised(
+                #[inline(always)]
+                || normalise(gradient, self.unit),
+            );
             *norm_sq = length * length;
             *weight = if self.unit && length == 0.0 { 0.0 } else { params.weight };
         });
@@ -218,13 +229,13 @@ impl Kernel for Gaussian {
 const FARTHEST: f32 = 8.507_059e37; // 2^126
 
 /// z − y; the word of the fault where that is nothing to compute with.
+#[inline(always)]
 fn subtract(z: &[f32], y: &[f32], gradient: &mut [f32]) -> Option<usize> {
     for ((gradient, z), y) in gradient.iter_mut().zip(z).zip(y) {
         *gradient = z - y;
     }
-    let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
-    // NaN is no less than anything.
-    let near = gradient.iter().all(|g| g.abs() <= FARTHEST);
+    let finite = |values: &[f32]| magnitude(values) < f32::INFINITY.to_bits();
+    let near = magnitude(gradient) <= FARTHEST.to_bits();
     match (finite(z), finite(y), near) {
         (true, true, true) => None,
         (true, false, _) => Some(1),
@@ -232,33 +243,72 @@ fn subtract(z: &[f32], y: &[f32], gradient: &mut [f32]) -> Option<usize> {
     }
 }
 
+/// The bits of the largest magnitude; those of NaN and infinity lie above all others.
+#[inline(always)]
+fn magnitude(values: &[f32]) -> u32 {
+    let mut top = 0;
+    for value in values {
+        top = top.max(value.to_bits() & 0x7fff_ffff);
+    }
+    top
+}
+
+#[inline(always)]
 fn draw(params: &GaussianParams, sample: usize, round: u32, noise: &mut [f32]) {
     let first = joined(params.first_sample_low, params.first_sample_high);
     let (low, high) = halves(first.wrapping_add(sample as u64));
-    for (block, pair) in (0..).zip(noise.chunks_mut(2)) {
-        let [a, b, c, d] = philox([low, high, round, block], [params.seed_low, params.seed_high]);
-        for (noise, coins) in pair.iter_mut().zip([joined(a, b), joined(c, d)]) {
-            *noise = 0.25 * (coins.count_ones() as f32 - 32.0);
-        }
+    let key = [params.seed_low, params.seed_high];
+    let (pairs, rest) = noise.as_chunks_mut::<2>();
+    let blocks = u32::try_from(pairs.len()).expect("outputs are a u32");
+    for (block, noise) in (0..blocks).zip(pairs) {
+        *noise = heads([low, high, round, block], key);
+    }
+    if let [noise] = rest {
+        *noise = heads([low, high, round, blocks], key)[0];
     }
 }
 
+/// Two sums of 64 coins each, as normal deviates.
+#[inline(always)]
+fn heads(counter: [u32; 4], key: [u32; 2]) -> [f32; 2] {
+    let [a, b, c, d] = philox(counter, key);
+    let (first, second) = (a.count_ones() + b.count_ones(), c.count_ones() + d.count_ones());
+    [0.25 * (first as f32 - 32.0), 0.25 * (second as f32 - 32.0)]
+}
+
 /// The norm, in units of the largest element so that no square is lost; with `unit`, the gradient is divided by it.
+#[inline(always)]
 fn normalise(gradient: &mut [f32], unit: bool) -> f32 {
-    let top = gradient.iter().fold(0.0_f32, |top, g| top.max(g.abs()));
+    let top = f32::from_bits(magnitude(gradient));
     if top < f32::MIN_POSITIVE {
         if unit {
             gradient.fill(0.0);
         }
         return 0.0;
     }
-    let sum: f64 = gradient.iter().map(|g| f64::from(g / top).powi(2)).sum();
     #[expect(clippy::cast_possible_truncation, reason = "summed in f64, used in f32")]
-    let norm = sum.sqrt() as f32;
+    let norm = squares(gradient, top).sqrt() as f32;
     if unit {
-        gradient.iter_mut().for_each(|g| *g = *g / top / norm);
+        for g in gradient {
+            *g = *g / top / norm;
+        }
     }
     top * norm
+}
+
+/// Σ (g / top)², in f64, eight at a time.
+#[inline(always)]
+fn squares(gradient: &[f32], top: f32) -> f64 {
+    let mut sums = [0.0; 8];
+    let (blocks, rest) = gradient.as_chunks::<8>();
+    for block in blocks {
+        for i in 0..8 {
+            let ratio = f64::from(block[i] / top);
+            sums[i] += ratio * ratio;
+        }
+    }
+    let rest: f64 = rest.iter().map(|g| f64::from(g / top).powi(2)).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 impl Checked for Gaussian {

@@ -5,6 +5,7 @@ use super::halves;
 /// 128 random bits of a counter and a key.
 ///
 /// Source: Salmon, Moraes, Dror & Shaw, *Parallel Random Numbers: As Easy as 1, 2, 3* (SC 2011), section 3.2.
+#[inline(always)]
 pub(super) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let (even_low, even_high) = halves(u64::from(counter[0]) * 0xD251_1F53);

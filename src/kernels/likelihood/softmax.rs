@@ -202,15 +202,18 @@ impl Kernel for Softmax {
             let logits = rows.get(sample, scratch);
             let found = vectorised(
                 #[inline(always)]
-                || Row::new(logits, label as usize, gradient),
+                || {
+                    let found = Row::new(logits, label as usize, gradient)?;
+                    found.finish(self.unit, gradient);
+                    Ok(found)
+                },
             );
-            let found = found.map_err(|word| faults.note(word, sample));
+            let found = found.map_err(|word: usize| faults.note(word, sample));
             let Ok(found) = found else {
                 gradient.fill(f32::NAN);
                 (*weight, *norm_sq) = (f32::NAN, f32::NAN);
                 return;
             };
-            found.finish(self.unit, gradient);
             let counted = if self.labels == Labels::Given { 1.0 } else { found.own };
             *weight = if self.unit && found.alone() { 0.0 } else { counted * params.weight };
             let length = found.share * found.norm();
@@ -253,7 +256,8 @@ impl Row {
         }
         let Some((before, rest)) = logits.split_at_checked(label) else { return Err(1) };
         let Some((&at_label, behind)) = rest.split_first() else { return Err(1) };
-        let others_top = largest(before).0.max(largest(behind).0);
+        let is_top = at_label >= top;
+        let others_top = if is_top { largest(before).0.max(largest(behind).0) } else { top };
         if others_top == f32::NEG_INFINITY {
             gradient.fill(0.0);
             return Ok(Self { label, top: others_top, others: 0.0, squares: 0.0, share: 0.0, own: 1.0 });
@@ -278,12 +282,15 @@ impl Row {
     }
 
     /// From e to the gradient.
+    #[inline(always)]
     fn finish(&self, unit: bool, gradient: &mut [f32]) {
         if self.alone() {
             return;
         }
         let scale = if unit { 1.0 / self.norm() } else { self.share };
-        gradient.iter_mut().for_each(|e| *e *= scale);
+        for e in &mut *gradient {
+            *e *= scale;
+        }
         gradient[self.label] = -(self.others * scale);
     }
 }
@@ -291,18 +298,27 @@ impl Row {
 /// Σ e and Σ e², in f64, eight at a time.
 #[inline(always)]
 fn sums(values: &[f32]) -> (f32, f32) {
-    let (mut plain, mut squares) = ([0.0_f64; 8], [0.0_f64; 8]);
+    let mut lanes = ([0.0; 8], [0.0; 8]);
     let (blocks, rest) = values.as_chunks::<8>();
-    for block in blocks.iter().map(|block| &block[..]).chain([rest]) {
-        for ((plain, square), &e) in plain.iter_mut().zip(&mut squares).zip(block) {
-            let e = f64::from(e);
-            *plain += e;
-            *square += e * e;
-        }
+    for block in blocks {
+        add(&mut lanes, block);
     }
+    // Zeros change no sum.
+    let mut last = [0.0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    add(&mut lanes, &last);
     #[expect(clippy::cast_possible_truncation, reason = "summed in f64, used in f32")]
     let sum = |lanes: [f64; 8]| lanes.iter().sum::<f64>() as f32;
-    (sum(plain), sum(squares))
+    (sum(lanes.0), sum(lanes.1))
+}
+
+#[inline(always)]
+fn add((plain, squares): &mut ([f64; 8], [f64; 8]), block: &[f32; 8]) {
+    for i in 0..8 {
+        let e = f64::from(block[i]);
+        plain[i] += e;
+        squares[i] += e * e;
+    }
 }
 
 /// exp(x) for x ≤ 0 (of the label alone perhaps above, and then of no use), without a branch so that it vectorises; what is below the
