@@ -193,6 +193,11 @@ fn factors_shifted_by_one_are_seen() {
     // The last positions of a row, and the first of the next sample.
     let (from, to) = ("< vec4<u32>(positions)", "< vec4<u32>(positions + 4u)");
     shader_is_refused::<fisher::Gram>("form: Quads", from, to, "out[");
+    // A column of inputs that did not slide on, and a row that is not the kernel's.
+    let (from, to) = ("x = Window(x.b, x.c, x.d,", "x = Window(x.a, x.c, x.d,");
+    shader_is_refused::<fisher::ConvSq>("form: Window", from, to, "out[");
+    let (from, to) = ("i32((place.h + offset) * params.dilation_h)", "i32(place.h + offset)");
+    shader_is_refused::<fisher::ConvSq>("form: Window", from, to, "out[");
     let (from, to) = ("select(position.grad + 1u, 0u, next_sample)", "position.grad + 1u");
     shader_is_refused::<fisher::ConvSq>("form: Quads, mode: Each", from, to, "out[");
 }

@@ -269,15 +269,17 @@ impl Conv {
         let groups = self.groups.max(1);
         let (rows, columns) =
             (self.outputs / groups, u64::from(self.inputs / groups).saturating_mul(product(self.kernel)));
+        let positions = u64::from(squares.fold.min(self.samples)).saturating_mul(product(self.output));
+        let steps = [self.stride[2], self.dilation[2]];
         let kernel = ConvSq {
             form: Form::of(recording.caps(), groups.into(), rows.into(), columns)
-                .for_positions(&[product(self.output)]),
+                .for_positions(&[product(self.output)])
+                .for_window(recording.caps(), steps, self.output[2], positions),
             mode: squares.mode,
             input: buffers.input.float("fisher.conv", "input")?,
             grad_output: buffers.grad_output.float("fisher.conv", "grad_output")?,
             overwrite: false,
         };
-        let positions = u64::from(squares.fold.min(self.samples)).saturating_mul(product(self.output));
         let work = Work {
             squares: self.samples.div_ceil(squares.fold.max(1)),
             flops: positions.saturating_mul(2).saturating_mul(columns),

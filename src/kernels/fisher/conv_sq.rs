@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Mode;
 use super::cases::{self, Numbers};
-use super::product::{Factors, Form, Scratch, Store, products, sum_of_runs};
+use super::product::{Factors, Form, Scratch, Store, products, sum_of_runs, windows};
 use super::registers::Left;
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
@@ -184,6 +184,12 @@ impl ConvSqParams {
         (count.checked_div(rows).unwrap_or(0), rows, columns)
     }
 
+    /// Windows of an output channel's weight, for [`Form::Window`].
+    fn windows(&self) -> u64 {
+        let channels = u64::from(self.channels) / u64::from(self.groups).max(1);
+        channels * u64::from(self.kernel_d) * windows(self.kernel_h, self.kernel_w)
+    }
+
     /// What has no meaning, or would leave u32 in the shader.
     fn check(&self) -> Result<()> {
         let op = ConvSq::NAME;
@@ -266,10 +272,19 @@ impl Kernel for ConvSq {
         super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, columns])?;
         let positions = [p.grad_d, p.grad_h, p.grad_w].map(u64::from).iter().product();
         self.form.check_positions(Self::NAME, &[positions])?;
+        self.form.check_window(Self::NAME, Some([p.stride_w, p.dilation_w]))?;
+        let columns = if self.form == Form::Window { p.windows() } else { columns };
         self.form.grid(Self::NAME, self.mode.results(p.count.into()) * blocks, rows, columns, caps)
     }
 
     fn iterations(&self, p: &ConvSqParams, _: &ConvSqArgs) -> u64 {
+        if self.form == Form::Window {
+            // Three loops, of which each counts one more than it turns.
+            let [lines, width] = [u64::from(p.grad_d) * u64::from(p.grad_h), p.grad_w.into()];
+            let of_sample = lines.saturating_mul(width + 2).saturating_add(2);
+            let of_square = of_sample.saturating_mul(p.fold.min(p.samples).into()).saturating_add(2);
+            return self.mode.squares_of_one(p.count).saturating_mul(of_square).saturating_add(1);
+        }
         let positions =
             [p.grad_d, p.grad_h, p.grad_w].map(u64::from).into_iter().fold(1, u64::saturating_mul);
         let positions = positions.saturating_mul(p.fold.min(p.samples).into());
@@ -877,9 +892,12 @@ impl Checked for ConvSq {
     fn cases() -> Vec<Case<Self>> {
         let mut out = Vec::new();
         let shapes = shapes();
-        for form in cases::FORMS {
+        for form in cases::FORMS.into_iter().chain([Form::Window]) {
             let kernel = plain(form);
-            out.extend(shapes.iter().map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)));
+            let fits = |shape: &&Shape| form != Form::Window || shape.stride[2] == shape.dilation[2];
+            out.extend(
+                shapes.iter().filter(fits).map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)),
+            );
             let (grouped, depthwise) = (shapes[14], shapes[16]);
             for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
                 out.extend([grouped, depthwise].map(|shape| case(kernel, shape, numbers, None)));
@@ -919,6 +937,7 @@ impl Checked for ConvSq {
             }
         }
         out.extend(in_fours());
+        out.extend(in_windows());
         out
     }
 
@@ -934,7 +953,22 @@ impl Checked for ConvSq {
     }
 }
 
-/// A 3 x 3 convolution that keeps channels and size; depthwise with as many groups as channels.
+/// Kernels around a window's four offsets, and rows around its slide.
+fn in_windows() -> Vec<Case<ConvSq>> {
+    let deep = Shape::new((2, [3, 9, 8]), (4, 2, 1, 1, 1), 2);
+    let shapes = [
+        Shape::new((6, [9, 11]), (6, 5, 1, 2, 1), 6),
+        Shape::new((4, [12, 10]), (8, 7, 1, 3, 1), 4),
+        Shape::new((3, [6, 20]), (3, 4, 1, 0, 1), 3),
+        Shape::new((2, [23, 26]), (2, 9, 2, 4, 2), 2),
+        Shape::new((3, [40]), (3, 8, 1, 4, 1), 3),
+        Shape { kernel: [2, 5, 4], padding: [1, 2, 0], ..deep },
+        Shape { kernel: [3, 1, 6], stride: [1, 2, 3], dilation: [1, 1, 3], ..deep },
+        Shape { samples: 5, fold: 2, ..deep },
+    ];
+    shapes.map(|shape| case(plain(Form::Window), shape, Numbers::OVERWRITE, None)).into()
+}
+
 /// Positions in multiples of four, whose samples and rows end inside of and between four of them.
 fn in_fours() -> Vec<Case<ConvSq>> {
     let kernel = plain(Form::Quads);
@@ -957,11 +991,17 @@ fn in_fours() -> Vec<Case<ConvSq>> {
     out
 }
 
+/// A 3 x 3 convolution that keeps channels and size; depthwise with as many groups as channels.
 fn layer(caps: &Caps, samples: u32, channels: u32, groups: u32, size: u32) -> Bench<ConvSq> {
     let shape = Shape { samples, ..Shape::new((channels, [size, size]), (channels, 3, 1, 1, 1), groups) };
     let rows = u64::from(channels / groups);
     let positions = u64::from(size) * u64::from(size);
-    let form = Form::of(caps, groups.into(), rows, 9 * rows).for_positions(&[positions]);
+    let form = Form::of(caps, groups.into(), rows, 9 * rows).for_positions(&[positions]).for_window(
+        caps,
+        [1, 1],
+        size,
+        positions,
+    );
     let map = u64::from(samples) * u64::from(channels) * u64::from(size) * u64::from(size);
     let floats = |len: u64, fill| (DType::F32.into(), len, fill);
     let kind = if groups == 1 { "" } else { "depthwise " };

@@ -38,6 +38,17 @@ pub enum Form {
     Quads,
     /// One invocation an element. For depthwise and other narrow groups.
     Direct,
+    /// The same where loads cost most, for convolutions with `stride_w` = `dilation_w`: 4 × 4 neighbouring offsets of a kernel an invocation, which
+    /// share what they load.
+    Window,
+}
+
+/// Offsets of a kernel along its height and width that an invocation of [`Form::Window`] has.
+const WINDOW: u32 = 4;
+
+/// Windows of a kernel plane.
+pub(super) fn windows(height: u32, width: u32) -> u64 {
+    u64::from(height.div_ceil(WINDOW)) * u64::from(width.div_ceil(WINDOW))
 }
 
 const REGISTER_LANES: u32 = 8;
@@ -75,6 +86,26 @@ impl Form {
         if self == Self::Register && in_fours(positions) { Self::Quads } else { self }
     }
 
+    /// This form, with windows if it is [`Form::Direct`] and they suit the device: for a convolution with `stride_w`, `dilation_w`, so many positions
+    /// along the width, and as many of a square.
+    #[must_use]
+    pub fn for_window(self, caps: &Caps, steps: [u32; 2], width: u32, positions: u64) -> Self {
+        let software = caps.class == DeviceClass::Software && !caps.is_host;
+        let slides = steps[0] == steps[1] && width >= 8;
+        // A longer square is taken in parts that are counted for the other forms.
+        let short = Self::Window.iterations(1, positions) < caps.max_iterations;
+        if self == Self::Direct && software && slides && short { Self::Window } else { self }
+    }
+
+    /// Refuses [`Form::Window`] for anything but a convolution with equal `stride_w` and `dilation_w`.
+    pub(super) fn check_window(self, op: &str, steps: Option<[u32; 2]>) -> Result<()> {
+        if self == Self::Window && steps.is_none_or(|[stride, dilation]| stride != dilation) {
+            let problem = "form Window is for convolutions with equal stride_w and dilation_w";
+            return Err(Error::argument(op, problem));
+        }
+        Ok(())
+    }
+
     /// Refuses [`Form::Quads`] where four positions would not lie together.
     pub(super) fn check_positions(self, op: &str, positions: &[u64]) -> Result<()> {
         if self == Self::Quads && !in_fours(positions) {
@@ -91,6 +122,7 @@ impl Form {
 
     /// Refuses [`Form::Octets`] where octets would begin between others.
     pub(super) fn check_widths(self, op: &str, widths: &[u32]) -> Result<()> {
+        self.check_window(op, None)?;
         if self == Self::Quads {
             return Err(Error::argument(op, "form Quads is for convolutions and Gram matrices"));
         }
@@ -102,7 +134,7 @@ impl Form {
         Ok(())
     }
 
-    /// Workgroups for `blocks` matrices of rows × columns.
+    /// Workgroups for `blocks` matrices of rows × columns; of [`Form::Window`], columns are windows.
     pub(crate) fn groups(self, blocks: u64, rows: u64, columns: u64) -> u64 {
         let tiles =
             |height: u32, width: u32| blocks * rows.div_ceil(height.into()) * columns.div_ceil(width.into());
@@ -110,6 +142,7 @@ impl Form {
             Self::Tile { x, y } => tiles(8 * y, 8 * x),
             Self::Register | Self::Octets | Self::Quads => tiles(16, 8 * REGISTER_LANES),
             Self::Direct => (blocks * rows * columns).div_ceil(DIRECT_LANES.into()),
+            Self::Window => (blocks * rows * columns).div_ceil(REGISTER_LANES.into()),
         }
     }
 
@@ -123,6 +156,8 @@ impl Form {
             }
             Self::Quads => positions.div_ceil(4),
             Self::Register | Self::Octets | Self::Direct => positions,
+            // A row of at least eight has two more, a sample three.
+            Self::Window => positions.saturating_mul(2),
         };
         const STORES: u64 = 162;
         squares.saturating_mul(of_square.saturating_add(2)).saturating_add(STORES)
@@ -148,6 +183,7 @@ impl Form {
             }
             Self::Quads => vec![shader!("lib/product_quads.wgsl"), shader!("lib/product_strips.wgsl")],
             Self::Direct => vec![shader!("lib/product_direct.wgsl")],
+            Self::Window => vec![shader!("lib/product_window.wgsl")],
         };
         [vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights], form].concat()
     }
@@ -155,7 +191,7 @@ impl Form {
     pub(super) fn overrides(self) -> [(&'static str, f64); 2] {
         let (x, y) = match self {
             Self::Tile { x, y } => (x, y),
-            Self::Register | Self::Octets | Self::Quads => (REGISTER_LANES, 1),
+            Self::Register | Self::Octets | Self::Quads | Self::Window => (REGISTER_LANES, 1),
             Self::Direct => (DIRECT_LANES, 1),
         };
         [("WORKGROUP_X", x.into()), ("WORKGROUP_Y", y.into())]
