@@ -963,7 +963,7 @@ fn in_windows() -> Vec<Case<ConvSq>> {
         Shape::new((2, [23, 26]), (2, 9, 2, 4, 2), 2),
         Shape::new((3, [40]), (3, 8, 1, 4, 1), 3),
         Shape { kernel: [2, 5, 4], padding: [1, 2, 0], ..deep },
-        Shape { kernel: [3, 1, 6], stride: [1, 2, 3], dilation: [1, 1, 3], ..deep },
+        Shape { input: [3, 9, 20], kernel: [3, 1, 6], stride: [1, 2, 3], dilation: [1, 1, 3], ..deep },
         Shape { samples: 5, fold: 2, ..deep },
     ];
     shapes.map(|shape| case(plain(Form::Window), shape, Numbers::OVERWRITE, None)).into()
