@@ -146,6 +146,9 @@ fn swapped_operands_are_seen() {
     shader_is_refused::<Ema>("F32 } p=8 ", "update(v.lo, g.lo)", "update(g.lo, v.lo)", "exp_avg_sq[0]: got");
     let (from, to) = ("model(tally, false, tb, fb", "model(tally, false, tb, fa");
     shader_is_refused::<merge::Fisher>("magnitude: 38", from, to, "merged[");
+    // What an invocation alone counts, not handed over.
+    let from = "atomicAdd(&counts[slot], count);";
+    shader_is_refused::<merge::Fisher>("magnitude: 38 } alone", from, "", "counts[");
 }
 
 #[test]

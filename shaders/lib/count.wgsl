@@ -15,6 +15,8 @@ var<private> raised: u32;
 /// Slots 4 to 13 in pairs: how many, and the first one's place.
 var<private> found: array<u32, 5>;
 var<private> places: array<u32, 5>;
+/// Whether a workgroup adds its counts up before they are handed over: where it is as many invocations as run in step, a barrier costs more.
+override SHARED: bool = true;
 var<workgroup> group_counts: array<atomic<u32>, 4>;
 
 fn is_bad(fisher: vec4<u32>) -> vec4<bool> {
@@ -47,8 +49,12 @@ fn add_found(kind: u32) {
 }
 
 fn add_own(slot: u32, count: u32) {
-    if count > 0u {
-        atomicAdd(&group_counts[slot], count);
+    if SHARED {
+        if count > 0u {
+            atomicAdd(&group_counts[slot], count);
+        }
+    } else if count > 0u {
+        atomicAdd(&counts[slot], count);
     }
 }
 
@@ -76,6 +82,9 @@ fn add_counts(local: u32) {
     add_own(1u, floored);
     add_own(2u, dominated);
     add_own(3u, raised);
+    if !SHARED {
+        return;
+    }
     workgroupBarrier();
     if local < 4u {
         let count = atomicLoad(&group_counts[local]);

@@ -4,6 +4,7 @@ use super::fill::filled;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::kernel::{Checked, Cost, Fill};
+use crate::kernels::Owner;
 use crate::kernels::merge::{COUNT_WORDS, Fisher, FisherArgs, FisherParams, state_words};
 use crate::memory::{Element, View};
 use crate::record::Recording;
@@ -64,7 +65,8 @@ impl Buffers {
         let (a, pair) = (2 * step, 2 * step + 1 < models);
         let b = if pair { a + 1 } else { a };
         let bench = Fisher::bench(len);
-        let kernel = Fisher { first: step == 0, last: b + 1 == models, pair, ..bench.kernel };
+        let owner = Owner::of(recording.caps());
+        let kernel = Fisher { first: step == 0, last: b + 1 == models, pair, owner, ..bench.kernel };
         let params = FisherParams { share_a: share(a), share_b: share(b), ..bench.params };
         let part = |view: &View| {
             let offset = view.offset() + 4 * start;

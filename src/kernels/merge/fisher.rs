@@ -2,13 +2,13 @@
 
 use super::host::{self, Block};
 use super::plain::{self, BlockStep, PlainFactor};
-use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, code, state_words};
+use super::{COUNT, COUNT_WORDS, Factor, TALLY, code, state_words};
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{
-    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Slice, Want, groups_for, noise,
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Slice, Want, noise,
 };
-use crate::kernels::{DTYPE, LENGTHS, WIDE, WORKGROUP, shader};
+use crate::kernels::{BENCHED, DTYPE, LENGTHS, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -49,6 +49,8 @@ pub struct Fisher {
     pub last: bool,
     /// There is a second model.
     pub pair: bool,
+    /// Who adds up what is counted.
+    pub owner: Owner,
 }
 
 crate::params! {
@@ -107,9 +109,8 @@ impl Kernel for Fisher {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![
-            ("WORKGROUP", WORKGROUP.into()),
-            ("OCTETS", OCTETS.into()),
+        let mut overrides = super::overrides(self.owner).to_vec();
+        overrides.extend([
             ("THETA_A", self.theta[0].code().into()),
             ("THETA_B", self.theta[1].code().into()),
             ("FISHER_A", code(self.fisher[0])),
@@ -119,7 +120,8 @@ impl Kernel for Fisher {
             ("FIRST", f64::from(u8::from(self.first))),
             ("LAST", f64::from(u8::from(self.last))),
             ("PAIR", f64::from(u8::from(self.pair))),
-        ]
+        ]);
+        overrides
     }
 
     fn launch(&self, params: &FisherParams, args: &FisherArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -145,7 +147,7 @@ impl Kernel for Fisher {
             expect(&args.merged, "merged", self.merged.into())?;
         }
         args.counts.expect(Self::NAME, "counts", COUNT_WORDS, Some(Element::U32))?;
-        groups_for(Self::NAME, len, u64::from(8 * WORKGROUP * OCTETS), caps)
+        super::grid(Self::NAME, len, self.owner, caps)
     }
 
     fn host(&self, params: &FisherParams, args: FisherSlices<'_>) {
@@ -329,6 +331,13 @@ impl Checked for Fisher {
         cases.push(Setup { lambda: [2.0, 1e60], ..Setup::plain(1021) }.case());
         cases.push(Setup { magnitude: 38, ..Setup::plain(4099) }.case());
         cases.push(Setup { floor: [0.25, 0.125], ..Setup::plain(1021) }.case());
+        let alone = |case: Case<Self>| Case {
+            name: format!("{} alone", case.name),
+            kernel: Self { owner: Owner::Invocation, ..case.kernel },
+            ..case
+        };
+        let alone: Vec<_> = cases.iter().cloned().map(alone).collect();
+        cases.extend(alone);
         cases
     }
 
@@ -352,6 +361,16 @@ impl Checked for Fisher {
                 (Element::U32, COUNT_WORDS, Fill::Zero),
             ],
         }
+    }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        let owner = Owner::of(caps);
+        BENCHED
+            .map(|elements| {
+                let bench = Self::bench(elements);
+                Bench { kernel: Self { owner, ..bench.kernel }, ..bench }
+            })
+            .into()
     }
 }
 
@@ -427,6 +446,7 @@ impl Setup {
             first: self.first,
             last: true,
             pair: self.pair,
+            owner: Owner::Workgroup,
         };
         let inputs =
             [theta_a.values(), fisher_a.values(), theta_b.values(), fisher_b.values(), reference.values()];

@@ -13,6 +13,10 @@ mod ubgm;
 pub use fisher::{Fisher, FisherArgs, FisherParams, FisherSlices};
 pub use ubgm::{Ubgm, UbgmArgs, UbgmParams, UbgmSlices};
 
+use crate::error::Result;
+use crate::gpu::Caps;
+use crate::kernel::groups_for;
+use crate::kernels::{Owner, WORKGROUP};
 use crate::shape::DType;
 
 /// Words of the `counts` buffer of a merge step.
@@ -114,8 +118,26 @@ fn code(fisher: Option<DType>) -> f64 {
 pub(crate) const TALLY: &str = crate::kernels::shader!("lib/tally.wgsl");
 pub(crate) const COUNT: &str = crate::kernels::shader!("lib/count.wgsl");
 
-/// Groups of eight parameters an invocation handles, one after the other: what it counts is handed over once.
-const OCTETS: u32 = 4;
+/// Invocations of a workgroup, and the groups of eight parameters that each handles one after the other: what it counts is handed over once.
+/// Where invocations count by themselves, a workgroup is as many as run in step, and its groups lie beside each other.
+const fn sizes(owner: Owner) -> (u32, u32) {
+    match owner {
+        Owner::Workgroup => (WORKGROUP, 4),
+        Owner::Invocation => (8, 16),
+    }
+}
+
+fn overrides(owner: Owner) -> [(&'static str, f64); 3] {
+    let (workgroup, octets) = sizes(owner);
+    let shared = owner == Owner::Workgroup;
+    [("WORKGROUP", workgroup.into()), ("OCTETS", octets.into()), ("SHARED", f64::from(u8::from(shared)))]
+}
+
+/// The grid for `len` parameters.
+fn grid(op: &str, len: u64, owner: Owner, caps: &Caps) -> Result<[u32; 3]> {
+    let (workgroup, octets) = sizes(owner);
+    groups_for(op, len, u64::from(8 * workgroup * octets), caps)
+}
 
 #[cfg(test)]
 mod tests {

@@ -539,6 +539,7 @@ mod tests {
     use super::*;
     use crate::backend::Backend;
     use crate::kernel::noise;
+    use crate::kernels::Owner;
     use crate::memory::{Element, View};
     use crate::record::Recording;
 
@@ -623,6 +624,7 @@ mod tests {
                     first: step == 0,
                     last: b + 1 == count,
                     pair,
+                    owner: Owner::Workgroup,
                 };
                 let share = |m: usize| 1.0 / (m as f32 + 1.0);
                 let params = FisherParams {
@@ -665,6 +667,7 @@ mod tests {
                     merged: f32s,
                     first,
                     last,
+                    owner: Owner::Workgroup,
                 };
                 let [lambda, delta] = [lambda, delta].map(Factor::of);
                 let params = UbgmParams {

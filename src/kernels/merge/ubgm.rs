@@ -2,11 +2,11 @@
 
 use super::host::{self, Block};
 use super::plain::{self, BlockStep, PlainFactor};
-use super::{COUNT, COUNT_WORDS, Factor, OCTETS, TALLY, state_words};
+use super::{COUNT, COUNT_WORDS, Factor, TALLY, state_words};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise};
-use crate::kernels::{DTYPE, LENGTHS, WIDE, WORKGROUP, shader};
+use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise};
+use crate::kernels::{BENCHED, DTYPE, LENGTHS, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -46,6 +46,8 @@ pub struct Ubgm {
     pub first: bool,
     /// This step writes the result.
     pub last: bool,
+    /// Who adds up what is counted.
+    pub owner: Owner,
 }
 
 crate::params! {
@@ -104,9 +106,8 @@ impl Kernel for Ubgm {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        vec![
-            ("WORKGROUP", WORKGROUP.into()),
-            ("OCTETS", OCTETS.into()),
+        let mut overrides = super::overrides(self.owner).to_vec();
+        overrides.extend([
             ("THETA", self.theta.code().into()),
             ("FISHER", self.fisher.code().into()),
             ("BASE", self.base.code().into()),
@@ -114,7 +115,8 @@ impl Kernel for Ubgm {
             ("MERGED", self.merged.code().into()),
             ("FIRST", f64::from(u8::from(self.first))),
             ("LAST", f64::from(u8::from(self.last))),
-        ]
+        ]);
+        overrides
     }
 
     fn launch(&self, params: &UbgmParams, args: &UbgmArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -135,7 +137,7 @@ impl Kernel for Ubgm {
             args.merged.expect(Self::NAME, "merged", len, Some(self.merged.into()))?;
         }
         args.counts.expect(Self::NAME, "counts", COUNT_WORDS, Some(Element::U32))?;
-        groups_for(Self::NAME, len, u64::from(8 * WORKGROUP * OCTETS), caps)
+        super::grid(Self::NAME, len, self.owner, caps)
     }
 
     fn host(&self, params: &UbgmParams, args: UbgmSlices<'_>) {
@@ -288,6 +290,13 @@ impl Checked for Ubgm {
         cases.push(plain(1021, (1e-40, 0.0, 0.0)));
         cases.push(plain(1021, (1.0, 0.125, 0.0)));
         cases.push(plain(1021, (2.0, 0.0, 0.25)));
+        let alone = |case: Case<Self>| Case {
+            name: format!("{} alone", case.name),
+            kernel: Self { owner: Owner::Invocation, ..case.kernel },
+            ..case
+        };
+        let alone: Vec<_> = cases.iter().cloned().map(alone).collect();
+        cases.extend(alone);
         cases
     }
 
@@ -310,6 +319,16 @@ impl Checked for Ubgm {
             ],
         }
     }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        let owner = Owner::of(caps);
+        BENCHED
+            .map(|elements| {
+                let bench = Self::bench(elements);
+                Bench { kernel: Self { owner, ..bench.kernel }, ..bench }
+            })
+            .into()
+    }
 }
 
 fn fishers(seed: u64, len: usize) -> Vec<f64> {
@@ -329,7 +348,9 @@ fn case(
     len: usize,
     (lambda, floor, delta): (f64, f32, f64),
 ) -> Case<Ubgm> {
-    let kernel = Ubgm { theta, fisher, base: theta, base_fisher: fisher, merged, first: true, last: true };
+    let owner = Owner::Workgroup;
+    let kernel =
+        Ubgm { theta, fisher, base: theta, base_fisher: fisher, merged, first: true, last: true, owner };
     let model = CaseBuffer::floats(theta, &noise(1, len));
     let base = CaseBuffer::floats(theta, &noise(2, len));
     let own = CaseBuffer::floats(fisher, &fishers(10, len));

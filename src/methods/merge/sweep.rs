@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::checkpoint::Output;
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
+use crate::kernels::Owner;
 use crate::kernels::merge::{
     COUNT_WORDS, Counts, Factor, Fisher, FisherArgs, FisherParams, Place, Ubgm, UbgmArgs, UbgmParams,
     state_words,
@@ -141,6 +142,7 @@ impl MergeSweep<'_> {
             first: step == 0,
             last: step + 1 == steps,
             pair,
+            owner: Owner::of(recording.caps()),
         };
         let (weight_a, weight_b) = (self.weight(a), self.weight(b));
         let params = FisherParams {
@@ -196,6 +198,7 @@ impl MergeSweep<'_> {
             merged: output_dtype(chunk),
             first: step == 0,
             last: step + 1 == steps,
+            owner: Owner::of(recording.caps()),
         };
         let lambda = Factor::of(self.inputs.models[step].weight);
         let scale = Factor::of(self.scales.models[step].factor);
