@@ -356,52 +356,55 @@ fn choose(own: &mut [u8], other: &[u8], mask: &[u8]) {
     }
 }
 
-/// Everything that differs between the three inputs, from headers alone.
+/// Refuses a model, a base and a mask that are not of one network, from headers alone.
 fn refuse_differences(mask: &Checkpoint, model: &Checkpoint, base: &Checkpoint) -> Result<()> {
-    let mut found = Vec::new();
-    for tensor in model.tensors() {
-        match base.get(&tensor.name) {
-            None => found.push(format!("{} is not in the base", printable(&tensor.name))),
-            Some(other) if (&other.shape, other.dtype) != (&tensor.shape, tensor.dtype) => {
-                found.push(format!(
-                    "{} is {}, in the base {}",
-                    printable(&tensor.name),
-                    kind(tensor),
-                    kind(other)
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    let extra = base.tensors().iter().filter(|tensor| model.get(&tensor.name).is_none());
-    found.extend(extra.map(|tensor| format!("{} is only in the base", printable(&tensor.name))));
+    let mut found = differences_of_base(model, base);
     for tensor in mask.tensors() {
         if tensor.dtype != Dtype::BOOL {
             let problem =
                 format!("is stored as {:?}, a mask is BOOL; make it with `squisher mask`", tensor.dtype);
             return Err(Error::tensor(mask.file_of(tensor), &tensor.name, problem));
         }
-        match model.get(&tensor.name) {
-            None => found.push(format!("{} of the mask is not in the model", printable(&tensor.name))),
-            Some(own) if own.dtype.bitsize() % 8 != 0 => found.push(format!(
-                "{} is stored in {} bits an element, which no mask can choose from",
-                printable(&tensor.name),
-                own.dtype.bitsize()
-            )),
-            Some(own) if own.shape != tensor.shape => {
-                let (of, own) = (shape_text(&tensor.shape), shape_text(&own.shape));
-                found.push(format!(
-                    "the mask of {} has shape {of}, the model's is {own}",
-                    printable(&tensor.name)
-                ));
-            }
-            Some(_) => {}
-        }
+        found.extend(difference_of_mask(model, tensor));
     }
     if found.is_empty() {
         return Ok(());
     }
     Err(Error::mismatch(RESET, format!("the inputs are not of one network: {}", listed(&found))))
+}
+
+/// Everything that differs between the model and its base.
+fn differences_of_base(model: &Checkpoint, base: &Checkpoint) -> Vec<String> {
+    let difference = |tensor: &TensorInfo| {
+        let name = printable(&tensor.name);
+        match base.get(&tensor.name) {
+            None => Some(format!("{name} is not in the base")),
+            Some(other) if (&other.shape, other.dtype) != (&tensor.shape, tensor.dtype) => {
+                Some(format!("{name} is {}, in the base {}", kind(tensor), kind(other)))
+            }
+            Some(_) => None,
+        }
+    };
+    let extra = base.tensors().iter().filter(|tensor| model.get(&tensor.name).is_none());
+    let extra = extra.map(|tensor| format!("{} is only in the base", printable(&tensor.name)));
+    model.tensors().iter().filter_map(difference).chain(extra).collect()
+}
+
+/// Why a tensor of a mask cannot choose from the model's, if it cannot.
+fn difference_of_mask(model: &Checkpoint, tensor: &TensorInfo) -> Option<String> {
+    let name = printable(&tensor.name);
+    let Some(own) = model.get(&tensor.name) else {
+        return Some(format!("{name} of the mask is not in the model"));
+    };
+    if own.dtype.bitsize() % 8 != 0 {
+        let bits = own.dtype.bitsize();
+        return Some(format!("{name} is stored in {bits} bits an element, which no mask can choose from"));
+    }
+    if own.shape != tensor.shape {
+        let (of, own) = (shape_text(&tensor.shape), shape_text(&own.shape));
+        return Some(format!("the mask of {name} has shape {of}, the model's is {own}"));
+    }
+    None
 }
 
 fn kind(tensor: &TensorInfo) -> String {

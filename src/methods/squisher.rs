@@ -12,21 +12,26 @@
 //!
 //! What looks suspicious but may be right is a [`Warning`]; what cannot be right is an error.
 
+mod suspicions;
+mod warning;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::checkpoint::{
     Accumulator, Dtype, ModelParams, NameHints, NameMap, NameSource, OptimizerState, Output, OutputLayout,
-    OutputTensor, ParamGroup, Scale, StateEntry, momentum_bound, resolve,
+    OutputTensor, Scale, StateEntry, StateTensor, resolve,
 };
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::shape::{DType, shape_text};
+use crate::shape::{elements, shape_text};
 use crate::stream::{Clock, Stage, Timings};
+
+use suspicions::{compare_momentum, warnings_of_headers};
+pub use warning::Warning;
 
 /// How to extract.
 #[derive(Clone, Debug)]
@@ -125,139 +130,6 @@ pub struct ExtractReport {
     pub timings: Timings,
 }
 
-/// What looks suspicious and may be right. Displayed as a sentence; serialized as that sentence.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Warning {
-    /// The file imports what no optimizer state needs.
-    ForeignImports(Vec<String>),
-    /// Accumulators in bf16 or f16: with β near 1 an average of so few bits stops moving.
-    HalfAccumulator {
-        /// How many.
-        tensors: usize,
-        /// As stored.
-        dtype: &'static str,
-    },
-    /// Weight decay that is, or may be, part of the squared gradients.
-    CoupledWeightDecay {
-        /// The largest.
-        weight_decay: f64,
-        /// Whether the state says so, or merely does not say otherwise.
-        certain: bool,
-    },
-    /// Fewer steps than the average reaches back.
-    FewSteps {
-        /// The fewest.
-        step: f64,
-        /// The decay.
-        decay: f64,
-    },
-    /// The optimizer's own rule has no bias correction, so `unbiased` is v itself.
-    NoBiasCorrection(Accumulator),
-    /// AMSGrad's maximum is no average.
-    MaximumIsNoAverage,
-    /// Adafactor's factors approximate v by one outer product a matrix.
-    Factored {
-        /// How many parameters.
-        tensors: usize,
-    },
-    /// Codes of 8 bits: small values have errors of tens of percent, the smallest are 0.
-    EightBit {
-        /// How many parameters.
-        tensors: usize,
-    },
-    /// An accumulator that is 0 everywhere.
-    AllZero {
-        /// The parameter.
-        name: String,
-    },
-    /// |m| > c·√v beyond rounding, which Adam's recursions do not allow: buffers of different parameters, or damaged ones.
-    MomentumTooLarge {
-        /// The parameter.
-        name: String,
-        /// How many elements.
-        count: u64,
-        /// The first.
-        index: usize,
-        /// |m| there.
-        momentum: f32,
-        /// v there.
-        accumulator: f32,
-        /// c.
-        bound: f64,
-    },
-    /// Parameters that the groups list and that have no state.
-    WithoutState {
-        /// How many.
-        params: usize,
-    },
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ForeignImports(names) => {
-                let names: Vec<String> = names.iter().map(|name| printable(name)).collect();
-                write!(f, "the file imports {}, which no optimizer state needs; nothing of it was executed or used", names.join(", "))
-            }
-            Self::HalfAccumulator { tensors, dtype } => write!(
-                f,
-                "{tensors} accumulators are {dtype}: a moving average of so few bits stalls, its values are rough at best"
-            ),
-            Self::CoupledWeightDecay { weight_decay, certain: true } => {
-                write!(f, "weight decay {weight_decay} is coupled: the squares are those of gradient plus decay")
-            }
-            Self::CoupledWeightDecay { weight_decay, certain: false } => write!(
-                f,
-                "weight decay {weight_decay}, and the state does not say whether it is decoupled: \
-                 harmless with AdamW, with Adam the squares are those of gradient plus decay"
-            ),
-            Self::FewSteps { step, decay } => write!(
-                f,
-                "{step} steps, while the average with decay {decay} reaches back {:.0}: it still holds its start",
-                1.0 / (1.0 - decay)
-            ),
-            Self::NoBiasCorrection(Accumulator::SquareAvgRmsprop) => {
-                f.write_str("RMSprop has no bias correction: unbiased is the stored average itself")
-            }
-            Self::NoBiasCorrection(Accumulator::SquareAvgAdadelta) => {
-                f.write_str("Adadelta has no bias correction: unbiased is the stored average itself")
-            }
-            Self::NoBiasCorrection(_) => {
-                f.write_str("Adafactor's decay grows with the step and needs no bias correction: unbiased is the stored average itself")
-            }
-            Self::MaximumIsNoAverage => {
-                f.write_str("max_exp_avg_sq is the largest average of the run, not one at any time")
-            }
-            Self::Factored { tensors } => {
-                write!(f, "{tensors} accumulators are rebuilt from row and column means (Adafactor): an approximation of rank one")
-            }
-            Self::EightBit { tensors } => write!(
-                f,
-                "{tensors} accumulators have 8-bit codes: small values are rough, and the smallest are 0"
-            ),
-            Self::AllZero { name } => {
-                write!(f, "the accumulator of {} is 0 everywhere (a state from before the first step?)", printable(name))
-            }
-            Self::MomentumTooLarge { name, count, index, momentum, accumulator, bound } => write!(
-                f,
-                "{}: {count} elements have |m| > {bound:.2}·√v, which the optimizer cannot have made; first at flat index {index}: \
-                 |m| = {momentum:e}, v = {accumulator:e} (are its buffers another parameter's?)",
-                printable(name)
-            ),
-            Self::WithoutState { params } => {
-                write!(f, "{params} parameters of the optimizer have no state (never given a gradient); they are absent from the output")
-            }
-        }
-    }
-}
-
-impl Serialize for Warning {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
 /// Settle what [`extract`] will do; reads headers only.
 ///
 /// # Errors
@@ -276,10 +148,10 @@ pub fn plan(state: &OptimizerState, model: &ModelParams, options: &ExtractOption
         tensors.push(Extracted {
             name: named.name.clone(),
             id: entry.id.to_string(),
-            elements: crate::shape::elements(&named.shape).unwrap_or(u64::MAX),
+            elements: elements(&named.shape).unwrap_or(u64::MAX),
             shape: named.shape.clone(),
             accumulator,
-            dtype: entry.tensors.get(accumulator.key()).map_or("", crate::checkpoint::StateTensor::dtype),
+            dtype: entry.tensors.get(accumulator.key()).map_or("", StateTensor::dtype),
             step: entry.step,
             factor,
         });
@@ -378,160 +250,33 @@ fn scaled(
     if options.check_momentum {
         warnings.extend(compare_momentum(state, entry, tensor, &values)?);
     }
-    if tensor.factor == 1.0 {
-        return Ok(values);
+    multiply(&mut values, tensor.factor).map_err(|(index, value)| {
+        let problem = format!(
+            "{value:e} at flat index {index} leaves f32 when multiplied by {:e} (--scale {})",
+            tensor.factor, options.scale
+        );
+        Error::tensor(state.path(), &tensor.name, problem)
+    })?;
+    Ok(values)
+}
+
+/// Multiplies values in place, up to the first that would leave f32, which is given with its index.
+fn multiply(values: &mut [f32], factor: f64) -> Result<(), (usize, f32)> {
+    if factor == 1.0 {
+        return Ok(());
     }
     for (index, value) in values.iter_mut().enumerate() {
         #[expect(
             clippy::cast_possible_truncation,
             reason = "rounding to nearest is meant; the range is checked below"
         )]
-        let scaled = (f64::from(*value) * tensor.factor) as f32;
-        if !scaled.is_finite() {
-            let problem = format!(
-                "{value:e} at flat index {index} leaves f32 when multiplied by {:e} (--scale {})",
-                tensor.factor, options.scale
-            );
-            return Err(Error::tensor(state.path(), &tensor.name, problem));
+        let product = (f64::from(*value) * factor) as f32;
+        if !product.is_finite() {
+            return Err((index, *value));
         }
-        *value = scaled;
+        *value = product;
     }
-    Ok(values)
-}
-
-/// |m| ≤ c·√v, with room for rounding: each moving average collects an error of at most u/(1−β) of itself, and no value is exact below the
-/// smallest normal number of its type.
-fn compare_momentum(
-    state: &OptimizerState,
-    entry: &StateEntry,
-    tensor: &Extracted,
-    values: &[f32],
-) -> Result<Option<Warning>> {
-    let (Some((beta1, beta2)), Some(momentum)) = (state.group(entry).betas, entry.tensors.get("exp_avg"))
-    else {
-        return Ok(None);
-    };
-    let Some(bound) = momentum_bound(beta1, beta2) else { return Ok(None) };
-    if tensor.accumulator != Accumulator::ExpAvgSq || momentum.shape != tensor.shape {
-        return Ok(None);
-    }
-    let (u, smallest) = rounding(&[momentum.dtype(), tensor.dtype]);
-    let room = 1.0 + 2.0 * u * (1.0 / (1.0 - beta1) + 1.0 / (1.0 - beta2));
-    let momenta = state.read_floats(entry, "exp_avg")?;
-    let allowed = |v: f32| bound * (f64::from(v) + smallest).sqrt() * room;
-    let mut over =
-        momenta.iter().zip(values).enumerate().filter(|(_, (m, v))| f64::from(m.abs()) > allowed(**v));
-    let Some((index, (&m, &v))) = over.next() else { return Ok(None) };
-    Ok(Some(Warning::MomentumTooLarge {
-        name: tensor.name.clone(),
-        count: 1 + over.count() as u64,
-        index,
-        momentum: m.abs(),
-        accumulator: v,
-        bound,
-    }))
-}
-
-/// The coarsest unit roundoff and largest smallest normal number of some storage types.
-fn rounding(dtypes: &[&str]) -> (f64, f64) {
-    let one = |dtype: &&str| match *dtype {
-        "f16" => (DType::F16.unit_roundoff(), 6.103_515_625e-5),
-        "bf16" => (DType::BF16.unit_roundoff(), f64::from(f32::MIN_POSITIVE)),
-        _ => (DType::F32.unit_roundoff(), f64::from(f32::MIN_POSITIVE)),
-    };
-    dtypes.iter().map(one).fold((0.0, 0.0), |(u, s): (f64, f64), (v, t)| (u.max(v), s.max(t)))
-}
-
-fn warnings_of_headers(
-    state: &OptimizerState,
-    tensors: &[Extracted],
-    options: &ExtractOptions,
-) -> Vec<Warning> {
-    let mut warnings = Vec::new();
-    if !state.foreign_imports().is_empty() {
-        warnings.push(Warning::ForeignImports(state.foreign_imports().to_vec()));
-    }
-    let without = state.param_count() - state.entries().len();
-    if without > 0 {
-        warnings.push(Warning::WithoutState { params: without });
-    }
-    for dtype in ["bf16", "f16"] {
-        match tensors.iter().filter(|t| t.dtype == dtype).count() {
-            0 => {}
-            tensors => warnings.push(Warning::HalfAccumulator { tensors, dtype }),
-        }
-    }
-    warnings.extend(coupled_weight_decay(state, tensors));
-    warnings.extend(few_steps(state, tensors));
-    warnings.extend(notes_on_rules(tensors, options.scale));
-    warnings
-}
-
-fn notes_on_rules(tensors: &[Extracted], scale: Scale) -> Vec<Warning> {
-    use Accumulator as A;
-    let count = |kinds: &[A]| tensors.iter().filter(|t| kinds.contains(&t.accumulator)).count();
-    let mut notes = Vec::new();
-    let corrected = matches!(scale, Scale::Unbiased | Scale::Mean | Scale::Sum);
-    for kinds in [
-        &[A::SquareAvgRmsprop][..],
-        &[A::SquareAvgAdadelta],
-        &[A::FactorsTorch, A::FactorsTransformers, A::WholeTorch, A::WholeTransformers],
-    ] {
-        if corrected && count(kinds) > 0 {
-            notes.push(Warning::NoBiasCorrection(kinds[0]));
-        }
-    }
-    if count(&[A::MaxExpAvgSq]) > 0 {
-        notes.push(Warning::MaximumIsNoAverage);
-    }
-    match count(&[A::FactorsTorch, A::FactorsTransformers]) {
-        0 => {}
-        tensors => notes.push(Warning::Factored { tensors }),
-    }
-    match count(&[A::EightBit]) {
-        0 => {}
-        tensors => notes.push(Warning::EightBit { tensors }),
-    }
-    notes
-}
-
-fn coupled_weight_decay(state: &OptimizerState, tensors: &[Extracted]) -> Option<Warning> {
-    // Adafactor, in both forms, keeps its weight decay out of the gradient.
-    let adafactor = |t: &Extracted| {
-        use Accumulator as A;
-        matches!(
-            t.accumulator,
-            A::FactorsTorch | A::FactorsTransformers | A::WholeTorch | A::WholeTransformers
-        )
-    };
-    if tensors.iter().all(adafactor) {
-        return None;
-    }
-    // RMSprop, Adadelta and Adagrad always add theirs to the gradient.
-    let always = tensors.iter().all(|t| {
-        use Accumulator as A;
-        matches!(t.accumulator, A::SquareAvgRmsprop | A::SquareAvgAdadelta | A::Sum)
-    });
-    let coupled = |g: &&ParamGroup| g.weight_decay != 0.0 && g.decoupled_weight_decay != Some(true);
-    let groups: Vec<&ParamGroup> = state.groups().iter().filter(coupled).collect();
-    let weight_decay = groups.iter().map(|g| g.weight_decay).reduce(f64::max)?;
-    let certain = always || groups.iter().any(|g| g.decoupled_weight_decay == Some(false));
-    Some(Warning::CoupledWeightDecay { weight_decay, certain })
-}
-
-/// The parameter whose average is furthest from having forgotten its start.
-fn few_steps(state: &OptimizerState, tensors: &[Extracted]) -> Option<Warning> {
-    let mut worst: Option<(f64, f64)> = None;
-    for (entry, tensor) in state.entries().iter().zip(tensors) {
-        let (Some(step), Some(decay)) = (entry.step, tensor.accumulator.decay(state.group(entry))) else {
-            continue;
-        };
-        let share = step * (1.0 - decay);
-        if share < 1.0 && worst.is_none_or(|(s, d)| share < s * (1.0 - d)) {
-            worst = Some((step, decay));
-        }
-    }
-    worst.map(|(step, decay)| Warning::FewSteps { step, decay })
+    Ok(())
 }
 
 /// The output's `__metadata__`. A value that differs between parameters is given as its range, `5..7`.

@@ -24,26 +24,30 @@
 //! Source: Wu et al., *An Improved Empirical Fisher Approximation for Natural Gradient Descent* (2024), eq. 5, 8 and 15; the indicator is its
 //! section 5.
 
-use std::collections::BTreeMap;
+mod indicator;
+mod outputs;
+mod solve;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::cholesky::llt;
-use faer::{MatMut, MatRef, Par};
 use serde::Serialize;
 
 use crate::backend::Backend;
-use crate::checkpoint::{
-    Capture, CaptureLayer, Checkpoint, Dtype, Labels, Output, OutputLayout, OutputTensor, same_layers,
-};
+use crate::checkpoint::{Capture, CaptureLayer, Checkpoint, Labels};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::methods::per_sample::PerSample;
 use crate::progress::Progress;
 use crate::shape::elements;
 use crate::stream::Budget;
+
+use indicator::weights_of;
+pub use indicator::{Indicator, indicator};
+use outputs::Outputs;
+use solve::Solution;
+pub use solve::solve;
 
 const OP: &str = "step";
 
@@ -156,55 +160,53 @@ pub fn step(
         StepKind::Ief => job.logit_grad_sq()?,
     };
     let inputs: Vec<&Path> = captures.iter().chain(&exact).map(Capture::path).collect();
-    let step = Written::step(out, &captures, &job, options, &inputs)?;
-    let samples = job.samples() as u64;
-    let table =
-        options.gram.as_ref().map(|path| Written::gram(path, samples, options, &inputs)).transpose()?;
+    let outputs = Outputs::create(out, &captures, job.samples() as u64, options, &inputs)?;
 
-    let mut gram = job.gram(progress, interrupt)?;
-    if let Some(table) = &table {
-        table.0.write(0, 0, bytemuck::cast_slice(&gram))?;
-    }
-    let gradient_norms: Vec<f64> = (0..job.samples()).map(|n| gram[n * (job.samples() + 1)].sqrt()).collect();
-    let row_sums: Vec<f64> = gram.chunks(job.samples().max(1)).map(|row| row.iter().sum()).collect();
-    let mut x = target.clone();
-    solve(&mut gram, options.damping, &mut x)?;
-    drop(gram);
-    job.weighted_sum(&x, progress, interrupt, |name, first, values| step.write(name, first, values))?;
+    let gram = job.gram(progress, interrupt)?;
+    outputs.write_gram(&gram)?;
+    let solution = Solution::of(gram, &target, options.damping)?;
+    job.weighted_sum(&solution.x, progress, interrupt, |name, first, values| {
+        outputs.write_step(name, first, values)
+    })?;
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
 
-    let inner = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    // ‖Jᵀx‖² = xᵀKx = xᵀ(target − λx).
-    let step_norm = (inner(&x, &target) - options.damping * inner(&x, &x)).max(0.0).sqrt();
+    let report = report(backend, (&captures, &exact), options, solution, &outputs);
+    outputs.finish()?;
+    if exact.is_empty() {
+        return Ok(report);
+    }
+    let direction = Checkpoint::open(&report.output)?;
+    let judged = indicator(backend, &exact, &captures, &direction, options.budget, progress, interrupt)?;
+    Ok(StepReport { indicator: Some(judged), ..report })
+}
+
+/// What was done, but for the indicator.
+fn report(
+    backend: &Backend,
+    (captures, exact): (&[Capture], &[Capture]),
+    options: &StepOptions,
+    solution: Solution,
+    outputs: &Outputs,
+) -> StepReport {
     let tensors: Vec<_> = captures[0].layers().iter().flat_map(CaptureLayer::parameters).collect();
-    let read = captures.iter().chain(&exact).map(|capture| capture.checkpoint().total_bytes());
-    let mut report = StepReport {
+    let read = captures.iter().chain(exact).map(|capture| capture.checkpoint().total_bytes());
+    StepReport {
         kind: options.kind,
         damping: options.damping,
-        samples,
+        samples: solution.x.len() as u64,
         batches: captures.len(),
-        gradient_norms,
-        step_norm,
-        slope: inner(&x, &row_sums),
+        gradient_norms: solution.gradient_norms,
+        step_norm: solution.step_norm,
+        slope: solution.slope,
         elements: tensors.iter().map(|(_, shape)| elements(shape).unwrap_or(u64::MAX)).sum(),
         tensors,
         bytes_read: read.sum(),
-        bytes_written: step.0.total_bytes() + table.as_ref().map_or(0, |table| table.0.total_bytes()),
+        bytes_written: outputs.bytes(),
         adapter: backend.name(),
-        output: step.0.path().to_owned(),
-        gram: table.as_ref().map(|table| table.0.path().to_owned()),
+        output: outputs.step.path().to_owned(),
+        gram: outputs.gram.as_ref().map(|gram| gram.path().to_owned()),
         indicator: None,
-    };
-    if let Some(table) = table {
-        table.0.finish()?;
     }
-    step.0.finish()?;
-    if !exact.is_empty() {
-        let direction = Checkpoint::open(&report.output)?;
-        let judged = indicator(backend, &exact, &captures, &direction, options.budget, progress, interrupt)?;
-        report.indicator = Some(judged);
-    }
-    Ok(report)
 }
 
 /// The captures that a step is judged by, held against those that it is of before anything is computed.
@@ -233,49 +235,6 @@ pub fn check(captures: &[Capture], options: &StepOptions) -> Result<u64> {
     Ok(job.samples() as u64)
 }
 
-/// An output being written.
-struct Written(Output);
-
-impl Written {
-    fn step(
-        out: &Path,
-        captures: &[Capture],
-        job: &PerSample<'_>,
-        options: &StepOptions,
-        inputs: &[&Path],
-    ) -> Result<Self> {
-        let parameters = captures[0].layers().iter().flat_map(CaptureLayer::parameters);
-        let slots = parameters.map(|(name, shape)| OutputTensor::new(&name, Dtype::F32, shape)).collect();
-        let metadata = metadata("step", job.samples() as u64, options);
-        let layout = OutputLayout::single(slots, metadata);
-        Output::create(out, layout, options.overwrite, inputs).map(Self)
-    }
-
-    fn gram(path: &Path, samples: u64, options: &StepOptions, inputs: &[&Path]) -> Result<Self> {
-        let slot = OutputTensor::new("gram", Dtype::F64, vec![samples, samples]);
-        let layout = OutputLayout::single(vec![slot], metadata("gram", samples, options));
-        Output::create(path, layout, options.overwrite, inputs).map(Self)
-    }
-
-    fn write(&self, name: &str, first: u64, values: &[f32]) -> Result<()> {
-        let slot = self.0.position(name).expect("the layout has every parameter");
-        self.0.write(slot, 4 * first, bytemuck::cast_slice(values))
-    }
-}
-
-fn metadata(what: &str, samples: u64, options: &StepOptions) -> BTreeMap<String, String> {
-    let mut entries = vec![
-        ("kind", if what == "gram" { what.to_owned() } else { format!("{}-step", options.kind) }),
-        ("samples", samples.to_string()),
-        ("loss", "sum".into()),
-        ("version", env!("CARGO_PKG_VERSION").into()),
-    ];
-    if what != "gram" {
-        entries.push(("damping", options.damping.to_string()));
-    }
-    entries.into_iter().map(|(key, value)| (format!("squisher.{key}"), value)).collect()
-}
-
 fn check_damping(damping: f64) -> Result<()> {
     if damping.is_finite() && damping >= 0.0 {
         return Ok(());
@@ -290,152 +249,5 @@ fn check_labels(captures: &[Capture], wanted: Labels, why: &str) -> Result<()> {
             let problem = format!("{why}, and {} is of {:?} labels", other.path().display(), other.labels());
             Err(Error::argument(OP, problem))
         }
-    }
-}
-
-/// A pivot of this share of its diagonal element is rounding of f32.
-const ROUNDING: f64 = 1.0 / (1 << 20) as f64;
-
-/// Solves (K + λI) x = `rhs` in place: `rhs` becomes x, `gram` the factor.
-///
-/// `gram` is K `[N, N]`, symmetric; N³/3 operations, no other memory than a column.
-///
-/// # Errors
-/// [`Error::Shape`] where the sizes do not fit; [`Error::Argument`] where K + λI has no inverse as far as f32 gradients tell, with a damping that would
-/// do.
-pub fn solve(gram: &mut [f64], damping: f64, rhs: &mut [f64]) -> Result<()> {
-    let n = rhs.len();
-    if gram.len() != n * n {
-        return Err(Error::shape(OP, "gram", format!("{n} × {n} elements"), gram.len().to_string()));
-    }
-    if n == 0 {
-        return Ok(());
-    }
-    let diagonal: Vec<f64> = (0..n).map(|m| gram[m * n + m]).collect();
-    (0..n).for_each(|m| gram[m * n + m] += damping);
-    let largest = diagonal.iter().fold(0.0, |most: f64, value| most.max(*value));
-    let singular = |m: usize| {
-        let least = if largest > 0.0 { largest * ROUNDING } else { f64::MIN_POSITIVE };
-        let problem = format!(
-            "K + {damping:e}·I has no inverse: the gradient of sample {m} is 0 or, as far as f32 tells, a sum of those before it (repeated \
-             samples, or more samples than parameters); pass --damping {least:.1e} or more"
-        );
-        Error::argument(OP, problem)
-    };
-    // K is symmetric: by rows or by columns is the same.
-    let mut memory =
-        MemBuffer::new(llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default()));
-    let stack = MemStack::new(&mut memory);
-    let factor = MatMut::from_column_major_slice_mut(gram, n, n);
-    llt::factor::cholesky_in_place(
-        factor,
-        llt::factor::LltRegularization::default(),
-        Par::Seq,
-        stack,
-        Default::default(),
-    )
-    .map_err(|llt::factor::LltError::NonPositivePivot { index }| singular(index))?;
-    for (m, &diagonal) in diagonal.iter().enumerate() {
-        let pivot = gram[m * n + m];
-        if pivot.is_nan() || pivot * pivot <= diagonal * ROUNDING {
-            return Err(singular(m));
-        }
-    }
-    let factor = MatRef::from_column_major_slice(gram, n, n);
-    llt::solve::solve_in_place(factor, MatMut::from_column_major_slice_mut(rhs, n, 1), Par::Seq, stack);
-    Ok(())
-}
-
-/// How good a step is.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Indicator {
-    /// Δᵀ F Δ = Σ_n w_n ⟨ĝ_n, Δ⟩² over the samples of the weighted captures.
-    pub curvature: f64,
-    /// Δᵀ ∇L = Σ_n ⟨g_n, Δ⟩ over the data's.
-    pub slope: f64,
-    /// γ = √curvature / |slope|; infinite where Δ does not change the loss.
-    pub gamma: f64,
-}
-
-/// γ(Δ) = √(Δᵀ F Δ) / |Δᵀ ∇L| of the step that the checkpoint `direction` holds under the parameters' names.
-///
-/// `exact` are captures of all classes with their probabilities as weights (or of labels drawn from the model, which estimates F); `data` are
-/// captures of the data's labels, for ∇L. F and ∇L are sums over samples, not means: both are to be of the same samples, so that the weights
-/// add up to as many as there are.
-/// Two passes of 2·P·i·o operations a linear layer; no N × N matrix.
-///
-/// # Errors
-/// As [`PerSample::inner_products`]; [`Error::Argument`] for captures of other labels; [`Error::Mismatch`] where `exact` and `data` are not of one
-/// network, or not of as many samples.
-pub fn indicator(
-    backend: &Backend,
-    exact: &[Capture],
-    data: &[Capture],
-    direction: &Checkpoint,
-    budget: Budget,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<Indicator> {
-    let weights = weights_of(exact, data)?;
-    let products =
-        |captures| PerSample::new(backend, captures, budget)?.inner_products(direction, progress, interrupt);
-    let curvature: f64 =
-        products(exact)?.iter().zip(&weights).map(|(product, w)| w * product * product).sum();
-    let slope: f64 = products(data)?.iter().sum();
-    let gamma = if slope == 0.0 { f64::INFINITY } else { curvature.sqrt() / slope.abs() };
-    Ok(Indicator { curvature, slope, gamma })
-}
-
-/// The weights of `exact`'s samples, after what headers tell of both was checked.
-fn weights_of(exact: &[Capture], data: &[Capture]) -> Result<Vec<f64>> {
-    if let Some(capture) = exact.iter().find(|capture| capture.labels() == Labels::Data) {
-        let problem = format!(
-            "the Fisher is defined by the model's labels, and {} is of the data's; capture all classes",
-            capture.path().display()
-        );
-        return Err(Error::argument(OP, problem));
-    }
-    check_labels(data, Labels::Data, "∇L is defined by the data's labels")?;
-    if let (Some(one), Some(other)) = (exact.first(), data.first()) {
-        same_layers(one, other)?;
-    }
-    let mut weights = Vec::new();
-    for capture in exact {
-        weights.extend(capture.sample_weight()?);
-    }
-    let (weight, samples) = (weights.iter().sum::<f64>(), data.iter().map(Capture::samples).sum::<u64>());
-    if (weight - samples as f64).abs() > 1e-2 * samples as f64 {
-        let problem = format!(
-            "the weights under the model's labels add up to {weight}, and the data's captures have {samples} samples; capture both of the same samples"
-        );
-        return Err(Error::mismatch(OP, problem));
-    }
-    Ok(weights)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_system_is_solved_and_damped() {
-        let (mut gram, mut x) = (vec![4.0, 2.0, 2.0, 3.0], vec![2.0, 5.0]);
-        solve(&mut gram, 0.0, &mut x).expect("positive definite");
-        assert!((x[0] + 0.5).abs() < 1e-15 && (x[1] - 2.0).abs() < 1e-15, "{x:?}");
-        let (mut gram, mut x) = (vec![1.0, 1.0, 1.0, 1.0], vec![1.0, 1.0]);
-        solve(&mut gram, 2.0, &mut x).expect("damped");
-        assert!(x.iter().all(|x| (x - 0.25).abs() < 1e-15), "{x:?}");
-        solve(&mut [], 0.0, &mut []).expect("nothing to solve");
-    }
-
-    #[test]
-    fn a_singular_system_is_refused_with_the_damping_that_does() {
-        let near = 1.0 - 1e-9;
-        for gram in [vec![1.0, 1.0, 1.0, 1.0], vec![1.0, near, near, 1.0], vec![1.0, 0.0, 0.0, 0.0]] {
-            let refusal = solve(&mut gram.clone(), 0.0, &mut [1.0, 1.0]).expect_err("singular").to_string();
-            assert!(refusal.contains("sample 1") && refusal.contains("--damping 9.5e-7"), "{refusal}");
-            solve(&mut gram.clone(), 1e-6, &mut [1.0, 1.0]).expect("the damping named does");
-        }
-        assert!(solve(&mut [1.0], 0.0, &mut [1.0, 2.0]).is_err());
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, ContentArrangement, presets};
+use squisher::error::printable;
+use squisher::shape::shape_text;
 
 /// Columns under headings, numbers to the right; two spaces between columns, no lines, nothing wrapped or cut.
 pub(crate) struct Table(comfy_table::Table);
@@ -26,6 +28,13 @@ impl Table {
             }
         }
         Self(table)
+    }
+
+    /// Tensors with their shapes.
+    pub(crate) fn of_tensors(tensors: &[(String, Vec<u64>)]) -> Self {
+        let mut table = Self::new(&[Column::Left("TENSOR"), Column::Left("SHAPE")]);
+        tensors.iter().for_each(|(name, shape)| table.row([printable(name), shape_text(shape)]));
+        table
     }
 
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {

@@ -2,10 +2,14 @@
 
 use std::ops::Range;
 
-use super::{COPY_BYTES, OP, Plan, Writer, usize_of, within_budget};
+use super::OP;
+use super::budget::within_budget;
+use super::plan::Plan;
+use super::writer::{COPY_BYTES, Writer};
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 use crate::methods::select::{Keep, Kept, Scope, Selector};
+use crate::shape::usize_of;
 
 /// Ranges of the ranked tensors, and how many filters of each are kept.
 pub(super) fn parts(plan: &Plan<'_>, scope: Scope, keep: Keep) -> Result<Vec<(Range<usize>, u64)>> {
@@ -53,17 +57,7 @@ pub(super) fn keep_best(
     kept: &mut [u64],
     interrupt: &Interrupt,
 ) -> Result<Option<f32>> {
-    let mut last = None;
-    let mut stays: Vec<Vec<u8>> = scores.iter().map(|scores| vec![0; scores.len()]).collect();
-    for (range, k) in parts(plan, scope, keep)? {
-        let mut order: Vec<(usize, usize)> =
-            range.flat_map(|tensor| (0..scores[tensor].len()).map(move |row| (tensor, row))).collect();
-        // Stable: equal scores stay in the order of tensors and rows.
-        order.sort_by(|a, b| scores[b.0][b.1].total_cmp(&scores[a.0][a.1]));
-        order.truncate(usize_of(k));
-        last = order.last().map(|&(tensor, row)| scores[tensor][row]);
-        order.into_iter().for_each(|(tensor, row)| stays[tensor][row] = 1);
-    }
+    let (stays, last) = best(plan, scores, scope, keep)?;
     for (tensor, stays) in stays.iter().enumerate() {
         let (len, width) = (plan.ranked[tensor].elements(), width(plan, tensor));
         kept[tensor] = stays.iter().map(|&keep| u64::from(keep) * width).sum::<u64>().min(len);
@@ -78,4 +72,25 @@ pub(super) fn keep_best(
     #[expect(clippy::cast_possible_truncation, reason = "reported for a person to read")]
     let threshold = last.filter(|_| scope == Scope::Global).map(|score| score as f32);
     Ok(threshold)
+}
+
+/// 1 for every filter that stays, and the score of the last one.
+fn best(
+    plan: &Plan<'_>,
+    scores: &[Vec<f64>],
+    scope: Scope,
+    keep: Keep,
+) -> Result<(Vec<Vec<u8>>, Option<f64>)> {
+    let mut last = None;
+    let mut stays: Vec<Vec<u8>> = scores.iter().map(|scores| vec![0; scores.len()]).collect();
+    for (range, k) in parts(plan, scope, keep)? {
+        let mut order: Vec<(usize, usize)> =
+            range.flat_map(|tensor| (0..scores[tensor].len()).map(move |row| (tensor, row))).collect();
+        // Stable: equal scores stay in the order of tensors and rows.
+        order.sort_by(|a, b| scores[b.0][b.1].total_cmp(&scores[a.0][a.1]));
+        order.truncate(usize_of(k));
+        last = order.last().map(|&(tensor, row)| scores[tensor][row]);
+        order.into_iter().for_each(|(tensor, row)| stays[tensor][row] = 1);
+    }
+    Ok((stays, last))
 }

@@ -24,12 +24,12 @@ use crate::checkpoint::{
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
-use crate::methods::captured::{Batch, InFile, Portion, Sides, ranges};
+use crate::methods::captured::{Batch, InFile, Portion, Sides, cut, ranges};
 use crate::methods::source::CheckpointSource;
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
-use crate::shape::{DType, shape_text};
+use crate::shape::{DType, shape_text, usize_of};
 
 /// Gradients held at a time, where one group's are not more: 16 MiB.
 const TILE: u64 = 4 << 20;
@@ -157,7 +157,7 @@ fn theta(model: &Checkpoint, tensor: &TensorInfo) -> Result<Vec<f32>> {
     }
 }
 
-/// Adds some samples' Σ_n weight[n] (Σ_w θ_w g_nw)² of every filter.
+/// Adds some samples' Σ_n weight[n] (Σ_w θ_w g_nw)² of every filter, some filters at a time.
 fn add(
     backend: &Backend,
     file: InFile<'_>,
@@ -168,41 +168,43 @@ fn add(
     let portion = Portion::whole(file.layer.clone(), range.clone());
     let batch = Batch::load_portion(backend, file.capture, &portion, &[])?;
     let rows = batch.rows()?;
-    let samples = batch.samples();
     let weights = &weights(file.capture)?[usize_of(range.start)..usize_of(range.end)];
-    let unit = u64::from(rows.unit);
     let tile = TILE.min(backend.caps().max_binding_bytes / 4);
-    let fitting = (tile / (samples * rows.len).max(1) / unit * unit).max(unit);
-    let step = usize::try_from(fitting).unwrap_or(usize::MAX);
-    let ones = backend.buffer(&vec![1.0_f32; usize_of(samples)], DType::F32)?;
-    let squares = Squares { mode: Mode::Each, epilogue: Epilogue::Overwrite, ..Squares::default() };
+    let fitting = tile / (batch.samples() * rows.len).max(1);
     let width = usize_of(rows.len);
-    for first in (0..rows.count).step_by(step) {
-        let end = rows.count.min(first.saturating_add(u32::try_from(step).unwrap_or(u32::MAX)));
-        let count = usize_of(u64::from(end - first));
-        let out = backend.alloc(samples * count as u64 * rows.len, DType::F32)?;
-        let mut recording = Recording::new(backend);
-        batch.record_rows(
-            backend,
-            &mut recording,
-            first..end,
-            squares,
-            Sides { weight: &ones, out: &out },
-        )?;
-        backend.run(&recording)?;
-        let gradients: Vec<f32> = backend.download(&out)?;
-        let first = usize_of(first.into());
-        let theta = &theta[first * width..(first + count) * width];
-        sums[first..first + count].par_iter_mut().enumerate().for_each(|(row, sum)| {
-            let theta = &theta[row * width..(row + 1) * width];
-            for (n, weight) in weights.iter().enumerate() {
-                let gradient = &gradients[(n * count + row) * width..][..width];
-                let terms = theta.iter().zip(gradient).map(|(&t, &g)| f64::from(t) * f64::from(g));
-                *sum += weight * terms.sum::<f64>().powi(2);
-            }
-        });
+    for filters in cut(rows, fitting.max(rows.unit.into())) {
+        let gradients = gradients(backend, &batch, filters.clone())?;
+        let filters = filters.start as usize..filters.end as usize;
+        let theta = &theta[filters.start * width..filters.end * width];
+        add_squares(&mut sums[filters], theta, &gradients, weights);
     }
     Ok(())
+}
+
+/// The gradients of some filters, `[n, filters, width]`.
+fn gradients(backend: &Backend, batch: &Batch, filters: Range<u32>) -> Result<Vec<f32>> {
+    let samples = batch.samples();
+    let ones = backend.buffer(&vec![1.0_f32; usize_of(samples)], DType::F32)?;
+    let out = backend.alloc(samples * filters.len() as u64 * batch.rows()?.len, DType::F32)?;
+    let squares = Squares { mode: Mode::Each, epilogue: Epilogue::Overwrite, ..Squares::default() };
+    let mut recording = Recording::new(backend);
+    batch.record_rows(backend, &mut recording, filters, squares, Sides { weight: &ones, out: &out })?;
+    backend.run(&recording)?;
+    backend.download(&out)
+}
+
+/// Adds Σ_n weight[n] (Σ_w θ_w g_nw)² of the filters whose weights and gradients are given.
+fn add_squares(sums: &mut [f64], theta: &[f32], gradients: &[f32], weights: &[f64]) {
+    let filters = sums.len();
+    let width = theta.len().checked_div(filters).unwrap_or(0);
+    sums.par_iter_mut().enumerate().for_each(|(row, sum)| {
+        let theta = &theta[row * width..(row + 1) * width];
+        for (n, weight) in weights.iter().enumerate() {
+            let gradient = &gradients[(n * filters + row) * width..][..width];
+            let terms = theta.iter().zip(gradient).map(|(&t, &g)| f64::from(t) * f64::from(g));
+            *sum += weight * terms.sum::<f64>().powi(2);
+        }
+    });
 }
 
 /// What each sample's square counts: 1 of the data's labels, its weight of the model's; of a mean loss, times the batch's size squared.
@@ -214,8 +216,4 @@ fn weights(capture: &Capture) -> Result<Vec<f64>> {
         Labels::Sampled | Labels::All => capture.sample_weight()?,
     };
     Ok(weights.into_iter().map(|weight| factor * weight).collect())
-}
-
-fn usize_of(n: u64) -> usize {
-    usize::try_from(n).expect("one layer's data lie in memory")
 }

@@ -6,12 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use squisher::checkpoint::{Capture, same_network};
-use squisher::error::printable;
 use squisher::methods::fisher::{self as methods, FisherOptions, FisherReport, Kind};
-use squisher::shape::shape_text;
 
 use crate::args::Global;
-use crate::table::{Column, Table, count, counted, size};
+use crate::table::{Table, count, counted, size};
 use crate::{output, progress, signals};
 
 const EXAMPLES: &str = "\
@@ -131,18 +129,12 @@ impl Planned {
     }
 }
 
-fn table(tensors: &[(String, Vec<u64>)]) -> Table {
-    let mut table = Table::new(&[Column::Left("TENSOR"), Column::Left("SHAPE")]);
-    tensors.iter().for_each(|(name, shape)| table.row([printable(name), shape_text(shape)]));
-    table
-}
-
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = &self.0;
         let (samples, batches) = (counted(report.samples, "sample"), counted(report.batches as u64, "file"));
         let (elements, bytes) = (count(report.elements), size(report.bytes_written));
-        writeln!(f, "{}", table(&report.tensors))?;
+        writeln!(f, "{}", Table::of_tensors(&report.tensors))?;
         writeln!(f, "{} Fisher of {samples} in {batches}, on {}", report.kind, report.adapter)?;
         if report.passes > 1 {
             writeln!(
@@ -158,6 +150,11 @@ impl fmt::Display for Done {
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (samples, bytes) = (counted(self.samples, "sample"), size(self.bytes_to_read));
-        write!(f, "{}\nwould read {samples}, {bytes} from {} files", table(&self.tensors), self.batches)
+        write!(
+            f,
+            "{}\nwould read {samples}, {bytes} from {} files",
+            Table::of_tensors(&self.tensors),
+            self.batches
+        )
     }
 }

@@ -6,12 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use squisher::checkpoint::{Capture, CaptureLayer};
-use squisher::error::printable;
 use squisher::methods::step::{self as methods, StepKind, StepOptions, StepReport};
-use squisher::shape::shape_text;
 
 use crate::args::Global;
-use crate::table::{Column, Table, count, counted, size};
+use crate::table::{Table, count, counted, size};
 use crate::{output, progress, signals};
 
 const EXAMPLES: &str = "\
@@ -110,17 +108,11 @@ impl Planned {
     }
 }
 
-fn table(tensors: &[(String, Vec<u64>)]) -> Table {
-    let mut table = Table::new(&[Column::Left("TENSOR"), Column::Left("SHAPE")]);
-    tensors.iter().for_each(|(name, shape)| table.row([printable(name), shape_text(shape)]));
-    table
-}
-
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = &self.0;
         let (samples, batches) = (counted(report.samples, "sample"), counted(report.batches as u64, "file"));
-        writeln!(f, "{}", table(&report.tensors))?;
+        writeln!(f, "{}", Table::of_tensors(&report.tensors))?;
         writeln!(
             f,
             "{} step of {samples} in {batches}, damping {:e}, on {}",
@@ -158,7 +150,7 @@ impl fmt::Display for Planned {
         write!(
             f,
             "{}\nwould read {samples}, {bytes} from {} files; their Gram matrix has {}",
-            table(&self.tensors),
+            Table::of_tensors(&self.tensors),
             self.batches,
             size(self.gram_bytes)
         )
