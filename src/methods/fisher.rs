@@ -36,8 +36,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::backend::Backend;
-use crate::checkpoint::Capture;
-use crate::error::Result;
+use crate::checkpoint::{Capture, Labels};
+use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::methods::captured::{Ahead, units};
 use crate::progress::Progress;
@@ -78,6 +78,32 @@ impl Default for FisherOptions {
     }
 }
 
+impl FisherOptions {
+    /// Refuses options without a meaning.
+    fn check(&self, labels: Labels) -> Result<()> {
+        let refuse = |problem: String| Err(Error::argument(OP, problem));
+        if !(0.0..1.0).contains(&self.beta) {
+            return refuse(format!("beta is {}, expected at least 0 and below 1", self.beta));
+        }
+        if self.kind.joins_samples() && self.weighted {
+            return refuse(format!(
+                "{} squares sums over samples, which --weighted has no meaning for",
+                self.kind
+            ));
+        }
+        if self.kind == Kind::Accumulator && self.reduction == Reduction::Mean {
+            return refuse("accumulator averages batch means by its own rule; leave --reduction out".into());
+        }
+        if self.kind != Kind::Empirical && labels != Labels::Data {
+            return refuse(format!(
+                "{} is defined by the data's labels, the captures are of the model's",
+                self.kind
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// What was done.
 #[derive(Clone, Debug, Serialize)]
 pub struct FisherReport {
@@ -112,7 +138,7 @@ pub struct FisherReport {
 /// Computes the Fisher diagonal of every layer that `captures` describe and writes the Fisher file `out`.
 ///
 /// # Errors
-/// What [`Capture::open`] and [`same_network`] refuse; [`Error::Argument`] for options without a meaning; [`Error::Tensor`] for values that
+/// What [`Capture::open`] and [`same_network`](crate::checkpoint::same_network) refuse; [`Error::Argument`] for options without a meaning; [`Error::Tensor`] for values that
 /// are not finite or ids out of range; [`Error::Limit`] and [`Error::Device`] from the backend; [`Error::Output`] where the output cannot
 /// be written; [`Error::Budget`] where not one row of a result fits the budget; [`Error::Interrupted`] between two batches of a layer.
 pub fn fisher(

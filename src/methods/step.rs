@@ -19,7 +19,7 @@
 //! K + λI is refused as singular, with the damping that would do.
 //!
 //! **How good is a step?** γ(Δ) = √(Δᵀ F Δ) / |Δᵀ ∇L| with the exact Fisher F = Σ_n Σ_c p_nc ĝ_nc ĝ_ncᵀ and L = Σ_n ℓ_n: lower is better, the
-//! natural gradient F⁻¹∇L has the lowest there is, and a factor of Δ changes nothing. See [`indicator`].
+//! natural gradient F⁻¹∇L has the lowest there is, and a factor of Δ changes nothing. See [`indicator()`].
 //!
 //! Source: Wu et al., *An Improved Empirical Fisher Approximation for Natural Gradient Descent* (2024), eq. 5, 8 and 15; the indicator is its
 //! section 5.
@@ -135,11 +135,11 @@ pub struct StepReport {
 }
 
 /// Computes a step from captures of the data's labels, writes it under the parameters' names to `out` and, if asked for, K as one tensor
-/// `gram` `[N, N]`, f64, samples in the order of the files. With captures of the model's labels, also its [`indicator`], which is
+/// `gram` `[N, N]`, f64, samples in the order of the files. With captures of the model's labels, also its [`indicator()`], which is
 /// computed from the step as it was written.
 ///
 /// # Errors
-/// What [`Capture::open`], [`PerSample::new`] and [`indicator`] refuse; [`Error::Argument`] for a damping that is negative or no number, for labels that are not the
+/// What [`Capture::open`], [`PerSample::new`] and [`indicator()`] refuse; [`Error::Argument`] for a damping that is negative or no number, for labels that are not the
 /// data's, and for K + λI without an inverse; [`Error::File`] for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does
 /// not fit in memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
 pub fn step(

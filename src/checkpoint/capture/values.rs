@@ -55,7 +55,7 @@ impl Capture {
     /// A float tensor's bytes as stored, every value finite.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`]; [`Error::Tensor`] with the index of the first NaN or infinity.
+    /// As [`Checkpoint::read`](crate::checkpoint::Checkpoint::read); [`Error::Tensor`] with the index of the first NaN or infinity.
     pub fn read(&self, tensor: &TensorInfo) -> Result<Vec<u8>> {
         let mut bytes = vec![0; usize_of(tensor.bytes)];
         self.read_range(tensor, 0, &mut bytes)?;
@@ -97,7 +97,7 @@ impl Capture {
     /// Some ids of an embedding's input, counted over the tensor, every one below `rows`.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`]; [`Error::Tensor`] with the index of the first id out of range.
+    /// As [`Checkpoint::read`](crate::checkpoint::Checkpoint::read); [`Error::Tensor`] with the index of the first id out of range.
     pub fn ids(&self, tensor: &TensorInfo, ids: Range<u64>, rows: u32) -> Result<Vec<u32>> {
         const BYTES: u64 = 8;
         let mut bytes = vec![0; usize_of(BYTES * (ids.end - ids.start))];

@@ -58,7 +58,7 @@ impl<'a> Job<'a> {
             return Err(Error::argument(OP, "no capture was given"));
         };
         same_network(captures)?;
-        check_options(&options, first.labels())?;
+        options.check(first.labels())?;
         let weighted = options.weighted || first.labels() != Labels::Data;
         let mut samples = 0.0;
         let mut batches = Vec::new();
@@ -156,28 +156,4 @@ impl<'a> Job<'a> {
         ];
         entries.into_iter().filter_map(|(key, value)| Some((format!("squisher.{key}"), value?))).collect()
     }
-}
-
-/// Refuses options without a meaning.
-fn check_options(options: &FisherOptions, labels: Labels) -> Result<()> {
-    let refuse = |problem: String| Err(Error::argument(OP, problem));
-    if !(0.0..1.0).contains(&options.beta) {
-        return refuse(format!("beta is {}, expected at least 0 and below 1", options.beta));
-    }
-    if options.kind.joins_samples() && options.weighted {
-        return refuse(format!(
-            "{} squares sums over samples, which --weighted has no meaning for",
-            options.kind
-        ));
-    }
-    if options.kind == Kind::Accumulator && options.reduction == Reduction::Mean {
-        return refuse("accumulator averages batch means by its own rule; leave --reduction out".into());
-    }
-    if options.kind != Kind::Empirical && labels != Labels::Data {
-        return refuse(format!(
-            "{} is defined by the data's labels, the captures are of the model's",
-            options.kind
-        ));
-    }
-    Ok(())
 }
