@@ -8,13 +8,14 @@
 //! the mean gradient is near 0, `E[ḡ²] ≈ E[g²]/B`, and B·v̂ estimates the mean empirical Fisher. t is each parameter's own step.
 //!
 //! *Plan* ([`plan`]) settles names, accumulators and factors from headers alone; *run* ([`extract`]) reads, checks, scales and writes tensor by
-//! tensor, so that one parameter's accumulator (and its momentum, for the check) is all that is in memory.
+//! tensor, so that one parameter's accumulator (and its momentum, for the check) and the next one's, which is read meanwhile, are all that is in memory.
 //!
 //! What looks suspicious but may be right is a [`Warning`]; what cannot be right is an error.
 
 mod suspicions;
 mod warning;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -185,18 +186,33 @@ pub fn extract(
     let output =
         Output::create(out, OutputLayout::single(slots, plan.metadata.clone()), options.overwrite, &inputs)?;
     progress.begin(plan.tensors.iter().map(|t| 4 * t.elements).sum());
-    for (tensor, named) in plan.tensors.iter().zip(&plan.names.named) {
-        interrupt.check()?;
+    let read = |at: usize| {
+        let (tensor, named) = plan.tensors.get(at).zip(plan.names.named.get(at))?;
         let entry = &state.entries()[named.entry];
-        let values = clock.time(Stage::Read, || state.read_accumulator(entry, tensor.accumulator))?;
-        let warnings = &mut plan.warnings;
-        let values =
-            clock.time(Stage::Compute, || scaled(values, state, entry, tensor, options, warnings))?;
+        Some(clock.time(Stage::Read, || state.read_accumulator(entry, tensor.accumulator)))
+    };
+    let write = |at: usize, values: Vec<f32>| {
+        let (tensor, named) = (&plan.tensors[at], &plan.names.named[at]);
+        let entry = &state.entries()[named.entry];
+        let (values, warnings) =
+            clock.time(Stage::Compute, || scaled(values, state, entry, tensor, options))?;
         // Every tensor of the plan is in the layout that the output was made from.
         let slot = output.position(&tensor.name).expect("the layout has every planned tensor");
-        clock.time(Stage::Write, || output.write(slot, 0, &little_endian(&values)))?;
-        progress.advance(4 * tensor.elements);
+        let bytes = little_endian(&values);
+        clock.time(Stage::Write, || output.write(slot, 0, &bytes)).map(|()| warnings)
+    };
+    let mut found = Vec::new();
+    let (mut at, mut values) = (0, read(0));
+    while let Some(these) = values {
+        interrupt.check()?;
+        let these = these?;
+        // The next one is read while this one is scaled and written.
+        let (warnings, next) = rayon::join(|| write(at, these), || read(at + 1));
+        found.extend(warnings?);
+        progress.advance(4 * plan.tensors[at].elements);
+        (at, values) = (at + 1, next);
     }
+    plan.warnings.extend(found);
     let (bytes_written, path) = (output.total_bytes(), output.path().to_owned());
     clock.time(Stage::Write, || output.finish())?;
     Ok(report(plan, options, bytes_written, path, clock.timings()))
@@ -233,8 +249,8 @@ fn scaled(
     entry: &StateEntry,
     tensor: &Extracted,
     options: &ExtractOptions,
-    warnings: &mut Vec<Warning>,
-) -> Result<Vec<f32>> {
+) -> Result<(Vec<f32>, Vec<Warning>)> {
+    let mut warnings = Vec::new();
     if values.len() as u64 != tensor.elements {
         let problem = format!(
             "has {} values, its shape {} needs {}",
@@ -257,7 +273,7 @@ fn scaled(
         );
         Error::tensor(state.path(), &tensor.name, problem)
     })?;
-    Ok(values)
+    Ok((values, warnings))
 }
 
 /// Multiplies values in place, up to the first that would leave f32, which is given with its index.
@@ -311,6 +327,10 @@ fn range(values: impl Iterator<Item = f64>) -> Option<String> {
     ends.map(|(low, high)| if low == high { low.to_string() } else { format!("{low}..{high}") })
 }
 
-fn little_endian(values: &[f32]) -> Vec<u8> {
+/// The values' own memory where that is as files have it.
+fn little_endian(values: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        return Cow::Borrowed(bytemuck::cast_slice(values));
+    }
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }

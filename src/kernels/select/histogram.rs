@@ -111,7 +111,7 @@ impl Kernel for Histogram {
     fn host(&self, params: &HistogramParams, args: HistogramSlices<'_>) {
         let low = args.state.cast::<u32>()[0];
         let window = Window { low, shift: params.shift, bins: params.bins };
-        // Small tables are cheap to make and balance the threads; a large one is made once a thread.
+        // Small tables are cheap to make and balance the threads; a large one, if it comes to that, is made once a thread.
         let parts = rayon::current_num_threads() * if params.bins <= LOCAL_BINS { 4 } else { 1 };
         let parts = ranges(params.len as usize, parts, BLOCK);
         let counts = args.counts.cast::<u32>();
@@ -166,9 +166,16 @@ const TABLES: usize = 4;
 
 /// One thread's counts.
 struct Tally {
+    /// Where every score lies in the window: tables beside each other.
     tables: Vec<[u32; TABLES]>,
+    /// Where few do, and the window is small or many did: a table.
     sparse: Vec<u32>,
+    /// Else the slots of those that did. A table of a large window would take longer to make than a chunk to count.
+    hits: Vec<u32>,
+    /// Scores below the window and above it.
+    outside: [u32; 2],
     fault: u32,
+    slots: usize,
 }
 
 impl Tally {
@@ -181,16 +188,24 @@ impl Tally {
         window: Window,
     ) -> Self {
         let slots = window.bins as usize + 2;
-        let dense = window.holds_all() && window.bins <= LOCAL_BINS;
+        let small = window.bins <= LOCAL_BINS;
+        let dense = window.holds_all() && small;
         let mut tally = Self {
             tables: vec![[0; TABLES]; if dense { slots } else { 0 }],
-            sparse: vec![0; if dense { 0 } else { slots }],
+            sparse: vec![0; if small && !dense { slots } else { 0 }],
+            hits: Vec::new(),
+            outside: [0; 2],
             fault: 0,
+            slots,
         };
         let mut scorer = Scorer::default();
         for start in part.clone().step_by(BLOCK) {
             let bits = scorer.load(score, theta, fisher, start, BLOCK.min(part.end - start));
-            if bits.iter().fold(0, |all, &b| all.max(b)) == BAD {
+            let mut top = 0;
+            for &b in bits {
+                top = top.max(b);
+            }
+            if top == BAD {
                 tally.careful(bits, start, window);
             } else if dense {
                 tally.dense(bits, window);
@@ -222,16 +237,30 @@ impl Tally {
     fn sparse(&mut self, bits: &[u32], window: Window) {
         const GROUP: usize = 64;
         let (low, end) = (window.low, window.end());
-        let last = self.sparse.len() - 1;
         for group in bits.chunks(GROUP) {
             let above: u32 = group.iter().map(|&b| u32::from(b >= end)).sum();
             let from_low: u32 = group.iter().map(|&b| u32::from(b >= low)).sum();
-            self.sparse[last] += above;
-            self.sparse[0] += u32::try_from(group.len()).expect("at most 64") - from_low;
+            self.outside[1] += above;
+            self.outside[0] += u32::try_from(group.len()).expect("at most 64") - from_low;
             if from_low > above {
                 for &b in group.iter().filter(|&&b| low <= b && b < end) {
-                    self.sparse[window.slot(b)] += 1;
+                    self.hit(window.slot(b));
                 }
+            }
+        }
+    }
+
+    fn hit(&mut self, slot: usize) {
+        if let Some(count) = self.sparse.get_mut(slot) {
+            *count += 1;
+            return;
+        }
+        self.hits.push(u32::try_from(slot).expect("bins are a u32"));
+        // As long as a table: it is one from now on.
+        if self.hits.len() == self.slots {
+            self.sparse = vec![0; self.slots];
+            for slot in std::mem::take(&mut self.hits) {
+                self.sparse[slot as usize] += 1;
             }
         }
     }
@@ -242,10 +271,10 @@ impl Tally {
             if b == BAD {
                 let index = u32::try_from(start + i).expect("the length of a step is a u32");
                 self.fault = self.fault.max(!index);
-            } else if self.sparse.is_empty() {
-                self.tables[window.slot(b)][0] += 1;
+            } else if self.tables.is_empty() {
+                self.hit(window.slot(b));
             } else {
-                self.sparse[window.slot(b)] += 1;
+                self.tables[window.slot(b)][0] += 1;
             }
         }
     }
@@ -257,6 +286,11 @@ impl Tally {
         for (sum, count) in counts.iter_mut().zip(&self.sparse) {
             *sum += count;
         }
+        for &slot in &self.hits {
+            counts[slot as usize] += 1;
+        }
+        counts[0] += self.outside[0];
+        counts[self.slots - 1] += self.outside[1];
     }
 }
 
@@ -277,6 +311,9 @@ impl Checked for Histogram {
         }
         let equal = Inputs::new(fish, &[], &[0.25; 5000]);
         cases.push(case("all equal", true, &equal, (0x3e80_0000, 0, 1)));
+        // More scores in a large window than it has bins.
+        let many = Inputs::new(fish, &[], &[0.25; 300_000]);
+        cases.push(case("all equal", false, &many, (0x3e80_0000, 0, 4096)));
         cases.push(case("just above", true, &equal, (0x3e80_0001, 0, 2)));
         cases.push(case("just below", true, &equal, (0x3e7f_ff00, 0, 256)));
         let edge = [0.0, -0.0, 1e-45, f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)];

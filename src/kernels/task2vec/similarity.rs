@@ -5,7 +5,9 @@ use rayon::prelude::*;
 use super::{Metric, exponent_of, index_of, index_word, is_good, power};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise};
+use crate::kernel::{
+    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
+};
 use crate::kernels::{BENCHED, DTYPE, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -188,8 +190,13 @@ impl Kernel for Similarity {
             let end = a.len().min(start + size);
             for at in (start..end).step_by(BLOCK) {
                 let len = BLOCK.min(end - at);
-                let (a, b) = (scratch_a.load(a.range(at, len)), scratch_b.load(b.range(at, len)));
-                tally.add(self.metric, a, b, at - start);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        let (a, b) = (scratch_a.load(a.range(at, len)), scratch_b.load(b.range(at, len)));
+                        tally.add(self.metric, a, b, at - start);
+                    },
+                );
             }
             record.copy_from_slice(&tally.record());
         });
@@ -210,8 +217,8 @@ impl Kernel for Similarity {
 /// From this power of two on, `kl` counts in its own unit.
 const FAR: i32 = 30;
 
-/// Sums kept side by side, so that they are vectors.
-const LANES: usize = 4;
+/// Sums kept side by side, so many that their loop stays one and becomes vectors.
+const LANES: usize = 64;
 
 /// A share on the host: f64 holds every sum, so nothing needs scaling before the end.
 struct Tally {
@@ -232,6 +239,7 @@ impl Default for Tally {
 
 impl Tally {
     /// Adds consecutive pairs, of which the first has index `start` in the share.
+    #[inline(always)]
     fn add(&mut self, metric: Metric, a: &[f32], b: &[f32], start: usize) {
         // One branch a block, so that each metric has a loop of its own.
         match metric {
@@ -242,21 +250,50 @@ impl Tally {
         }
         let (x, y) = exponents(metric, a, b);
         (self.x, self.y) = (self.x.max(x), self.y.max(y));
-        let first = |found: Option<usize>, is: &dyn Fn(usize) -> bool| {
-            found.or_else(|| (0..a.len()).find(|&i| is(i)).map(|i| start + i))
-        };
-        let bad = |values: &[f32], i: usize| !is_good(values[i].to_bits());
-        self.bad_a = first(self.bad_a, &|i| bad(a, i));
-        self.bad_b = first(self.bad_b, &|i| bad(b, i));
-        self.one_zero = first(self.one_zero, &|i| !bad(a, i) && !bad(b, i) && (a[i] == 0.0) != (b[i] == 0.0));
+        self.note(a, b, start);
     }
 
+    /// Notes the first of each rare kind. Whether there is any is seen by a loop that vectorises.
+    #[inline(always)]
+    fn note(&mut self, a: &[f32], b: &[f32], start: usize) {
+        let bad = |value: f32| !is_good(value.to_bits());
+        let (mut bad_a, mut bad_b, mut one_zero) = (0, 0, 0);
+        for (&a, &b) in a.iter().zip(b) {
+            bad_a |= u32::from(bad(a));
+            bad_b |= u32::from(bad(b));
+            one_zero |= u32::from((a == 0.0) != (b == 0.0));
+        }
+        let first = |found: Option<usize>, any: u32, is: &dyn Fn(usize) -> bool| match found {
+            None if any > 0 => (0..a.len()).find(|&i| is(i)).map(|i| start + i),
+            found => found,
+        };
+        self.bad_a = first(self.bad_a, bad_a, &|i| bad(a[i]));
+        self.bad_b = first(self.bad_b, bad_b, &|i| bad(b[i]));
+        let is_one_zero = |i: usize| !bad(a[i]) && !bad(b[i]) && (a[i] == 0.0) != (b[i] == 0.0);
+        self.one_zero = first(self.one_zero, one_zero, &is_one_zero);
+    }
+
+    #[inline(always)]
     fn add_terms(&mut self, a: &[f32], b: &[f32], terms: impl Fn(f64, f64) -> [f64; 3]) {
-        for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
-            let terms = terms(kept(a).into(), kept(b).into());
-            for (sum, term) in self.sums.iter_mut().zip(terms) {
-                sum[i % LANES] += term;
-            }
+        let ((a, rest_a), (b, rest_b)) = (a.as_chunks(), b.as_chunks());
+        for (a, b) in a.iter().zip(b) {
+            self.add_lanes(a, b, &terms);
+        }
+        // A pair of zeros adds nothing.
+        let mut last = [[0.0; LANES]; 2];
+        last[0][..rest_a.len()].copy_from_slice(rest_a);
+        last[1][..rest_b.len()].copy_from_slice(rest_b);
+        self.add_lanes(&last[0], &last[1], &terms);
+    }
+
+    #[inline(always)]
+    fn add_lanes(&mut self, a: &[f32; LANES], b: &[f32; LANES], terms: &impl Fn(f64, f64) -> [f64; 3]) {
+        let [xy, xx, yy] = &mut self.sums;
+        for i in 0..LANES {
+            let terms = terms(kept(a[i]).into(), kept(b[i]).into());
+            xy[i] += terms[0];
+            xx[i] += terms[1];
+            yy[i] += terms[2];
         }
     }
 
@@ -285,23 +322,56 @@ fn both(metric: Metric, a: f64, b: f64) -> [f64; 3] {
 }
 
 /// The greatest X and Y over some pairs, from the values' own exponents: the same whatever rounds how.
+#[inline(always)]
 fn exponents(metric: Metric, a: &[f32], b: &[f32]) -> (Option<i32>, Option<i32>) {
-    let exponent = |value: &f32| exponent_of(kept(*value).to_bits());
-    let greatest = |values: &[f32]| exponent_of(values.iter().map(|v| kept(*v).to_bits()).max().unwrap_or(0));
-    let pairs = || a.iter().map(exponent).zip(b.iter().map(exponent));
     match metric {
         Metric::Cosine => (greatest(a), greatest(b)),
         Metric::Normalized => {
-            let of_a = pairs().filter_map(|(a, b)| Some(a? - a.max(b)?));
-            let of_b = pairs().filter_map(|(a, b)| Some(b? - a.max(b)?));
-            (of_a.max(), of_b.max())
+            let (mut x, mut y) = (NOTHING, NOTHING);
+            for (&a, &b) in a.iter().zip(b) {
+                let (a, b) = (exponent(a), exponent(b));
+                let top = a.max(b);
+                x = x.max(if a == NOTHING { NOTHING } else { a - top });
+                y = y.max(if b == NOTHING { NOTHING } else { b - top });
+            }
+            (some(x), some(y))
         }
         Metric::Kl => {
-            let far = pairs().filter_map(|(a, b)| Some((a? - b?).abs())).filter(|power| *power >= FAR);
-            (far.max().or(Some(0)), Some(0))
+            let mut far = 0;
+            for (&a, &b) in a.iter().zip(b) {
+                let (a, b) = (exponent(a), exponent(b));
+                far = far.max(if a.min(b) == NOTHING { 0 } else { (a - b).abs() });
+            }
+            (Some(if far >= FAR { far } else { 0 }), Some(0))
         }
         Metric::Jsd => (Some(0), Some(0)),
     }
+}
+
+/// Stands for the exponent of a value that has none.
+const NOTHING: i32 = -10_000;
+
+fn some(exponent: i32) -> Option<i32> {
+    (exponent > NOTHING).then_some(exponent)
+}
+
+#[inline(always)]
+fn greatest(values: &[f32]) -> Option<i32> {
+    let mut top = 0;
+    for &value in values {
+        top = top.max(kept(value).to_bits());
+    }
+    exponent_of(top)
+}
+
+/// ⌊log₂⌋ of a value as it is kept, without a branch; a subnormal's by way of an exact conversion of its integer.
+#[inline(always)]
+fn exponent(value: f32) -> i32 {
+    let bits = kept(value).to_bits();
+    let subnormal = bits < 0x0080_0000;
+    let normal = if subnormal { (bits.cast_signed() as f32).to_bits() } else { bits };
+    let power = (normal >> 23).cast_signed() - if subnormal { 127 + 149 } else { 127 };
+    if bits == 0 { NOTHING } else { power }
 }
 
 impl Checked for Similarity {

@@ -3,6 +3,7 @@
 use super::{ExtractOptions, Extracted, Warning};
 use crate::checkpoint::{Accumulator, OptimizerState, ParamGroup, Scale, StateEntry, momentum_bound};
 use crate::error::Result;
+use crate::kernel::vectorised;
 use crate::shape::DType;
 
 /// What headers alone give rise to.
@@ -112,6 +113,9 @@ pub(super) fn compare_momentum(
     let room = 1.0 + 2.0 * u * (1.0 / (1.0 - beta1) + 1.0 / (1.0 - beta2));
     let momenta = state.read_floats(entry, "exp_avg")?;
     let allowed = |v: f32| bound * (f64::from(v) + smallest).sqrt() * room;
+    if !any(&momenta, values, allowed) {
+        return Ok(None);
+    }
     let mut over =
         momenta.iter().zip(values).enumerate().filter(|(_, (m, v))| f64::from(m.abs()) > allowed(**v));
     let Some((index, (&m, &v))) = over.next() else { return Ok(None) };
@@ -123,6 +127,20 @@ pub(super) fn compare_momentum(
         accumulator: v,
         bound,
     }))
+}
+
+/// Whether some momentum is larger than `allowed`: a loop without an early end vectorises, and there seldom is one.
+fn any(momenta: &[f32], values: &[f32], allowed: impl Fn(f32) -> f64) -> bool {
+    vectorised(
+        #[inline(always)]
+        || {
+            let mut over = 0;
+            for (m, v) in momenta.iter().zip(values) {
+                over |= u32::from(f64::from(m.abs()) > allowed(*v));
+            }
+            over > 0
+        },
+    )
 }
 
 /// The coarsest unit roundoff and largest smallest normal number of some storage types.
