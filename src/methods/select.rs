@@ -57,7 +57,7 @@ use crate::methods::histogram::{Histogram, Place, Window};
 use crate::methods::source::CheckpointSource;
 use crate::progress::Progress;
 use crate::record::Recording;
-use crate::shape::DType;
+use crate::shape::{DType, usize_of};
 use crate::stream::{
     self, Budget, Buffers, Chunk, Clock, Cuts, Direction, End, Job, Layout, Plan, Sink, Source, Stage,
     Stream, Sweep, TensorSpec, Timings,
@@ -870,10 +870,6 @@ fn results(buffers: &Buffers) -> &View {
 
 fn len32(chunk: &Chunk) -> u32 {
     u32::try_from(chunk.elements).expect("the room of a chunk is a u32")
-}
-
-fn usize_of(n: u64) -> usize {
-    usize::try_from(n).expect("a chunk fits the address space")
 }
 
 /// A number that looks random, the same for the same `n` (splitmix64).

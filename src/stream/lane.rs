@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::memory::{Element, HostMemory, Memory, View};
 use crate::record::Recording;
-use crate::shape::DType;
+use crate::shape::{DType, usize_of};
 
 /// A slot of the ring.
 pub(super) struct Lane {
@@ -261,8 +261,4 @@ impl Launched {
 
 fn unmapped(error: impl std::fmt::Display) -> Error {
     Error::Device { op: "stream".into(), message: error.to_string() }
-}
-
-fn usize_of(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("a slot lies in memory, so its size fits usize")
 }

@@ -15,6 +15,7 @@ use crate::interrupt::Interrupt;
 use crate::memory::{Element, View};
 use crate::progress::Progress;
 use crate::record::Recording;
+use crate::shape::usize_of;
 
 /// Where a stream's elements come from.
 pub trait Source: Sync {
@@ -362,8 +363,4 @@ fn write_chunk(job: &Job<'_>, chunk: &Chunk, lane: &Lane) -> Result<()> {
 fn read_bytes(job: &Job<'_>, chunk: &Chunk) -> u64 {
     let ends = job.ends.iter().zip(&chunk.dtypes).filter(|(end, _)| matches!(end, End::Source(_)));
     ends.map(|(_, dtype)| dtype.size() * chunk.elements).sum()
-}
-
-fn usize_of(bytes: u64) -> usize {
-    usize::try_from(bytes).expect("a piece of a slot lies in memory, so its size fits usize")
 }
