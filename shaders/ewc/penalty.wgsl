@@ -1,6 +1,7 @@
 // Σ F (θ − θ*)² for each share of the parameters, in units of a power of two.
 // LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of two, at most 64); a workgroup
-// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl and lib/wide.wgsl.
+// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl and
+// lib/join.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override LANES: u32 = 256u;
@@ -37,8 +38,6 @@ struct Running {
     exponent: i32,
     left: u32,
 }
-
-var<workgroup> parts: array<Part, WORKGROUP>;
 
 fn load_theta(octet: u32) -> Octet {
     if THETA == F32 {
@@ -207,21 +206,6 @@ fn part_from(start: u32, lane: u32) -> Part {
 
 fn index_word(index: u32) -> f32 {
     return select(f32(index), -1.0, index == NO_INDEX);
-}
-
-/// The lanes' parts joined, in lane 0.
-fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
-    if LANES == 1u {
-        return mine;
-    }
-    parts[invocation] = mine;
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            parts[invocation] = join(parts[invocation], parts[invocation + half]);
-        }
-    }
-    return parts[invocation];
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,6 +1,6 @@
 // stats[g] <- (mean, 1 / √(variance + eps)) of the g-th run of `len` consecutive elements; the mean is 0 where not CENTERED.
 // LANES invocations (a power of two) share a run; a workgroup has WORKGROUP / LANES runs, and no barrier where LANES is 1.
-// Expects lib/dtype.wgsl, lib/run.wgsl.
+// Expects lib/dtype.wgsl, lib/run.wgsl, lib/join.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override LANES: u32 = 256u;
@@ -28,8 +28,6 @@ struct Eight {
     lo: vec4<f32>,
     hi: vec4<f32>,
 }
-
-var<workgroup> parts: array<Part, WORKGROUP>;
 
 fn load_input(run: Run, octet: u32) -> Eight {
     var octet_of_run: Octet;
@@ -78,21 +76,6 @@ fn join(p: Part, q: Part) -> Part {
         between = apart * apart * (f32(p.count) * f32(q.count) / f32(max(count, 1u)));
     }
     return Part(count, p.sum + q.sum, p.spread + q.spread + between);
-}
-
-/// The lanes' parts joined, in lane 0.
-fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
-    if LANES == 1u {
-        return mine;
-    }
-    parts[invocation] = mine;
-    for (var half = LANES / 2u; half > 0u; half >>= 1u) {
-        workgroupBarrier();
-        if lane < half {
-            parts[invocation] = join(parts[invocation], parts[invocation + half]);
-        }
-    }
-    return parts[invocation];
 }
 
 @compute @workgroup_size(WORKGROUP)

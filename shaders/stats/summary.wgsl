@@ -1,7 +1,8 @@
 // For each share of the values: sum and sum of squares in units of the power of two of its maximum,
 // maximum, minimum, zeros, and the values that are NaN, infinite or negative.
 // LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of four, at most 128); a workgroup
-// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl and lib/wide.wgsl.
+// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl and
+// lib/join.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override LANES: u32 = 256u;
@@ -43,8 +44,6 @@ struct Running {
     zeros: vec4<u32>,
     left: u32,
 }
-
-var<workgroup> parts: array<Part, WORKGROUP>;
 
 fn load_values(octet: u32) -> Octet {
     if VALUES == F32 {
@@ -194,21 +193,6 @@ fn part_from(begin: u32) -> Part {
         }
     }
     return part;
-}
-
-/// The lanes' parts joined, in lane 0.
-fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
-    if LANES == 1u {
-        return mine;
-    }
-    parts[invocation] = mine;
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            parts[invocation] = join(parts[invocation], parts[invocation + half]);
-        }
-    }
-    return parts[invocation];
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,6 +1,7 @@
 // The sum of each part of the rows of a [rows, width] block, in units of the power of two of its maximum.
 // LANES invocations (a power of two) share a part of at most LANES · ITEMS elements; a workgroup has WORKGROUP / LANES parts,
-// and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl and lib/run.wgsl.
+// and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl, lib/run.wgsl and
+// lib/join.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override LANES: u32 = 256u;
@@ -28,8 +29,6 @@ struct Part {
     exponent: i32,
     first_bad: u32,
 }
-
-var<workgroup> shared_parts: array<Part, WORKGROUP>;
 
 fn join(a: Part, b: Part) -> Part {
     let exponent = max(a.exponent, b.exponent);
@@ -113,21 +112,6 @@ fn share_of(run: Run, lane: u32) -> Part {
         }
     }
     return part;
-}
-
-/// The lanes' parts joined, in lane 0.
-fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
-    if LANES == 1u {
-        return mine;
-    }
-    shared_parts[invocation] = mine;
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            shared_parts[invocation] = join(shared_parts[invocation], shared_parts[invocation + half]);
-        }
-    }
-    return shared_parts[invocation];
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,6 +1,7 @@
 // What two Fishers have in common, for each share: Σ x y, Σ x², Σ y² of the cosine, or the sum of a divergence.
 // LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of two, at most 64); a workgroup
-// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl and lib/wide.wgsl.
+// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl and
+// lib/join.wgsl.
 
 const COSINE: u32 = 0u;
 const NORMALIZED: u32 = 1u;
@@ -51,8 +52,6 @@ struct Running {
     y: i32,
     left: u32,
 }
-
-var<workgroup> parts: array<Part, WORKGROUP>;
 
 fn load_a(octet: u32) -> Octet {
     if A == F32 {
@@ -311,21 +310,6 @@ fn part_from(start: u32, lane: u32) -> Part {
         }
     }
     return part;
-}
-
-/// The lanes' parts joined, in lane 0.
-fn join_lanes(invocation: u32, lane: u32, mine: Part) -> Part {
-    if LANES == 1u {
-        return mine;
-    }
-    parts[invocation] = mine;
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            parts[invocation] = join(parts[invocation], parts[invocation + half]);
-        }
-    }
-    return parts[invocation];
 }
 
 fn exponent_word(e: i32) -> f32 {

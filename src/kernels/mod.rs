@@ -137,6 +137,9 @@ pub(crate) use shader;
 /// Eight elements a load: the parts that most elementwise kernels share.
 pub(crate) const DTYPE: &str = shader!("lib/dtype.wgsl");
 
+/// What lanes of a workgroup have, joined to one.
+pub(crate) const JOIN: &str = shader!("lib/join.wgsl");
+
 /// Weights with an exponent of their own.
 pub(crate) const WIDE: &str = shader!("lib/wide.wgsl");
 

@@ -7,7 +7,7 @@ use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
 };
-use crate::kernels::{BENCHED, DTYPE, Owner, WIDE, shader};
+use crate::kernels::{BENCHED, DTYPE, JOIN, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -122,7 +122,7 @@ impl Kernel for Penalty {
     type Args = PenaltyArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("ewc/penalty.wgsl"), DTYPE, WIDE]
+        vec![shader!("ewc/penalty.wgsl"), DTYPE, WIDE, JOIN]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {

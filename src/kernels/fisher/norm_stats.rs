@@ -7,7 +7,7 @@ use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::{
     Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise, widen_into,
 };
-use crate::kernels::{DTYPE, RUN, WORKGROUP, shader};
+use crate::kernels::{DTYPE, JOIN, RUN, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -81,7 +81,7 @@ impl Kernel for NormStats {
     type Args = NormStatsArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("fisher/norm_stats.wgsl"), DTYPE, RUN]
+        vec![shader!("fisher/norm_stats.wgsl"), DTYPE, RUN, JOIN]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {

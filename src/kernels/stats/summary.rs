@@ -7,7 +7,7 @@ use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
 };
-use crate::kernels::{BENCHED, DTYPE, Owner, WIDE, shader};
+use crate::kernels::{BENCHED, DTYPE, JOIN, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -179,7 +179,7 @@ impl Kernel for Summary {
     type Args = SummaryArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("stats/summary.wgsl"), DTYPE, WIDE]
+        vec![shader!("stats/summary.wgsl"), DTYPE, WIDE, JOIN]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {

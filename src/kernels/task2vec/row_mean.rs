@@ -9,7 +9,7 @@ use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Slice, Want, groups_for, noise,
     vectorised,
 };
-use crate::kernels::{DTYPE, RUN, WIDE, WORKGROUP, shader};
+use crate::kernels::{DTYPE, JOIN, RUN, WIDE, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -142,7 +142,7 @@ impl Kernel for RowMean {
     type Args = RowMeanArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("task2vec/row_mean.wgsl"), DTYPE, WIDE, RUN]
+        vec![shader!("task2vec/row_mean.wgsl"), DTYPE, WIDE, RUN, JOIN]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {

@@ -8,7 +8,7 @@ use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
 };
-use crate::kernels::{BENCHED, DTYPE, Owner, WIDE, shader};
+use crate::kernels::{BENCHED, DTYPE, JOIN, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -159,7 +159,7 @@ impl Kernel for Similarity {
     type Args = SimilarityArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("task2vec/similarity.wgsl"), DTYPE, WIDE]
+        vec![shader!("task2vec/similarity.wgsl"), DTYPE, WIDE, JOIN]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
