@@ -245,6 +245,42 @@ fn a_buffer_of_another_device_is_refused_and_the_encoder_stays_usable() {
 
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn pipelines_are_made_with_the_cache_that_was_lent() {
+    let adapter = support::adapter();
+    if !adapter.features().contains(wgpu::Features::PIPELINE_CACHE) {
+        println!("NOT RUN: {} has no pipeline caches (wgpu has them on Vulkan)", adapter.get_info().name);
+        return;
+    }
+    let descriptor =
+        wgpu::DeviceDescriptor { required_features: wgpu::Features::PIPELINE_CACHE, ..Default::default() };
+    let open = || pollster::block_on(adapter.request_device(&descriptor)).expect("a feature that it offers");
+    let cache_of = |device: &wgpu::Device| {
+        let empty = wgpu::PipelineCacheDescriptor { label: None, data: None, fallback: false };
+        // SAFETY: there are no bytes that the driver could trust wrongly.
+        #[allow(unsafe_code, reason = "wgpu has no other way to make a pipeline cache")]
+        unsafe {
+            device.create_pipeline_cache(&empty)
+        }
+    };
+    let runs_with = |own: bool| {
+        let ((device, queue), (other, _)) = (open(), open());
+        let gpu = Gpu::from_wgpu(device.clone(), queue);
+        gpu.lend_pipeline_cache(cache_of(if own { &device } else { &other }));
+        let backend = Backend::Gpu(gpu);
+        let gradient = backend.buffer(&[2.0_f32; 8], DType::F32)?;
+        let exp_avg_sq = backend.buffer(&[0.0_f32; 8], DType::F32)?;
+        let args = EmaArgs { gradient, exp_avg_sq: exp_avg_sq.clone() };
+        let mut recording = Recording::new(&backend);
+        backend.run(recording.dispatch(&PLAIN, params(8), args)?)?;
+        backend.download::<f32>(&exp_avg_sq)
+    };
+    assert_eq!(runs_with(true).expect("the device's own cache"), [2.0; 8]);
+    let refused = runs_with(false).expect_err("a cache of another device: so the one lent is used");
+    assert!(matches!(&refused, Error::Shader { kernel, .. } if kernel == "optimizer.ema"), "{refused}");
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn transfers_need_the_buffer_s_leave() {
     let gpu = lent();
     let backend = Backend::Gpu(gpu.clone());

@@ -80,6 +80,15 @@ impl Gpu {
         &self.inner.caps
     }
 
+    /// Makes pipelines with the application's pipeline cache from now on, so that what the driver compiles can be kept in a file. The
+    /// first one lent stays.
+    ///
+    /// wgpu has these on Vulkan (`Features::PIPELINE_CACHE`) and makes them in an `unsafe` function, since drivers trust the bytes
+    /// that they are given; so the application makes, stores and answers for it. Most desktop drivers keep such files by themselves.
+    pub fn lend_pipeline_cache(&self, cache: wgpu::PipelineCache) {
+        let _already_lent = self.inner.pipelines.compiled.set(cache);
+    }
+
     /// Notes that the device is lost. For applications, whose lost callback is their own.
     pub fn mark_lost(&self, message: impl Into<String>) {
         let _already_set = self.inner.lost.set(message.into());

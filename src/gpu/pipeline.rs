@@ -3,7 +3,7 @@
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::error::Error as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Binding};
@@ -30,10 +30,11 @@ pub(crate) struct Source<'a> {
     pub(crate) bindings: &'a [Binding],
 }
 
-/// The pipelines of one device.
+/// The pipelines of one device, and the application's cache of what its driver compiled, if it lent one.
 #[derive(Default)]
 pub(super) struct Cache {
     made: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    pub(super) compiled: OnceLock<wgpu::PipelineCache>,
 }
 
 impl Cache {
@@ -47,14 +48,18 @@ impl Cache {
         if let Some(pipeline) = made.get(&key) {
             return Ok(Arc::clone(pipeline));
         }
-        let pipeline = Arc::new(build(device, source)?);
+        let pipeline = Arc::new(build(device, source, self.compiled.get())?);
         made.insert(key, Arc::clone(&pipeline));
         Ok(pipeline)
     }
 }
 
 /// Makes a pipeline inside an error scope: without one, wgpu's default handler panics.
-fn build(device: &wgpu::Device, source: &Source<'_>) -> Result<Pipeline> {
+fn build(
+    device: &wgpu::Device,
+    source: &Source<'_>,
+    compiled: Option<&wgpu::PipelineCache>,
+) -> Result<Pipeline> {
     let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let layout = bind_group_layout(device, source);
     let text = source.parts.join("\n");
@@ -76,7 +81,7 @@ fn build(device: &wgpu::Device, source: &Source<'_>) -> Result<Pipeline> {
             constants: source.overrides,
             ..Default::default()
         },
-        cache: None,
+        cache: compiled,
     });
     match pollster::block_on(scope.pop()) {
         None => Ok(Pipeline { pipeline, layout }),
