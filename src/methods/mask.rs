@@ -19,6 +19,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Dtype, Output, OutputLayout, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
+use crate::kernel::vectorised;
 use crate::kernels::select::Score;
 use crate::methods::globs::Globs;
 use crate::methods::prune::{
@@ -28,7 +29,7 @@ use crate::methods::prune::{
 use crate::methods::select::{Inputs, Keep, PIECE_ELEMENTS, Scope, Selector};
 use crate::methods::source::NonFinite;
 use crate::progress::Progress;
-use crate::shape::shape_text;
+use crate::shape::{shape_text, usize_of};
 use crate::stream::{Clock, Stage, Timings};
 
 /// How to make a mask.
@@ -219,7 +220,8 @@ pub fn reset(
     let bytes_read = pieces.iter().map(|piece| 2 * piece.len + piece.mask_len()).sum();
     progress.begin(bytes_read);
     // Piece by piece on all cores: while one reads, another chooses or writes.
-    let kept_of = pieces.par_iter().map(|piece| job.run(piece)).collect::<Result<Vec<u64>>>()?;
+    let run = |bytes: &mut Bytes, piece: &Piece<'_>| job.run(piece, bytes);
+    let kept_of = pieces.par_iter().map_init(Bytes::default, run).collect::<Result<Vec<u64>>>()?;
     inputs_unchanged(&[mask, model, base])?;
     let (tensors, copied) = job.selected(&pieces, &kept_of);
     let (elements, kept) = (tensors.iter().map(|t| t.elements).sum(), tensors.iter().map(|t| t.kept).sum());
@@ -271,13 +273,29 @@ impl Piece<'_> {
     }
 }
 
+/// A thread's bytes of one piece.
+#[derive(Default)]
+struct Bytes {
+    own: Vec<u8>,
+    other: Vec<u8>,
+    mask: Vec<u8>,
+}
+
+impl Bytes {
+    fn resize(&mut self, piece: &Piece<'_>) {
+        self.own.resize(usize_of(piece.len), 0);
+        self.other.resize(usize_of(piece.len), 0);
+        self.mask.resize(usize_of(piece.mask_len()), 0);
+    }
+}
+
 impl<'a> Reset<'a> {
     fn pieces(&self) -> Vec<Piece<'a>> {
         let mut pieces = Vec::new();
         for (place, tensor) in self.model.tensors().iter().enumerate() {
             let size = tensor.bytes.checked_div(tensor.elements()).unwrap_or(1).max(1);
             let masked = self.mask.get(&tensor.name).map(|mask| (mask, size));
-            for start in (0..tensor.bytes).step_by(usize::try_from(STEP_BYTES).expect("a MiB")) {
+            for start in (0..tensor.bytes).step_by(usize_of(STEP_BYTES)) {
                 pieces.push(Piece { place, start, len: STEP_BYTES.min(tensor.bytes - start), masked });
             }
         }
@@ -285,40 +303,45 @@ impl<'a> Reset<'a> {
     }
 
     /// Writes one piece; gives how many of its elements the mask keeps.
-    fn run(&self, piece: &Piece<'_>) -> Result<u64> {
+    fn run(&self, piece: &Piece<'_>, bytes: &mut Bytes) -> Result<u64> {
         self.interrupt.check()?;
         let tensor = &self.model.tensors()[piece.place];
-        let base = self.base.get(&tensor.name).expect("the names were compared before");
-        let bytes = |len: u64| vec![0; usize::try_from(len).expect("a MiB")];
-        let (mut own, mut other, mut mask) = (bytes(piece.len), bytes(piece.len), bytes(piece.mask_len()));
-        self.clock.time(Stage::Read, || {
-            self.model.read(tensor, piece.start, &mut own)?;
-            self.base.read(base, piece.start, &mut other)?;
-            let of_mask = piece.masked.map(|(of, size)| self.mask.read(of, piece.start / size, &mut mask));
-            of_mask.unwrap_or(Ok(()))
-        })?;
-        let chosen = self.clock.time(Stage::Compute, || match piece.masked {
+        bytes.resize(piece);
+        self.clock.time(Stage::Read, || self.read(piece, tensor, bytes))?;
+        let Bytes { own, other, mask } = bytes;
+        let chosen: &[u8] = self.clock.time(Stage::Compute, || match piece.masked {
             None => self.unmasked(tensor, own, other),
             Some((of, size)) => {
-                self.refuse_bytes(of, piece.start / size, &mask)?;
-                choose(&mut own, &other, &mask);
-                Ok(own)
+                self.refuse_bytes(of, piece.start / size, mask)?;
+                vectorised(|| choose(own, other, mask));
+                Ok(own.as_slice())
             }
         })?;
         let slot = self.output.position(&tensor.name).expect("the output has the model's tensors");
-        self.clock.time(Stage::Write, || self.output.write(slot, piece.start, &chosen))?;
+        self.clock.time(Stage::Write, || self.output.write(slot, piece.start, chosen))?;
         self.progress.advance(2 * piece.len + piece.mask_len());
         Ok(mask.iter().map(|&keep| u64::from(keep)).sum())
     }
 
+    fn read(&self, piece: &Piece<'_>, tensor: &TensorInfo, bytes: &mut Bytes) -> Result<()> {
+        let base = self.base.get(&tensor.name).expect("the names were compared before");
+        self.model.read(tensor, piece.start, &mut bytes.own)?;
+        self.base.read(base, piece.start, &mut bytes.other)?;
+        let of_mask = piece.masked.map(|(of, size)| self.mask.read(of, piece.start / size, &mut bytes.mask));
+        of_mask.unwrap_or(Ok(()))
+    }
+
     fn refuse_bytes(&self, of: &TensorInfo, start: u64, mask: &[u8]) -> Result<()> {
-        let Some(at) = mask.iter().position(|&byte| byte > 1) else { return Ok(()) };
+        if mask.iter().fold(0, |all, &byte| all | byte) <= 1 {
+            return Ok(());
+        }
+        let at = mask.iter().position(|&byte| byte > 1).expect("no byte has more bits than all together");
         let problem =
             format!("element {} is {}, a BOOL is 0 or 1; the mask is damaged", start + at as u64, mask[at]);
         Err(Error::tensor(self.mask.file_of(of), &of.name, problem))
     }
 
-    fn unmasked(&self, tensor: &TensorInfo, own: Vec<u8>, other: Vec<u8>) -> Result<Vec<u8>> {
+    fn unmasked<'b>(&self, tensor: &TensorInfo, own: &'b [u8], other: &'b [u8]) -> Result<&'b [u8]> {
         if self.options.unmasked == Unmasked::Equal && own != other {
             let problem = format!(
                 "tensor {} is not in the mask and differs between the models; say which one to take with --unmasked",
@@ -347,8 +370,27 @@ impl<'a> Reset<'a> {
 }
 
 /// `own` where the mask says so, else `other`, in elements of whatever size the lengths give.
+#[inline(always)]
 fn choose(own: &mut [u8], other: &[u8], mask: &[u8]) {
-    let size = own.len().checked_div(mask.len()).unwrap_or(1).max(1);
+    match own.len().checked_div(mask.len()).unwrap_or(1) {
+        0 | 1 => choose_among::<1>(own, other, mask),
+        2 => choose_among::<2>(own, other, mask),
+        4 => choose_among::<4>(own, other, mask),
+        8 => choose_among::<8>(own, other, mask),
+        size => choose_any(own, other, mask, size),
+    }
+}
+
+/// Without a branch: a mask is as random as the scores, and every other guess at it would be wrong.
+#[inline(always)]
+fn choose_among<const SIZE: usize>(own: &mut [u8], other: &[u8], mask: &[u8]) {
+    let (own, other) = (own.as_chunks_mut::<SIZE>().0, other.as_chunks::<SIZE>().0);
+    for ((own, other), &keep) in own.iter_mut().zip(other).zip(mask) {
+        *own = if keep == 0 { *other } else { *own };
+    }
+}
+
+fn choose_any(own: &mut [u8], other: &[u8], mask: &[u8], size: usize) {
     for ((own, other), &keep) in own.chunks_exact_mut(size).zip(other.chunks_exact(size)).zip(mask) {
         if keep == 0 {
             own.copy_from_slice(other);
@@ -409,4 +451,26 @@ fn difference_of_mask(model: &Checkpoint, tensor: &TensorInfo) -> Option<String>
 
 fn kind(tensor: &TensorInfo) -> String {
     format!("{:?} {}", tensor.dtype, shape_text(&tensor.shape))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::choose;
+
+    #[test]
+    fn every_element_size_is_chosen_whole() {
+        for size in [1, 2, 3, 4, 8, 16] {
+            for len in [0, 1, 15, 16, 17, 1000] {
+                let mask: Vec<u8> = (0..len).map(|i| u8::from(i * i % 7 < 3)).collect();
+                let own: Vec<u8> = (0..len * size).map(|i| (i % 251) as u8).collect();
+                let other: Vec<u8> = own.iter().map(|byte| !byte).collect();
+                let mut got = own.clone();
+                choose(&mut got, &other, &mask);
+                for (i, byte) in got.into_iter().enumerate() {
+                    let from = if mask[i / size] == 1 { &own } else { &other };
+                    assert_eq!(byte, from[i], "byte {i} of {len} elements of {size} bytes");
+                }
+            }
+        }
+    }
 }
