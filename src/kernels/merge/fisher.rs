@@ -330,6 +330,9 @@ impl Checked for Fisher {
         cases.push(Setup { lambda: [1e-60, 3e-60], ..Setup::plain(1021) }.case());
         cases.push(Setup { lambda: [2.0, 1e60], ..Setup::plain(1021) }.case());
         cases.push(Setup { magnitude: 38, ..Setup::plain(4099) }.case());
+        // A model that weighs nothing, however large its Fisher.
+        cases.push(Setup { lambda: [0.0, 1.5], magnitude: 38, ..Setup::plain(1021) }.case());
+        cases.push(Setup { lambda: [1.5, 0.0], magnitude: 38, first: false, ..Setup::plain(1021) }.case());
         cases.push(Setup { floor: [0.25, 0.125], ..Setup::plain(1021) }.case());
         let alone = |case: Case<Self>| Case {
             name: format!("{} alone", case.name),

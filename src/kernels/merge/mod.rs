@@ -33,7 +33,7 @@ pub const fn state_words(len: u64) -> u64 {
 pub struct Factor {
     /// In [1, 2), or 0.
     pub mantissa: f32,
-    /// The power of two.
+    /// The power of two; of 0, one below that of every product that can occur.
     pub exponent: i32,
 }
 
@@ -45,7 +45,8 @@ impl Factor {
     #[must_use]
     pub fn of(value: f64) -> Self {
         if value <= 0.0 || !value.is_finite() {
-            return Self { mantissa: 0.0, exponent: 0 };
+            // Sums are formed at the largest exponent: that of a model which weighs nothing must not be it.
+            return Self { mantissa: 0.0, exponent: host::NOTHING };
         }
         let mut exponent = 0;
         let mut mantissa = value;
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn factors_span_the_range_of_f64() {
         assert_eq!(Factor::of(1.0), Factor::ONE);
-        assert_eq!(Factor::of(0.0).mantissa, 0.0);
+        assert_eq!(Factor::of(0.0), Factor { mantissa: 0.0, exponent: host::NOTHING });
         assert_eq!(Factor::of(3.0 * 2.0_f64.powi(900)), Factor { mantissa: 1.5, exponent: 901 });
         assert_eq!(Factor::of(5e-324), Factor { mantissa: 1.0, exponent: -1074 });
     }

@@ -290,6 +290,8 @@ impl Checked for Ubgm {
         cases.push(plain(1021, (1e-40, 0.0, 0.0)));
         cases.push(plain(1021, (1.0, 0.125, 0.0)));
         cases.push(plain(1021, (2.0, 0.0, 0.25)));
+        // A model that weighs nothing, its Fisher as large as any.
+        cases.push(plain(1021, (0.0, 3e38, 0.0)));
         let alone = |case: Case<Self>| Case {
             name: format!("{} alone", case.name),
             kernel: Self { owner: Owner::Invocation, ..case.kernel },
