@@ -214,6 +214,21 @@ fn inspect_tells_what_the_largest_values_of_a_fisher_hold() {
 }
 
 #[test]
+fn inspect_tells_where_values_are_that_no_fisher_can_have() {
+    let folder = folder();
+    let tensors: [(&str, &[usize], &[f32]); 2] =
+        [("a", &[3], &[1.0, f32::NAN, -1.0]), ("b", &[2, 2], &[0.0, 1.0, 2.0, f32::INFINITY])];
+    let fisher = write(folder.path(), "f.safetensors", &tensors, Some("empirical"));
+    let shown = json_of(&["inspect", "--json", arg(&fisher)]);
+    let found = |tensor: usize| &shown["checkpoints"][0]["tensors"][tensor]["fisher"];
+    assert_eq!((&found(0)["invalid"], &found(0)["first_invalid"]), (&json!(2), &json!(1)));
+    assert_eq!((&found(1)["invalid"], &found(1)["first_invalid"]), (&json!(1), &json!(3)));
+    let shown = text(&output(&["inspect", arg(&fisher)]).stdout);
+    assert!(shown.contains("\"a\" has 2 such values, the first at index 1"), "{shown}");
+    assert!(shown.contains("\"b\" has 1 such value, the first at index 3"), "{shown}");
+}
+
+#[test]
 fn inspect_refuses_what_is_missing_or_damaged_with_stdout_empty() {
     let folder = folder();
     let damaged = folder.path().join("d.safetensors");

@@ -304,13 +304,17 @@ fn what_cannot_be_is_refused_and_nothing_is_written() {
             gradient: Some(out.clone()),
             ..options("f32", lambda)
         };
-        let refused = run(&options, &Backend::Host).expect_err(says).to_string();
+        let refused = run(&options, &Backend::Host).expect_err(says);
+        let exit = refused.exit_code();
+        let refused = refused.to_string();
         assert!(refused.contains(says), "expected `{says}` in: {refused}");
         assert!(!out.exists(), "an output was written");
+        exit
     };
     let model = write("model", [1.0, 2.0]);
     refused(&model, write("negative", [1.0, -1.0]), 1.0, "tensor \"w\": index 1 is -1.0");
-    refused(&model, write("large", [1e38, 1.0]), 1e9, "beyond the range of f32");
+    let exit = refused(&model, write("large", [1e38, 1.0]), 1e9, "beyond the range of f32");
+    assert_eq!(exit, 4, "the inputs are sound, λ does not fit them");
     refused(&model, file("f32", "fisher"), 1.0, "is that Fisher of another model?");
     refused(&model, write("sound", [1.0, 1.0]), -1.0, "lambda is -1");
 }

@@ -82,6 +82,19 @@ fn fishers_of_different_networks_are_shown_without_a_comparison() {
 }
 
 #[test]
+fn doubles_are_shown_as_what_they_are_narrowed_to() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let values = [1.0_f32, 2.0, 0.5, 0.0];
+    let doubles = values.iter().flat_map(|&value| f64::from(value).to_le_bytes()).collect();
+    save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&values))]);
+    save(&folder.path().join("b.safetensors"), &[("w", Dtype::F64, doubles)]);
+    let done = report(folder.path(), &["a.safetensors", "b.safetensors"]).success();
+    let result: serde_json::Value =
+        serde_json::from_slice(&done.get_output().stdout).expect("one JSON object");
+    assert_eq!((&result["rank_correlation"], &result["similarity"][0][1]), (&1.0.into(), &1.0.into()));
+}
+
+#[test]
 fn hostile_names_stay_text() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let name = "<script>alert('1')</script>.weight";
@@ -98,7 +111,7 @@ fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
     save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0, -1.0]))]);
     let refused = report(folder.path(), &["a.safetensors"]).code(3);
     let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
-    assert!(message.contains("1 values are NaN, infinite or negative"), "{message}");
+    assert!(message.contains("tensor \"w\": index 1 is NaN, infinite, negative or beyond f32"), "{message}");
     assert!(!folder.path().join("report.html").exists());
 
     save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0]))]);

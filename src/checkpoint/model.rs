@@ -6,7 +6,6 @@
 use std::path::{Path, PathBuf};
 
 use pytorch_reader::PytorchReader;
-use safetensors::Dtype;
 
 use super::names::Param;
 use super::open::Checkpoint;
@@ -55,8 +54,7 @@ impl ModelParams {
     /// The floating-point tensors of an open checkpoint; their order of definition is unknown.
     #[must_use]
     pub fn of(checkpoint: &Checkpoint) -> Self {
-        let float = |dtype| matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16);
-        let tensors = checkpoint.tensors().iter().filter(|tensor| float(tensor.dtype));
+        let tensors = checkpoint.tensors().iter().filter(|tensor| tensor.is_float());
         let params = tensors.map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
         let files = checkpoint.shards().iter().map(|shard| shard.path.clone()).collect();
         Self { params, definition_order: None, files }

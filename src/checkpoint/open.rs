@@ -50,6 +50,12 @@ impl TensorInfo {
             _ => None,
         }
     }
+
+    /// Whether it holds numbers that jobs compute with: f32, f16, bf16, or f64, which is narrowed to f32 when read.
+    #[must_use]
+    pub fn is_float(&self) -> bool {
+        self.float().is_some() || self.dtype == Dtype::F64
+    }
 }
 
 /// One file of a checkpoint.

@@ -76,6 +76,7 @@ impl Output {
     ) -> Result<Self> {
         let path = path.as_ref();
         let built = plan(&layout).map_err(|problem| Error::output(path, problem))?;
+        target::refuse_folder_name(path, &layout)?;
         let target = target::resolve(path)?;
         target::refuse_inputs(&target, inputs)?;
         target::refuse_existing(&target, &layout, overwrite)?;

@@ -1,7 +1,8 @@
 //! What the numbers in a checkpoint look like: extremes, mean, zeros, and how much of the whole a few of them hold.
 //!
 //! Made for Fisher files, whose values are finite and at least 0. Whatever is not is counted as invalid and left out
-//! of every other number, so that a damaged file can still be looked at.
+//! of every other number, so that a damaged file can still be looked at. F64 is narrowed to f32, as everywhere; what is
+//! beyond its range is invalid.
 //!
 //! The share held by the largest values needs their threshold. It is found exactly and without sorting: the bits of
 //! non-negative floats order as the floats do, so a first pass counts values by the upper 16 bits, which says in which
@@ -12,12 +13,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
+use safetensors::Dtype;
 
 use super::{Checkpoint, TensorInfo};
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::shape::DType;
 
 /// Bytes read at a time: large enough for a disk, small against any memory.
 const PIECE_BYTES: u64 = 4 << 20;
@@ -34,6 +35,8 @@ pub struct Summary {
     pub zeros: u64,
     /// How many are negative, infinite or not a number. They enter nothing below.
     pub invalid: u64,
+    /// The flat index of the first of those.
+    pub first_invalid: Option<u64>,
     /// The smallest value.
     pub min: Option<f32>,
     /// The largest value.
@@ -53,7 +56,7 @@ pub struct TopShare {
     pub share: f64,
 }
 
-/// The statistics of a checkpoint's f32, f16 and bf16 tensors.
+/// The statistics of a checkpoint's f64, f32, f16 and bf16 tensors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
     /// For each tensor of a float type its position in [`Checkpoint::tensors`] and its summary.
@@ -77,6 +80,7 @@ impl Summary {
 
     /// Takes another set's values in, after those already here.
     fn join(&mut self, next: &Self) {
+        self.first_invalid = self.first_invalid.or(next.first_invalid.map(|at| self.elements + at));
         self.elements += next.elements;
         self.zeros += next.zeros;
         self.invalid += next.invalid;
@@ -88,9 +92,10 @@ impl Summary {
     fn of(values: &[f32]) -> Self {
         let mut summary = Self { elements: values.len() as u64, ..Self::default() };
         let (mut min, mut max) = (f32::INFINITY, f32::NEG_INFINITY);
-        for &value in values {
+        for (at, &value) in values.iter().enumerate() {
             let Some(bits) = key(value) else {
                 summary.invalid += 1;
+                summary.first_invalid.get_or_insert(at as u64);
                 continue;
             };
             summary.zeros += u64::from(bits == 0);
@@ -131,7 +136,6 @@ struct Piece<'a> {
     /// The tensor's position in the checkpoint.
     tensor: usize,
     info: &'a TensorInfo,
-    dtype: DType,
     offset: u64,
     bytes: usize,
 }
@@ -140,11 +144,13 @@ struct Piece<'a> {
 fn pieces(checkpoint: &Checkpoint, piece_bytes: u64) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     for (tensor, info) in checkpoint.tensors().iter().enumerate() {
-        let Some(dtype) = info.float() else { continue };
+        if !info.is_float() {
+            continue;
+        }
         let starts = (0..info.bytes.max(1)).step_by(usize::try_from(piece_bytes).unwrap_or(usize::MAX));
         pieces.extend(starts.map(|offset| {
             let bytes = (info.bytes - offset).min(piece_bytes) as usize;
-            Piece { tensor, info, dtype, offset, bytes }
+            Piece { tensor, info, offset, bytes }
         }));
     }
     pieces
@@ -227,15 +233,17 @@ impl Sweep<'_> {
     fn read(&self, piece: &Piece<'_>) -> Result<Vec<f32>> {
         let mut bytes = vec![0_u8; piece.bytes];
         self.checkpoint.read(piece.info, piece.offset, &mut bytes)?;
-        Ok(match piece.dtype {
-            DType::F32 => bytes.as_chunks().0.iter().map(|&word| f32::from_le_bytes(word)).collect(),
-            DType::F16 => widen(&bytes, |word| half::f16::from_le_bytes(word).to_f32()),
-            DType::BF16 => widen(&bytes, |word| half::bf16::from_le_bytes(word).to_f32()),
+        Ok(match piece.info.dtype {
+            Dtype::F64 => decode(&bytes, |word| f64::from_le_bytes(word) as f32),
+            Dtype::F16 => decode(&bytes, |word| half::f16::from_le_bytes(word).to_f32()),
+            Dtype::BF16 => decode(&bytes, |word| half::bf16::from_le_bytes(word).to_f32()),
+            _ => decode(&bytes, f32::from_le_bytes),
         })
     }
 }
 
-fn widen(bytes: &[u8], one: impl Fn([u8; 2]) -> f32) -> Vec<f32> {
+/// Numbers of `N` bytes.
+fn decode<const N: usize>(bytes: &[u8], one: impl Fn([u8; N]) -> f32) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|&word| one(word)).collect()
 }
 
@@ -385,12 +393,57 @@ mod tests {
         let none = vec![f32::NAN];
         let file = write(&folder.path().join("f"), &[("a", Dtype::F32, odd), ("b", Dtype::F32, none)]);
         let seen = look(&file, 8, 0.25);
-        let a = Summary { elements: 8, zeros: 2, invalid: 4, min: Some(0.0), max: Some(6.0), sum: 8.0 };
+        let a = Summary {
+            elements: 8,
+            zeros: 2,
+            invalid: 4,
+            first_invalid: Some(0),
+            min: Some(0.0),
+            max: Some(6.0),
+            sum: 8.0,
+        };
         assert_eq!(seen.tensors[0], (0, a));
         assert_eq!(seen.tensors[0].1.mean(), Some(2.0));
         assert_eq!((seen.tensors[1].1.min, seen.tensors[1].1.mean()), (None, None));
         assert!(seen.total.min.is_some_and(f32::is_sign_positive), "-0 is shown as 0");
         assert_eq!(seen.top, Some(TopShare { kept: 1, threshold: 6.0, share: 0.75 }));
+    }
+
+    #[test]
+    fn the_first_invalid_value_is_found_in_any_piece() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for at in [0, 1, 2, 7, 8] {
+            let mut values = vec![1.0; 9];
+            values[at..].fill(-1.0);
+            let file = write(
+                &folder.path().join(format!("{at}")),
+                &[("a", Dtype::F32, vec![0.5; 3]), ("b", Dtype::F32, values)],
+            );
+            let seen = look(&file, 8, 0.0);
+            assert_eq!(seen.tensors[0].1.first_invalid, None);
+            assert_eq!(seen.tensors[1].1.first_invalid, Some(at as u64));
+        }
+    }
+
+    #[test]
+    fn doubles_are_narrowed_and_those_beyond_f32_are_invalid() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let data: Vec<u8> = [2.0, 1e300, 0.5, 1e-300].iter().flat_map(|v: &f64| v.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F64, vec![4], &data).expect("a sound view");
+        let path = folder.path().join("f");
+        serialize_to_file([("a", view)], None, &path).expect("the crate's writer works");
+        let seen = look(&Checkpoint::open(&path).expect("a sound file"), 16, 0.5);
+        let total = Summary {
+            elements: 4,
+            zeros: 1,
+            invalid: 1,
+            first_invalid: Some(1),
+            min: Some(0.0),
+            max: Some(2.0),
+            sum: 2.5,
+        };
+        assert_eq!(seen.tensors, [(0, total)]);
+        assert_eq!(seen.top, Some(TopShare { kept: 2, threshold: 0.5, share: 1.0 }));
     }
 
     #[test]

@@ -25,6 +25,15 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(target)
 }
 
+/// Refuses the name of a folder for an output of one file, which would be a file of that name.
+pub(super) fn refuse_folder_name(path: &Path, layout: &OutputLayout) -> Result<()> {
+    let last = path.to_string_lossy().chars().next_back();
+    if layout.folder || !last.is_some_and(std::path::is_separator) {
+        return Ok(());
+    }
+    Err(Error::output(path, "names a folder, the output is one file; give a file's name, as out.safetensors"))
+}
+
 /// Refuses a target that exists and may not be replaced by `layout`.
 pub(super) fn refuse_existing(target: &Path, layout: &OutputLayout, overwrite: bool) -> Result<()> {
     let metadata = match fs::symlink_metadata(target) {

@@ -30,7 +30,7 @@ use crate::kernels::ewc::{
     Gradient, GradientArgs, GradientParams, Penalty, PenaltyArgs, PenaltyParams, PenaltySum,
 };
 use crate::memory::{Element, View};
-use crate::methods::source::{CheckpointSource, NonFinite, OutputSink};
+use crate::methods::source::{CheckpointSource, FISHER_VALUES, NonFinite, OutputSink};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::{DType, shape_text};
@@ -368,8 +368,6 @@ fn check_options(options: &EwcOptions) -> Result<()> {
 
 /// Every tensor of the Fisher is in the model and in the anchor, with the same shape, and all three are floats.
 fn check_fits(model: &Checkpoint, term: &OpenTerm) -> Result<()> {
-    let float =
-        |tensor: &TensorInfo| matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64);
     for tensor in term.fisher.tensors() {
         let refuse = |file: &Checkpoint, problem: String| {
             let name = printable(&tensor.name);
@@ -395,7 +393,7 @@ fn check_fits(model: &Checkpoint, term: &OpenTerm) -> Result<()> {
                     ),
                 );
             }
-            if !float(same) {
+            if !same.is_float() {
                 return refuse(file, format!("has type {:?}, expected F32, F16, BF16 or F64", same.dtype));
             }
         }
@@ -428,7 +426,6 @@ impl<'a> PassInputs<'a> {
         }
         let sink = output.map(|output| FiniteSink {
             sink: OutputSink::matching(output, &inputs.model, tensors),
-            output,
             names: tensors.iter().map(|&place| inputs.model.tensors()[place].name.as_str()).collect(),
         });
         Ok(Self { inputs, terms, tensors, sources, sink })
@@ -533,7 +530,7 @@ impl Sweep for EwcSweep<'_> {
             for (bad, stream, expected) in [
                 (sum.bad_theta, 0, "a finite number"),
                 (sum.bad_anchor, 2 * step + 1, "a finite number"),
-                (sum.bad_fisher, 2 * step + 2, "a finite number of at least 0"),
+                (sum.bad_fisher, 2 * step + 2, FISHER_VALUES),
             ] {
                 let Some(at) = bad else { continue };
                 let segment = chunk.segments.iter().find(|s| s.at <= at && at < s.at + s.len);
@@ -550,7 +547,6 @@ impl Sweep for EwcSweep<'_> {
 /// The gradient's file, which takes finite numbers only.
 struct FiniteSink<'a> {
     sink: OutputSink<'a>,
-    output: &'a Output,
     names: Vec<&'a str>,
 }
 
@@ -559,9 +555,10 @@ impl Sink for FiniteSink<'_> {
         let values = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
         if let Some((index, value)) = (start..).zip(values).find(|(_, value)| !value.is_finite()) {
             let problem = format!(
-                "index {index} of the gradient is {value:?}, beyond the range of f32; choose a smaller --lambda"
+                "tensor {}: index {index} of the gradient is {value:?}, beyond the range of f32; choose a smaller --lambda",
+                printable(self.names[tensor])
             );
-            return Err(Error::tensor(self.output.path(), self.names[tensor], problem));
+            return Err(Error::mismatch(OP, problem));
         }
         self.sink.write(tensor, start, bytes)
     }

@@ -27,6 +27,9 @@ impl NonFinite {
     }
 }
 
+/// What the values of a Fisher are, and what to do about others.
+pub(crate) const FISHER_VALUES: &str = "a finite number of at least 0; --non-finite zero counts it as 0";
+
 /// Tensors of a checkpoint as a stream's source. F64 is narrowed to f32; a value beyond its range is an error.
 pub(crate) struct CheckpointSource<'a> {
     checkpoint: &'a Checkpoint,

@@ -76,8 +76,5 @@ impl Serialize for Group {
     }
 }
 
-/// What a Fisher's values are expected to be.
-const FISHER: &str = "a finite number of at least 0";
-
 /// Records of one step start at a multiple of this many words: 256 bytes, the strictest device's alignment.
 const STRIDE: u64 = 64;

@@ -236,6 +236,12 @@ fn places_where_nothing_can_be_created() {
     );
     assert_says(&refusal(write_small(Path::new("/"), 1, true)), &["names no file"]);
     assert_says(&refusal(write_small(Path::new(".."), 1, true)), &["names no file"]);
+    let slash = format!("{}/", folder.path().join("m").display());
+    assert_says(
+        &refusal(write_small(Path::new(&slash), 1, false)),
+        &["names a folder", "give a file's name"],
+    );
+    assert!(!folder.path().join("m").exists(), "a file where a folder was asked for");
     assert_says(
         &refusal(write_small(&folder.path().join("n".repeat(250)), 1, false)),
         &["cannot create a partial"],

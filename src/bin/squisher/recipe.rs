@@ -33,13 +33,15 @@ use crate::merge_request::{MergeRequest, Method, Normalize, Options, Source};
 /// # Errors
 /// [`Error::Io`] where it cannot be read; [`Error::File`] with line and column for everything it gets wrong.
 pub(crate) fn read(path: &Path) -> Result<MergeRequest, Error> {
-    let text = read_text(path).map_err(|error| Error::io("read", path, error))?;
-    if text.len() as u64 > MAX_BYTES {
-        return Err(Error::file(
-            path,
-            format!("above {MAX_BYTES} bytes, which no recipe needs; is this a model?"),
-        ));
+    let no_recipe = || Error::file(path, "is no YAML recipe; a model is given with --model");
+    if path.is_dir() {
+        return Err(no_recipe());
     }
+    let bytes = read_bytes(path).map_err(|error| Error::io("read", path, error))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(no_recipe());
+    }
+    let text = String::from_utf8(bytes).map_err(|_| no_recipe())?;
     let folder = path.parent().unwrap_or(Path::new(""));
     parse(&text, folder).map_err(|problem| Error::file(path, problem))
 }
@@ -47,10 +49,10 @@ pub(crate) fn read(path: &Path) -> Result<MergeRequest, Error> {
 /// No recipe is longer; what is longer was meant to be something else.
 const MAX_BYTES: u64 = 1 << 20;
 
-fn read_text(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
-    Ok(text)
+fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The request that `text` makes, with paths relative to `folder`.
@@ -235,9 +237,16 @@ impl<'de> Visitor<'de> for WeightVisitor {
 fn yaml_problem(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
     let problem = text.lines().next().unwrap_or_default();
-    let Some(at) = error.location() else { return problem.to_owned() };
-    let suffix = format!(" at line {}, column {}", at.line(), at.column());
-    format!("{}{}", position(Some(at)), problem.strip_suffix(&suffix).unwrap_or(problem))
+    let at = error.location();
+    let suffix = at.map(|at| format!(" at line {}, column {}", at.line(), at.column())).unwrap_or_default();
+    format!("{}{}", position(at), for_users(problem.strip_suffix(&suffix).unwrap_or(problem)))
+}
+
+/// A complaint without what the parser says to those who program with it.
+fn for_users(problem: &str) -> String {
+    let hints = [", set ", "; use "];
+    let said = hints.iter().fold(problem, |said, &hint| said.split(hint).next().unwrap_or(said));
+    said.replace(" rejected by the configured policy", ", expected a finite number")
 }
 
 fn position(at: Option<Location>) -> String {
@@ -360,6 +369,27 @@ dtype: bfloat16
     }
 
     #[test]
+    fn complaints_of_the_parser_are_cut_to_what_concerns_recipes() {
+        let twice = refusal(&format!("{FISHER}dtype: float16\n"));
+        assert_eq!(twice, "line 11, column 1: duplicate mapping key: dtype");
+        let infinite = refusal(&FISHER.replace("weight: 0.5", "weight: .inf"));
+        assert_eq!(infinite, "line 5, column 15: non-finite float `.inf`, expected a finite number");
+        let several = refusal(&format!("{FISHER}---\nmodels: []\n"));
+        assert!(several.ends_with("multiple YAML documents detected"), "{several}");
+    }
+
+    #[test]
+    fn what_is_no_text_is_no_recipe() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = folder.path().join("a.safetensors");
+        std::fs::write(&model, [0x10, 0xff, 0xfe]).expect("writes");
+        for path in [model.as_path(), folder.path()] {
+            let refused = read(path).expect_err("no recipe").to_string();
+            assert!(refused.ends_with("is no YAML recipe; a model is given with --model"), "{refused}");
+        }
+    }
+
+    #[test]
     fn values_are_checked_where_they_stand() {
         let text = refusal(&FISHER.replace("bfloat16", "int4"));
         assert!(text.starts_with("line 10, column 8: ") && text.contains("int4"), "{text}");
@@ -368,10 +398,7 @@ dtype: bfloat16
         let text = refusal(&FISHER.replace("weight: 0.5", "weight: heavy"));
         assert!(text.starts_with("line 5, ") && text.contains("a number"), "{text}");
         let text = refusal(&FISHER.replace("weight: 0.5", "weight: .nan"));
-        assert!(
-            text.starts_with("line 5, ") && text.ends_with(".nan` rejected by the configured policy"),
-            "{text}"
-        );
+        assert!(text.starts_with("line 5, ") && text.ends_with(".nan`, expected a finite number"), "{text}");
         let text = refusal(&FISHER.replace("weight: 0.5", "weight: -1"));
         assert_eq!(text, "weight of folder/a is -1, expected a finite number of at least 0");
     }
@@ -386,6 +413,6 @@ dtype: bfloat16
         assert_eq!(missing.exit_code(), 3);
         let long = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(long.path(), vec![b' '; MAX_BYTES as usize + 1]).expect("it can be written");
-        assert!(read(long.path()).expect_err("too long").to_string().contains("is this a model?"));
+        assert!(read(long.path()).expect_err("too long").to_string().contains("no YAML recipe"));
     }
 }

@@ -100,8 +100,22 @@ impl LayerKind {
         }
     }
 
+    /// What is added to a variance, if there is one.
+    fn eps(&self) -> Option<f64> {
+        match self {
+            Self::LayerNorm { eps, .. }
+            | Self::RmsNorm { eps, .. }
+            | Self::GroupNorm { eps, .. }
+            | Self::BatchNorm { eps } => Some(*eps),
+            Self::Linear | Self::Conv(_) | Self::ConvTranspose(_) | Self::Embedding { .. } => None,
+        }
+    }
+
     /// The weight's shape, or what does not fit.
     pub(super) fn weight_shape(&self, shapes: Shapes<'_>) -> Result<Vec<u64>, String> {
+        if let Some(eps) = self.eps().filter(|eps| !(0.0..f64::INFINITY).contains(eps)) {
+            return Err(format!("eps is {eps}, expected a finite number of at least 0"));
+        }
         match self {
             Self::Linear => {
                 shapes.axes(2)?;

@@ -217,7 +217,7 @@ fn check_finite(name: &str, first: u64, values: &[f32]) -> Result<()> {
         "the sum of squares of {} leaves f32 at flat index {index}; scale the loss down when capturing",
         printable(name)
     );
-    Err(Error::argument(OP, problem))
+    Err(Error::mismatch(OP, problem))
 }
 
 /// A buffer for each of those that hold parameters.

@@ -13,7 +13,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Output, OutputLayout, OutputTensor, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
-use crate::methods::source::CheckpointSource;
+use crate::methods::source::{CheckpointSource, FISHER_VALUES};
 use crate::shape::{DType, shape_text};
 use crate::stream::{Direction, Layout, Plan, Stream, TensorSpec};
 
@@ -162,8 +162,7 @@ impl<'a> Inputs<'a> {
             });
             refuse(first, &other.model, problems)?;
             let problems = differences(first, &other.model, "type", |a, b| {
-                let fits =
-                    is_float(a.dtype) == is_float(b.dtype) && (is_float(a.dtype) || a.dtype == b.dtype);
+                let fits = a.is_float() == b.is_float() && (a.is_float() || a.dtype == b.dtype);
                 (!fits).then(|| (format!("{:?}", a.dtype), format!("{:?}", b.dtype)))
             });
             refuse(first, &other.model, problems)?;
@@ -217,7 +216,7 @@ impl<'a> Inputs<'a> {
             let without =
                 self.all().find(|o| o.fisher.as_ref().is_none_or(|f| f.get(&tensor.name).is_none()));
             kinds.push(match without {
-                _ if !is_float(tensor.dtype) => Kind::Copied,
+                _ if !tensor.is_float() => Kind::Copied,
                 _ if self.options.method == Method::Linear => Kind::Averaged,
                 None => Kind::Weighted,
                 Some(opened) => {
@@ -265,7 +264,7 @@ impl<'a> Inputs<'a> {
     }
 
     fn output_dtype(&self, tensor: &TensorInfo) -> Dtype {
-        if !is_float(tensor.dtype) {
+        if !tensor.is_float() {
             return tensor.dtype;
         }
         match self.options.dtype.or(tensor.float()) {
@@ -392,7 +391,7 @@ impl<'a> Inputs<'a> {
                     totals.sum += f64::from(value);
                     totals.sum_squares += f64::from(value) * f64::from(value);
                 } else if !zero_bad {
-                    return Err(source.bad_value(tensor, start + i as u64, FISHER));
+                    return Err(source.bad_value(tensor, start + i as u64, FISHER_VALUES));
                 }
             }
             Ok(totals)
@@ -465,9 +464,6 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// What a Fisher's values are expected to be.
-pub(super) const FISHER: &str = "a finite number of at least 0; --non-finite zero counts it as 0";
-
 /// Elements of one piece of the totals' pass: every thread holds one, so small enough for a hundred of them.
 const PIECE: u64 = 1 << 16;
 
@@ -480,10 +476,6 @@ struct Totals {
     elements: f64,
     sum: f64,
     sum_squares: f64,
-}
-
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
 }
 
 fn check_options(options: &MergeOptions) -> Result<()> {
@@ -525,7 +517,7 @@ fn misfit(model: &Checkpoint, tensor: &TensorInfo) -> Option<String> {
             let (got, expected) = (shape_text(&tensor.shape), shape_text(&own.shape));
             Some(format!("{name} has shape {got}, expected {expected}"))
         }
-        Some(_) if !is_float(tensor.dtype) => {
+        Some(_) if !tensor.is_float() => {
             Some(format!("{name} has type {:?}, expected F32, F16, BF16 or F64", tensor.dtype))
         }
         Some(_) => None,

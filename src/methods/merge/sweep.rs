@@ -1,6 +1,6 @@
 //! One pass over the tensors that are merged alike.
 
-use super::inputs::{FISHER, Inputs, Pass, Scale, Scales};
+use super::inputs::{Inputs, Pass, Scale, Scales};
 use super::{MergeReport, Method, NonFinite};
 use crate::backend::Backend;
 use crate::checkpoint::Output;
@@ -12,7 +12,7 @@ use crate::kernels::merge::{
     state_words,
 };
 use crate::memory::{Element, View};
-use crate::methods::source::{CheckpointSource, OutputSink};
+use crate::methods::source::{CheckpointSource, FISHER_VALUES, OutputSink};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::DType;
@@ -235,7 +235,7 @@ impl MergeSweep<'_> {
             self.refuse(chunk, counts.bad_theta[slot], theta, "a finite number")?;
             if let Some(fisher) = fisher {
                 match self.inputs.options.non_finite {
-                    NonFinite::Error => self.refuse(chunk, counts.bad_fisher[slot], fisher, FISHER)?,
+                    NonFinite::Error => self.refuse(chunk, counts.bad_fisher[slot], fisher, FISHER_VALUES)?,
                     NonFinite::Zero => self.report.non_finite += u64::from(counts.bad_fisher[slot].count),
                 }
             }
@@ -282,10 +282,14 @@ impl MergeSweep<'_> {
         }
         let (tensor, index) = element_of(chunk, place);
         let name = &self.inputs.models[0].model.tensors()[self.pass.tensors[tensor]].name;
+        let dtype = output_dtype(chunk);
+        let remedy = match dtype {
+            DType::F32 => "the models lie further apart than f32 reaches",
+            DType::F16 | DType::BF16 => "choose a wider type (--dtype)",
+        };
+        let name = printable(name);
         let problem = format!(
-            "tensor {}: the merged value at index {index} is beyond the range of {}; choose a wider type (--dtype)",
-            printable(name),
-            output_dtype(chunk)
+            "tensor {name}: the merged value at index {index} is beyond the range of {dtype}; {remedy}"
         );
         Err(Error::mismatch("merge", problem))
     }

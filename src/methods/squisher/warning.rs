@@ -123,12 +123,12 @@ impl fmt::Display for Warning {
             }
             Self::MomentumTooLarge { name, count, index, momentum, accumulator, bound } => write!(
                 f,
-                "{}: {count} elements have |m| > {bound:.2}·√v, which the optimizer cannot have made; first at flat index {index}: \
+                "{}: |m| > {bound:.2}·√v at {count} of its elements, which the optimizer cannot have made; first at flat index {index}: \
                  |m| = {momentum:e}, v = {accumulator:e} (are its buffers another parameter's?)",
                 printable(name)
             ),
             Self::WithoutState { params } => {
-                write!(f, "{params} parameters of the optimizer have no state (never given a gradient); they are absent from the output")
+                write!(f, "no state, as after no gradient, for {params} of the optimizer's parameters: absent from the output")
             }
         }
     }

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::embed::{Reading, Rows, means, plan as row_plan};
 use super::inputs::Fishers;
-use super::{FISHER, Group, Metric, STRIDE};
+use super::{Group, Metric, STRIDE};
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, printable};
@@ -18,7 +18,7 @@ use crate::interrupt::Interrupt;
 use crate::kernels::Owner;
 use crate::kernels::task2vec::{Similarity, SimilarityArgs, SimilarityParams, Sums};
 use crate::memory::{Element, View};
-use crate::methods::source::{CheckpointSource, NonFinite};
+use crate::methods::source::{CheckpointSource, FISHER_VALUES, NonFinite};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::DType;
@@ -426,7 +426,7 @@ impl Sweep for PairSweep<'_> {
             let sums = Sums::fold(chunk.elements, self.any.share(), &records[pair * stride..][..words]);
             for (bad, fisher) in [(sums.bad_a, a), (sums.bad_b, b)] {
                 if let Some((tensor, index)) = bad.map(|at| place(chunk, at)) {
-                    return Err(self.sources[fisher].bad_value(tensor, index, FISHER));
+                    return Err(self.sources[fisher].bad_value(tensor, index, FISHER_VALUES));
                 }
             }
             if let (Some(at), true) = (sums.one_zero, self.any.metric.needs_both()) {
@@ -519,7 +519,10 @@ fn rows_of(file: &Checkpoint, names: usize, groups: usize) -> Result<Vec<Vec<f64
         other => return Err(refuse(format!("has type {other:?}, expected F64 or F32"))),
     };
     if let Some(index) = values.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
-        return Err(refuse(format!("index {index} is {:?}, expected {FISHER}", values[index])));
+        return Err(refuse(format!(
+            "index {index} is {:?}, expected a finite number of at least 0",
+            values[index]
+        )));
     }
     Ok(values.chunks(groups).map(<[f64]>::to_vec).collect())
 }

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use serde::Serialize;
 
 use super::inputs::Fishers;
-use super::{FISHER, Group, STRIDE};
+use super::{Group, STRIDE};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Output, OutputLayout, OutputTensor};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::gpu::Caps;
 use crate::interrupt::Interrupt;
 use crate::kernels::task2vec::{RowMean, RowMeanArgs, RowMeanParams, RowPart};
 use crate::memory::{Element, View};
-use crate::methods::source::{CheckpointSource, NonFinite};
+use crate::methods::source::{CheckpointSource, FISHER_VALUES, NonFinite};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::stream::{
@@ -375,7 +375,7 @@ impl Sweep for RowSweep<'_> {
                 if let Some(bad) = part.first_bad {
                     let column = block.column + index % parts * kernel.part() + bad;
                     let index = row * self.rows.widths[block.tensor] + column;
-                    return Err(self.source.bad_value(block.tensor, index, FISHER));
+                    return Err(self.source.bad_value(block.tensor, index, FISHER_VALUES));
                 }
                 self.sums[first + usize::try_from(row).expect("rows fit the address space")] += part.sum;
             }

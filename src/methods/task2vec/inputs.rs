@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
-
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::shape::{DType, shape_text};
@@ -58,9 +56,7 @@ pub(super) fn names(paths: &[PathBuf]) -> Vec<String> {
 }
 
 fn check_types(fisher: &Checkpoint) -> Result<()> {
-    let float =
-        |tensor: &TensorInfo| matches!(tensor.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64);
-    match fisher.tensors().iter().find(|tensor| !float(tensor)) {
+    match fisher.tensors().iter().find(|tensor| !tensor.is_float()) {
         None => Ok(()),
         Some(tensor) => {
             let problem = format!(

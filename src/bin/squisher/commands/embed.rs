@@ -113,7 +113,7 @@ impl fmt::Display for Done {
             size(report.bytes_written)
         )?;
         if report.non_finite > 0 {
-            write!(f, "\n{} Fishers counted as 0", count(report.non_finite))?;
+            write!(f, "\n{} counted as 0", counted(report.non_finite, "Fisher"))?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use squisher::methods::ewc::{self as methods, Anchor, EwcOptions, EwcPlan, EwcRe
 
 use crate::args::Global;
 use crate::non_finite::NonFinite;
-use crate::table::count;
+use crate::table::counted;
 use crate::{output, progress, signals};
 
 const EXAMPLES: &str = "\
@@ -122,7 +122,12 @@ impl fmt::Display for Planned {
             writeln!(f, "  {} at {}: weight {}", term.fisher.display(), term.anchor.display(), term.weight)?;
         }
         passes.iter().try_for_each(|plan| write!(f, "one pass:\n{plan}"))?;
-        write!(f, "over {} parameters; {} tensors are free", count(*elements), free.len())?;
+        write!(
+            f,
+            "over {}; free: {}",
+            counted(*elements, "parameter"),
+            counted(free.len() as u64, "tensor")
+        )?;
         self.gradient.iter().try_for_each(|path| write!(f, "\nwould write {}", path.display()))
     }
 }
@@ -159,13 +164,13 @@ impl fmt::Display for Done {
         }
         write!(
             f,
-            "over {} parameters on {}; {} tensors are free",
-            count(report.elements),
+            "over {} on {}; free: {}",
+            counted(report.elements, "parameter"),
             report.adapter,
-            report.free.len()
+            counted(report.free.len() as u64, "tensor")
         )?;
         if report.non_finite > 0 {
-            write!(f, "\n{} Fishers counted as 0", count(report.non_finite))?;
+            write!(f, "\n{} counted as 0", counted(report.non_finite, "Fisher"))?;
         }
         Ok(())
     }

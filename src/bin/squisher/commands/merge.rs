@@ -165,8 +165,8 @@ impl fmt::Display for Done {
         line(report.fallback, "without weight in any model: the fallback")?;
         line(report.floored, "decided by the floor")?;
         line(report.averaged, "averaged linearly, for want of a Fisher")?;
-        line(report.non_finite, "Fishers counted as 0")?;
-        line(report.copied, "elements that are no floats copied")?;
+        line(report.non_finite, "of the Fishers impossible, counted as 0")?;
+        line(report.copied, "copied, being no floats")?;
         let rate = report.bytes_read as f64 / report.seconds.max(1e-9);
         write!(
             f,

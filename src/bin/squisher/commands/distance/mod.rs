@@ -16,7 +16,7 @@ use squisher::methods::task2vec::{
 use self::files::Format;
 use crate::args::Global;
 use crate::non_finite::NonFinite;
-use crate::table::count;
+use crate::table::{count, counted};
 use crate::{output, progress, signals};
 
 const EXAMPLES: &str = "\
@@ -209,7 +209,7 @@ impl fmt::Display for Done {
             row.iter().zip(&widths).try_for_each(|(cell, &width)| write!(f, "  {cell:>width$}"))?;
         }
         if report.non_finite > 0 {
-            write!(f, "\n{} Fishers counted as 0", count(report.non_finite))?;
+            write!(f, "\n{} counted as 0", counted(report.non_finite, "Fisher"))?;
         }
         if let Some(Ranking { targets, average_rank, ndcg, mean_reciprocal_rank }) = &self.ranking {
             write!(

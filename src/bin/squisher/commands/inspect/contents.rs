@@ -49,6 +49,8 @@ struct Values {
     sum: f64,
     zeros: u64,
     invalid: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_invalid: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -88,6 +90,16 @@ impl Contents {
             tensors,
             fisher: statistics.map(FisherTotals::from),
         }
+    }
+
+    /// Where the values are that no Fisher can have.
+    fn invalid(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for tensor in &self.tensors {
+            let Some(Values { invalid, first_invalid: Some(first), .. }) = tensor.fisher else { continue };
+            let (name, values) = (printable(&tensor.name), counted(invalid, "such value"));
+            write!(f, "\n  {name} has {values}, the first at index {first}")?;
+        }
+        Ok(())
     }
 
     fn table(&self) -> Table {
@@ -133,8 +145,8 @@ impl Tensor {
 
 impl From<&Summary> for Values {
     fn from(summary: &Summary) -> Self {
-        let &Summary { min, max, sum, zeros, invalid, .. } = summary;
-        Self { min, max, mean: summary.mean(), sum, zeros, invalid }
+        let &Summary { min, max, sum, zeros, invalid, first_invalid, .. } = summary;
+        Self { min, max, mean: summary.mean(), sum, zeros, invalid, first_invalid }
     }
 }
 
@@ -142,7 +154,8 @@ impl From<&Statistics> for FisherTotals {
     fn from(statistics: &Statistics) -> Self {
         let top = statistics.top;
         Self {
-            values: (&statistics.total).into(),
+            // An index counts within a tensor.
+            values: Values { first_invalid: None, ..(&statistics.total).into() },
             top_fraction: TOP,
             top_elements: top.map(|top| top.kept),
             top_threshold: top.map(|top| top.threshold),
@@ -161,13 +174,14 @@ impl fmt::Display for Contents {
         let (tensors, files) =
             (counted(self.tensors.len() as u64, "tensor"), counted(self.files as u64, "file"));
         write!(f, "{tensors}, {}, {} in {files}", counted(self.elements, "element"), size(self.bytes))?;
-        self.fisher.iter().try_for_each(|fisher| write!(f, "\n{fisher}"))
+        self.fisher.iter().try_for_each(|fisher| write!(f, "\n{fisher}"))?;
+        self.invalid(f)
     }
 }
 
 impl fmt::Display for FisherTotals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Values { min, max, mean, sum, zeros, invalid } = &self.values;
+        let Values { min, max, mean, sum, zeros, invalid, .. } = &self.values;
         let (min, max) = (value(min.map(f64::from)), value(max.map(f64::from)));
         write!(
             f,
@@ -176,7 +190,7 @@ impl fmt::Display for FisherTotals {
             counted(*zeros, "zero")
         )?;
         if *invalid > 0 {
-            write!(f, ", {} negative, infinite or not numbers", count(*invalid))?;
+            write!(f, ", {} negative, infinite, not numbers or beyond f32", count(*invalid))?;
         }
         let (Some(elements), Some(share)) = (self.top_elements, self.top_share) else { return Ok(()) };
         let (fraction, share) = (100.0 * self.top_fraction, 100.0 * share);

@@ -29,20 +29,14 @@ impl Input {
         let title = title(path);
         let masks = checkpoint.tensors().iter().filter(|tensor| tensor.dtype == Dtype::BOOL).count();
         if masks == 0 {
-            let found = statistics(&checkpoint, TOP, progress, interrupt)?;
-            if found.tensors.is_empty() {
+            if checkpoint.metadata().get("squisher.kind").is_some_and(|kind| kind == "embedding") {
                 return Err(Error::file(
                     path,
-                    "holds neither float tensors (a Fisher) nor BOOL tensors (a mask)",
+                    "is an embedding, no Fisher; `squisher distance` compares its tasks",
                 ));
             }
-            if found.total.invalid > 0 {
-                let problem = format!(
-                    "{} values are NaN, infinite or negative, so this is no Fisher; `squisher inspect` shows where",
-                    found.total.invalid
-                );
-                return Err(Error::file(path, problem));
-            }
+            let found = statistics(&checkpoint, TOP, progress, interrupt)?;
+            refuse_other_values(&checkpoint, &found)?;
             return Ok(Self { title, checkpoint, kind: Kind::Fisher(found) });
         }
         if masks < checkpoint.tensors().len() {
@@ -51,6 +45,24 @@ impl Input {
         let kept = kept(&checkpoint, interrupt)?;
         Ok(Self { title, checkpoint, kind: Kind::Mask(kept) })
     }
+}
+
+/// Refuses a file without floats, and one with values that no Fisher can have.
+fn refuse_other_values(checkpoint: &Checkpoint, found: &Statistics) -> Result<(), Error> {
+    if found.tensors.is_empty() {
+        let problem = "holds neither float tensors (a Fisher) nor BOOL tensors (a mask)";
+        return Err(Error::file(checkpoint.path(), problem));
+    }
+    for (at, summary) in &found.tensors {
+        let Some(index) = summary.first_invalid else { continue };
+        let tensor = &checkpoint.tensors()[*at];
+        let problem = format!(
+            "index {index} is NaN, infinite, negative or beyond f32 ({} such values in the file), so this is no Fisher",
+            found.total.invalid
+        );
+        return Err(Error::tensor(checkpoint.file_of(tensor), &tensor.name, problem));
+    }
+    Ok(())
 }
 
 /// A path by its last two parts: files of one name lie in folders of different ones.
@@ -99,9 +111,9 @@ pub(super) fn agreement(inputs: &[Input]) -> Result<Option<Agreement>, Error> {
         .checkpoint
         .tensors()
         .iter()
-        .filter(|tensor| tensor.float().is_some())
+        .filter(|tensor| tensor.is_float())
         .filter_map(|tensor| Some((tensor, b.checkpoint.get(&tensor.name)?)))
-        .filter(|(one, other)| one.shape == other.shape && other.float().is_some())
+        .filter(|(one, other)| one.shape == other.shape && other.is_float())
         .collect();
     let total: u64 = shared.iter().map(|(tensor, _)| tensor.elements()).sum();
     if total < 3 {
@@ -125,13 +137,14 @@ pub(super) fn agreement(inputs: &[Input]) -> Result<Option<Agreement>, Error> {
 
 fn value(checkpoint: &Checkpoint, tensor: &TensorInfo, index: u64) -> Result<f32, Error> {
     let size = tensor.dtype.bitsize() / 8;
-    let mut bytes = [0_u8; 4];
+    let mut bytes = [0_u8; 8];
     checkpoint.read(tensor, index * size as u64, &mut bytes[..size])?;
-    let half = [bytes[0], bytes[1]];
+    let [a, b, c, d, ..] = bytes;
     Ok(match tensor.dtype {
-        Dtype::F16 => half::f16::from_le_bytes(half).to_f32(),
-        Dtype::BF16 => half::bf16::from_le_bytes(half).to_f32(),
-        _ => f32::from_le_bytes(bytes),
+        Dtype::F64 => f64::from_le_bytes(bytes) as f32,
+        Dtype::F16 => half::f16::from_le_bytes([a, b]).to_f32(),
+        Dtype::BF16 => half::bf16::from_le_bytes([a, b]).to_f32(),
+        _ => f32::from_le_bytes([a, b, c, d]),
     })
 }
 
