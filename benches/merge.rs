@@ -117,6 +117,7 @@ fn options(folder: &Path, elements: usize) -> MergeOptions {
         allow_mixed: false,
         dtype: None,
         shard_bytes: None,
+        resume: None,
         overwrite: true,
         budget: Budget::default(),
     }

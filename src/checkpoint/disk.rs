@@ -36,6 +36,14 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
+    /// Size and time, as text that tells one state of a file from another.
+    pub(super) fn text(&self) -> String {
+        let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();
+        let nanos =
+            self.modified.and_then(since).map_or("unknown".to_owned(), |time| time.as_nanos().to_string());
+        format!("{} bytes, changed {nanos} ns", self.bytes)
+    }
+
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
             bytes: metadata.len(),

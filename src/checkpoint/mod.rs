@@ -43,6 +43,7 @@ mod coverage;
 mod disk;
 mod header;
 mod index;
+mod kept;
 mod layout;
 #[cfg(feature = "pytorch")]
 mod model;

@@ -243,6 +243,11 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// One line a file: its path, size and time of change, which tell whether it is what another run has read.
+    pub(crate) fn stamps(&self) -> impl Iterator<Item = String> {
+        self.shards.iter().map(|shard| format!("{}: {}", shard.path.display(), shard.stamp.text()))
+    }
+
     /// The files beside the weights that a model needs: configuration, tokenizer, processors, chat templates.
     ///
     /// Sorted by name. Empty for a lone file: what lies beside that need not belong to it. Never an optimizer state,

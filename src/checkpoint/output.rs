@@ -13,6 +13,7 @@ use super::coverage::Coverage;
 use super::disk;
 use super::header::{self, Built, MAX_AXES, MAX_TENSORS, METADATA};
 use super::index;
+use super::kept;
 use super::layout::{OutputFile, OutputLayout};
 use super::partial::{self, Partial};
 use super::target::{self, refused};
@@ -74,22 +75,96 @@ impl Output {
         overwrite: bool,
         inputs: &[&Path],
     ) -> Result<Self> {
-        let path = path.as_ref();
-        let built = plan(&layout).map_err(|problem| Error::output(path, problem))?;
-        target::refuse_folder_name(path, &layout)?;
-        let target = target::resolve(path)?;
-        target::refuse_inputs(&target, inputs)?;
-        target::refuse_existing(&target, &layout, overwrite)?;
+        let (target, built) = place(path.as_ref(), &layout, overwrite, inputs)?;
         target::refuse_full(&target, space(&layout, &built)?)?;
-
-        let slots = slots(&layout, &built);
         let (partial, files) = create_partial(&target, &layout)?;
-        let files = files
-            .into_iter()
-            .zip(built)
-            .map(|(file, built)| start_file(&target, file, &built))
-            .collect::<Result<_>>()?;
-        Ok(Self { target, layout, overwrite, slots, files, partial })
+        Self { target, layout, overwrite, slots: Vec::new(), files: Vec::new(), partial }.start(files, &built)
+    }
+
+    /// The same for a job that can go on where an earlier run of it ended early: the partial stays when the output is
+    /// dropped. If such a run left one, it is taken up, and what that run last gave to [`mark`](Self::mark) comes back.
+    ///
+    /// `job` says which job this is, in lines: everything that the output's bytes depend on.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Self::create); [`Error::Output`], too, where what is there was left by another job.
+    pub fn create_or_resume(
+        path: impl AsRef<Path>,
+        layout: OutputLayout,
+        overwrite: bool,
+        inputs: &[&Path],
+        job: &str,
+    ) -> Result<(Self, Option<String>)> {
+        let (target, built) = place(path.as_ref(), &layout, overwrite, inputs)?;
+        // What was left has its space already.
+        if !kept::is_left(&target) {
+            target::refuse_full(&target, space(&layout, &built)?)?;
+        }
+        let opened = open_kept(&target, &layout, &built, job)?;
+        let partial = Partial::Kept(opened.kept);
+        let output = Self { target, layout, overwrite, slots: Vec::new(), files: Vec::new(), partial };
+        Ok((output.start(opened.files, &built)?, opened.progress))
+    }
+
+    /// Sets the files' space aside and writes their headers.
+    fn start(mut self, files: Vec<File>, built: &[Built]) -> Result<Self> {
+        self.slots = slots(&self.layout, built);
+        let start = |(file, built)| start_file(&self.target, file, built);
+        self.files = files.into_iter().zip(built).map(start).collect::<Result<_>>()?;
+        Ok(self)
+    }
+
+    /// Syncs what was written, and then states how far the job is, for a run that goes on from there.
+    ///
+    /// Does nothing for an output that was not made by [`create_or_resume`](Self::create_or_resume).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Output`] where the system refuses; the last mark is then what it was.
+    pub fn mark(&self, progress: &str) -> Result<()> {
+        let Partial::Kept(kept) = &self.partial else { return Ok(()) };
+        self.sync()?;
+        kept.mark(progress)
+    }
+
+    /// Takes `len` bytes of the tensor at `tensor` of [`Self::tensors`], from `byte_offset` on, as written: the run
+    /// that left this output has said so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] where the range leaves the tensor.
+    pub fn vouch(&self, tensor: usize, byte_offset: u64, len: u64) -> Result<()> {
+        let slot = self.range(tensor, byte_offset, len)?;
+        self.cover(slot, byte_offset, len);
+        Ok(())
+    }
+
+    /// Leaves the partial for a run that goes on from its last mark, and says where; without a mark it is removed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Output`] where the system refuses.
+    pub fn leave(self) -> Result<()> {
+        match &self.partial {
+            Partial::Kept(kept) if kept::is_left(&self.target) => {
+                log::warn!("{}: what is done is kept; --resume goes on from it", kept.path().display());
+                Ok(())
+            }
+            _ => self.discard(),
+        }
+    }
+
+    /// Removes the partial, also one that would be kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Output`] where the system refuses.
+    pub fn discard(self) -> Result<()> {
+        match self.partial {
+            Partial::Kept(kept) => kept.discard(),
+            Partial::File(_) | Partial::Folder(..) => Ok(()),
+        }
     }
 
     /// Every tensor to be written, sorted by the bytes of the names.
@@ -124,11 +199,21 @@ impl Output {
     ///
     /// [`Error::Argument`] where the range leaves the tensor; [`Error::Output`] where the system refuses.
     pub fn write(&self, tensor: usize, byte_offset: u64, bytes: &[u8]) -> Result<()> {
+        let len = bytes.len() as u64;
+        let slot = self.range(tensor, byte_offset, len)?;
+        disk::write_all_at(&self.files[slot.file].file, bytes, slot.offset + byte_offset).map_err(
+            |error| refused(&self.target, &format!("write tensor {}", printable(&slot.name)), &error),
+        )?;
+        self.cover(slot, byte_offset, len);
+        Ok(())
+    }
+
+    /// The tensor at `tensor`, if it has these bytes.
+    fn range(&self, tensor: usize, byte_offset: u64, len: u64) -> Result<&OutputSlot> {
         const OP: &str = "checkpoint.write";
         let slot = self.slots.get(tensor).ok_or_else(|| {
             Error::argument(OP, format!("tensor {tensor} of an output of {} tensors", self.slots.len()))
         })?;
-        let len = bytes.len() as u64;
         if byte_offset.checked_add(len).is_none_or(|end| end > slot.bytes) {
             let problem = format!(
                 "bytes {byte_offset} to {byte_offset} + {len} of tensor {}, which has {}",
@@ -137,14 +222,22 @@ impl Output {
             );
             return Err(Error::argument(OP, problem));
         }
+        Ok(slot)
+    }
+
+    /// Notes that bytes of a tensor are written.
+    fn cover(&self, slot: &OutputSlot, byte_offset: u64, len: u64) {
         let file = &self.files[slot.file];
-        let start = slot.offset + byte_offset;
-        disk::write_all_at(&file.file, bytes, start).map_err(|error| {
-            refused(&self.target, &format!("write tensor {}", printable(&slot.name)), &error)
-        })?;
-        let start = start - file.data_start;
+        let start = slot.offset + byte_offset - file.data_start;
         file.lock().insert(start, start + len);
-        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        let sync = |file: &PartialFile| file.file.sync_all();
+        self.files
+            .iter()
+            .try_for_each(sync)
+            .map_err(|error| refused(&self.target, "sync the data to disk", &error))
     }
 
     /// Syncs what was written and puts it in the target's place, in one step.
@@ -156,9 +249,7 @@ impl Output {
     /// One failure comes later, and says so: that of making the last step durable.
     pub fn finish(self) -> Result<()> {
         self.refuse_gaps()?;
-        for file in &self.files {
-            file.file.sync_all().map_err(|error| refused(&self.target, "sync the data to disk", &error))?;
-        }
+        self.sync()?;
         target::refuse_existing(&self.target, &self.layout, self.overwrite)?;
         let Self { target, layout, overwrite, files, partial, .. } = self;
         match partial {
@@ -167,7 +258,21 @@ impl Output {
                 // Some systems do not rename a folder while files in it are open.
                 drop(files);
                 write_side_files(&target, folder.path(), &layout)?;
-                publish_folder(&target, folder)?;
+                publish_folder(&target, folder.path())?;
+                // Renamed away: there is nothing left to remove under the partial's name.
+                let _ = folder.keep();
+            }
+            Partial::Kept(kept) if layout.folder => {
+                drop(files);
+                write_side_files(&target, kept.path(), &layout)?;
+                kept.release()?;
+                publish_folder(&target, kept.path())?;
+            }
+            Partial::Kept(kept) => {
+                kept.release()?;
+                let path = TempPath::try_from_path(kept.path())
+                    .map_err(|error| refused(&target, "rename the partial", &error))?;
+                publish_file(&target, path, overwrite)?;
             }
         }
         disk::sync_folder(&disk::parent_of(&target)).map_err(|error| {
@@ -283,6 +388,37 @@ fn slots(layout: &OutputLayout, built: &[Built]) -> Vec<OutputSlot> {
     slots
 }
 
+/// Where the output goes and the heads of its files, once nothing speaks against it.
+fn place(
+    path: &Path,
+    layout: &OutputLayout,
+    overwrite: bool,
+    inputs: &[&Path],
+) -> Result<(PathBuf, Vec<Built>)> {
+    let built = plan(layout).map_err(|problem| Error::output(path, problem))?;
+    let target = target::resolve(path)?;
+    target::refuse_folder_name(path, layout)?;
+    target::refuse_inputs(&target, inputs)?;
+    target::refuse_existing(&target, layout, overwrite)?;
+    Ok((target, built))
+}
+
+/// The partial that an earlier run left for this one, or a new one of that kind.
+fn open_kept(target: &Path, layout: &OutputLayout, built: &[Built], job: &str) -> Result<kept::Opened> {
+    let expected: Vec<kept::Expected<'_>> = layout
+        .files
+        .iter()
+        .zip(built)
+        .map(|(file, built)| kept::Expected {
+            name: layout.folder.then_some(file.name.as_str()),
+            bytes: built.file_bytes,
+        })
+        .collect();
+    let opened = kept::open(target, &expected, job)?;
+    partial::settle_others(target, opened.kept.path())?;
+    Ok(opened)
+}
+
 /// Creates the partial with its files, all empty.
 fn create_partial(target: &Path, layout: &OutputLayout) -> Result<(Partial, Vec<File>)> {
     if !layout.folder {
@@ -367,14 +503,13 @@ fn index_text(layout: &OutputLayout) -> Result<String> {
 }
 
 /// Puts a complete partial folder in the target's place; the old content is removed only after that.
-fn publish_folder(target: &Path, partial: tempfile::TempDir) -> Result<()> {
+fn publish_folder(target: &Path, partial: &Path) -> Result<()> {
     let rename = |error: io::Error| refused(target, "rename the partial folder", &error);
     if target.is_dir() && !target::is_empty_folder(target)? {
-        disk::swap_folders(partial.path(), target, &partial::aside(target)).map_err(rename)?;
+        disk::swap_folders(partial, target, &partial::aside(target)).map_err(rename)?;
         // The partial's name now leads to the old content.
-        let old = partial.path().to_owned();
-        if let Err(error) = partial.close() {
-            log::warn!("{}: the replaced output could not be removed: {error}", old.display());
+        if let Err(error) = fs::remove_dir_all(partial) {
+            log::warn!("{}: the replaced output could not be removed: {error}", partial.display());
         }
         return Ok(());
     }
@@ -383,8 +518,5 @@ fn publish_folder(target: &Path, partial: tempfile::TempDir) -> Result<()> {
     if target.is_dir() {
         fs::remove_dir(target).map_err(rename)?;
     }
-    fs::rename(partial.path(), target).map_err(rename)?;
-    // Renamed away: there is nothing left to remove under the partial's name.
-    let _ = partial.keep();
-    Ok(())
+    fs::rename(partial, target).map_err(rename)
 }

@@ -15,16 +15,19 @@ use std::path::{Path, PathBuf};
 use tempfile::{Builder, TempDir, TempPath};
 
 use super::disk;
+use super::kept::{self, Kept};
 use super::target::refused;
 use crate::error::{Error, Result};
 
-/// A partial on disk, removed when dropped.
+/// A partial on disk, removed when dropped unless it is to be kept.
 #[derive(Debug)]
 pub(super) enum Partial {
     /// Of a lone file.
     File(TempPath),
     /// Of a folder, with the handle that holds its lock.
     Folder(TempDir, Option<File>),
+    /// Of either, for a later run to go on with: left where it is when dropped.
+    Kept(Kept),
 }
 
 /// Creates and locks an empty partial file beside `target`.
@@ -40,6 +43,7 @@ pub(super) fn file(target: &Path) -> Result<(Partial, File)> {
     let (file, path) = builder.tempfile_in(&parent).map_err(create)?.into_parts();
     lock(&file);
     settle_others(target, &path)?;
+    kept::refuse_left(target)?;
     Ok((Partial::File(path), file))
 }
 
@@ -56,6 +60,7 @@ pub(super) fn folder(target: &Path) -> Result<Partial> {
     // Not every system opens folders; without a lock, others leave this partial alone (see `settle_others`).
     let lock = File::open(folder.path()).ok().inspect(lock);
     settle_others(target, folder.path())?;
+    kept::refuse_left(target)?;
     Ok(Partial::Folder(folder, lock))
 }
 
@@ -65,6 +70,7 @@ impl Partial {
         match self {
             Self::File(path) => path,
             Self::Folder(folder, _) => folder.path(),
+            Self::Kept(kept) => kept.path(),
         }
     }
 }
@@ -78,7 +84,7 @@ fn lock(partial: &File) {
 }
 
 /// Removes what dead runs left beside `target`, and refuses if a living one is writing it.
-fn settle_others(target: &Path, own: &Path) -> Result<()> {
+pub(super) fn settle_others(target: &Path, own: &Path) -> Result<()> {
     for path in others(target, own) {
         let Ok(handle) = File::open(&path) else { continue };
         match handle.try_lock() {

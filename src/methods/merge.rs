@@ -16,6 +16,7 @@
 
 mod card;
 mod inputs;
+mod resume;
 mod sweep;
 
 use std::path::PathBuf;
@@ -29,7 +30,6 @@ pub use inputs::MergePlan;
 pub use super::source::NonFinite;
 
 use crate::backend::Backend;
-use crate::checkpoint::Output;
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
@@ -61,6 +61,9 @@ pub struct MergeOptions {
     pub shard_bytes: Option<u64>,
     /// Replace an output that exists.
     pub overwrite: bool,
+    /// Keep what is done if the merge ends early, and go on from what an earlier run of the same merge has kept: at
+    /// least every so many bytes of the result, what is done is synced and marked.
+    pub resume: Option<u64>,
     /// What memory the merge may use.
     pub budget: Budget,
 }
@@ -173,7 +176,7 @@ pub fn merge(
     let started = Instant::now();
     let inputs = Inputs::open(options)?;
     let plan = inputs.plan(backend)?;
-    let output = Output::create(output.into(), inputs.layout()?, options.overwrite, &inputs.paths())?;
+    let (output, mut marks) = resume::output(&inputs, &plan, backend, output.into())?;
     let mut report = MergeReport {
         elements: plan.elements(),
         peak_device_bytes: plan.peak_device_bytes(),
@@ -182,12 +185,19 @@ pub fn merge(
         warnings: inputs.warnings.clone(),
         ..MergeReport::default()
     };
-    let scales = inputs.scales(interrupt, &mut report)?;
-    for pass in plan.passes() {
-        sweep::run(&inputs, pass, &scales, &output, backend, (progress, interrupt), &mut report)?;
+    let mut fill = || {
+        let scales = inputs.scales(interrupt, &mut report)?;
+        marks.restore(&mut report);
+        for pass in plan.passes() {
+            let reports = (&mut report, &mut marks);
+            sweep::run(&inputs, pass, &scales, &output, backend, (progress, interrupt), reports)?;
+        }
+        inputs.copy_others(&output, interrupt, &mut report)?;
+        inputs.verify_unchanged()
+    };
+    if let Err(error) = fill() {
+        return Err(resume::ended(error, output));
     }
-    inputs.copy_others(&output, interrupt, &mut report)?;
-    inputs.verify_unchanged()?;
     report.bytes_written = output.total_bytes();
     output.finish()?;
     report.seconds = started.elapsed().as_secs_f64();

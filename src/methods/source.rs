@@ -173,10 +173,23 @@ impl<'a> OutputSink<'a> {
     }
 }
 
+impl OutputSink<'_> {
+    /// Takes elements as written, by the run that left the output.
+    pub(crate) fn vouch(&self, tensor: usize, start: u64, len: u64) -> Result<()> {
+        let (place, size) = self.place(tensor);
+        self.output.vouch(place, start * size, len * size)
+    }
+
+    /// A tensor's place in the output, and the bytes of an element.
+    fn place(&self, tensor: usize) -> (usize, u64) {
+        let place = self.places[tensor];
+        (place, self.output.tensors()[place].dtype.bitsize() as u64 / 8)
+    }
+}
+
 impl Sink for OutputSink<'_> {
     fn write(&self, tensor: usize, start: u64, bytes: &[u8]) -> Result<()> {
-        let place = self.places[tensor];
-        let size = self.output.tensors()[place].dtype.bitsize() as u64 / 8;
+        let (place, size) = self.place(tensor);
         self.output.write(place, start * size, bytes)
     }
 }

@@ -154,9 +154,19 @@ impl Plan {
             scratch_bytes: sizes.scratch(largest),
             peak_device_bytes: sizes.device(largest, slots, budget.memories),
             peak_host_bytes: sizes.host(largest, slots, budget.memories),
-            traffic: traffic(layout, &chunks),
+            traffic: traffic(&layout.streams, &chunks),
             chunks,
         })
+    }
+
+    /// What is left when the first `chunks` are done.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) fn after(&self, chunks: usize) -> Self {
+        let chunks = self.chunks[chunks..].to_vec();
+        let elements = chunks.iter().map(|chunk| chunk.elements).sum();
+        Self { elements, traffic: traffic(&self.streams, &chunks), chunks, ..self.clone() }
     }
 
     /// The chunks, in order.
@@ -425,10 +435,10 @@ fn cut(layout: &Layout, group: &Group, (capacity, unit): (u64, u64), chunks: &mu
     }
 }
 
-fn traffic(layout: &Layout, chunks: &[Chunk]) -> Traffic {
+fn traffic(streams: &[Stream], chunks: &[Chunk]) -> Traffic {
     let mut traffic = Traffic::default();
     for chunk in chunks {
-        for (stream, dtype) in layout.streams.iter().zip(&chunk.dtypes) {
+        for (stream, dtype) in streams.iter().zip(&chunk.dtypes) {
             let bytes = dtype.size() * chunk.elements;
             match stream.direction {
                 Direction::Read => traffic.read += bytes,

@@ -73,6 +73,14 @@ pub trait Sweep: Send + Sync {
     fn absorb(&mut self, _chunk: &Chunk, _results: &[u32]) -> Result<()> {
         Ok(())
     }
+
+    /// Hears that a chunk, and so every chunk before it, is absorbed and written.
+    ///
+    /// # Errors
+    /// Any; the run then ends.
+    fn written(&mut self, _chunk: &Chunk) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Everything a run needs besides its sweep.
@@ -343,7 +351,10 @@ fn write_chunks<'a>(
         let chunk = &job.plan.chunks()[loaded.chunk];
         let results = clock.time(Stage::Readback, || loaded.lane.wait())?;
         sweep.lock().unwrap_or_else(PoisonError::into_inner).absorb(chunk, &results)?;
-        clock.time(Stage::Write, || write_chunk(job, chunk, loaded.lane))?;
+        clock.time(Stage::Write, || {
+            write_chunk(job, chunk, loaded.lane)?;
+            sweep.lock().unwrap_or_else(PoisonError::into_inner).written(chunk)
+        })?;
         ring.give(loaded.lane);
         job.progress.advance(read_bytes(job, chunk));
     }

@@ -7,6 +7,7 @@ mod identities;
 mod options;
 mod oracle;
 mod refusals;
+mod resume;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -44,6 +45,7 @@ fn options(method: Method, models: &[(&Path, &Path)]) -> MergeOptions {
         dtype: None,
         shard_bytes: None,
         overwrite: false,
+        resume: None,
         budget: Budget::default(),
     }
 }

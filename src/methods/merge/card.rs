@@ -31,7 +31,7 @@ pub(super) fn text(options: &MergeOptions) -> String {
 }
 
 /// What changes the result and has no place in a recipe.
-fn flags(options: &MergeOptions) -> Vec<String> {
+pub(super) fn flags(options: &MergeOptions) -> Vec<String> {
     let mut flags = Vec::new();
     if let Some(base) = options.base.as_ref().filter(|base| base.delta != 0.0) {
         flags.push(format!("--delta {:?}", base.delta));
@@ -46,7 +46,7 @@ fn flags(options: &MergeOptions) -> Vec<String> {
 }
 
 /// The recipe as YAML; paths as they were given.
-fn recipe(options: &MergeOptions) -> String {
+pub(super) fn recipe(options: &MergeOptions) -> String {
     let mut yaml = format!("merge_method: {}\nmodels:\n", method_name(options.method));
     for model in &options.models {
         let _ = writeln!(yaml, "  - model: {}", quoted(&model.path.display().to_string()));

@@ -454,6 +454,12 @@ impl<'a> Inputs<'a> {
         )
     }
 
+    /// One line a file that is read, which tells whether it is what another run has read.
+    pub(super) fn stamps(&self) -> impl Iterator<Item = String> {
+        self.all()
+            .flat_map(|opened| opened.model.stamps().chain(opened.fisher.iter().flat_map(Checkpoint::stamps)))
+    }
+
     /// An error if any input changed since it was opened.
     pub(super) fn verify_unchanged(&self) -> Result<()> {
         for opened in self.all() {

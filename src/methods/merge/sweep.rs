@@ -1,6 +1,7 @@
 //! One pass over the tensors that are merged alike.
 
 use super::inputs::{Inputs, Pass, Scale, Scales};
+use super::resume::Marks;
 use super::{MergeReport, Method, NonFinite};
 use crate::backend::Backend;
 use crate::checkpoint::Output;
@@ -29,7 +30,7 @@ pub(super) fn run(
     output: &Output,
     backend: &Backend,
     (progress, interrupt): (&dyn Progress, &Interrupt),
-    report: &mut MergeReport,
+    (report, marks): (&mut MergeReport, &mut Marks),
 ) -> Result<()> {
     let first = &inputs.models[0].model;
     let sources = inputs
@@ -38,15 +39,26 @@ pub(super) fn run(
         .map(|checkpoint| CheckpointSource::matching(checkpoint, first, &pass.tensors))
         .collect::<Result<Vec<_>>>()?;
     let sink = OutputSink::matching(output, first, &pass.tensors);
+    let (done, plan) = marks.split(&pass.plan);
+    done.iter().flat_map(|chunk| &chunk.segments).try_for_each(|s| sink.vouch(s.tensor, s.start, s.len))?;
     let mut ends: Vec<End<'_>> = sources.iter().map(|source| End::Source(source)).collect();
     ends.push(End::Sink(&sink));
     let spare = || backend.alloc(8, Element::U32);
-    let mut sweep =
-        MergeSweep { inputs, pass, scales, sources: &sources, spare: [spare()?, spare()?], report };
-    let job = Job { backend, plan: &pass.plan, ends, progress, interrupt };
+    let mut sweep = MergeSweep {
+        inputs,
+        pass,
+        scales,
+        sources: &sources,
+        spare: [spare()?, spare()?],
+        output,
+        report,
+        marks,
+    };
+    let job = Job { backend, plan: &plan, ends, progress, interrupt };
     let timings = stream::run(&job, &mut sweep)?;
     report.timings += timings;
-    report.bytes_read += pass.plan.traffic().read;
+    report.bytes_read += plan.traffic().read;
+    marks.end_pass();
     if !pass.weighted && inputs.options.method != Method::Linear {
         report.averaged += pass.plan.elements();
     }
@@ -60,7 +72,9 @@ struct MergeSweep<'a> {
     sources: &'a [CheckpointSource<'a>],
     /// Stand in for the state and the result where a step uses none.
     spare: [View; 2],
+    output: &'a Output,
     report: &'a mut MergeReport,
+    marks: &'a mut Marks,
 }
 
 impl Sweep for MergeSweep<'_> {
@@ -88,6 +102,11 @@ impl Sweep for MergeSweep<'_> {
             self.count(chunk, step, Counts::of(words))?;
         }
         Ok(())
+    }
+
+    fn written(&mut self, chunk: &Chunk) -> Result<()> {
+        let bytes = chunk.elements * output_dtype(chunk).size();
+        self.marks.written(bytes, self.report, self.output)
     }
 }
 

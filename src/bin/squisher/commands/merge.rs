@@ -59,7 +59,16 @@ pub(crate) struct Merge {
     /// The merged model: a folder if the first model is one (or with --shard-size), else a file
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+
+    /// Keep what is done if the merge is interrupted or killed, and go on from what the same merge has kept
+    ///
+    /// The result has the same bytes. Inputs, options, memory limits and device must be those of the first run.
+    #[arg(long)]
+    resume: bool,
 }
+
+/// Bytes of the result between two marks that a later run can go on from: a second or less of work.
+const MARK_BYTES: u64 = 256 << 20;
 
 impl Merge {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
@@ -128,6 +137,7 @@ impl Merge {
             dtype: request.options.dtype,
             shard_bytes: self.shard_size,
             overwrite: global.overwrite,
+            resume: self.resume.then_some(MARK_BYTES),
             budget: global.memory.budget(),
         })
     }

@@ -311,6 +311,7 @@ fn merge_options(place: &Place, method: Method, budget: Budget) -> MergeOptions 
         allow_mixed: false,
         dtype: None,
         shard_bytes: None,
+        resume: None,
         overwrite: true,
         budget,
     }
