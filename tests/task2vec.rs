@@ -168,6 +168,21 @@ fn chunks_change_nothing_but_rounding() {
 }
 
 #[test]
+fn the_memory_that_a_refusal_asks_for_is_enough() {
+    let groups = [Group::Element, Group::Row, Group::Tensor];
+    for group in groups {
+        let with = |host_bytes: u64| {
+            let budget = Budget { host_bytes, ..Budget::default() };
+            with(&tasks(), DistanceMetric::Symmetric(Metric::Cosine), group, budget, &Backend::Host)
+        };
+        let Err(Error::Budget { need, have: 1000, .. }) = with(1000) else {
+            panic!("{group}: not refused, or for another budget")
+        };
+        with(need).expect("as much as was asked for");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_by_message() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let one = fisher(folder.path(), "one", &[2, 2], &[1.0, 2.0, 3.0, 4.0]);

@@ -269,7 +269,14 @@ pub(super) fn plan(fishers: &Fishers, fisher: usize, budget: Budget, backend: &B
         max_binding_bytes: budget.max_binding_bytes / SHARE,
         ..budget
     };
-    Plan::new(&layout, &left)
+    Plan::new(&layout, &left).map_err(|error| of_the_whole(error, &budget, SHARE))
+}
+
+/// A budget's refusal in numbers of the whole budget, of which the plan has one part in `share`.
+fn of_the_whole(error: Error, budget: &Budget, share: u64) -> Error {
+    let Error::Budget { op, what, need, flag, .. } = error else { return error };
+    let have = if flag == "--device-memory" { budget.device_bytes } else { budget.host_bytes };
+    Error::Budget { op, what, need: need.saturating_mul(share), have, flag }
 }
 
 /// Whole rows of a segment, or what it has of one.
