@@ -14,7 +14,8 @@
 //!   aside at the start, counts which bytes were written, and refuses to finish while one is missing. It is synced,
 //!   then renamed. Until that moment the old output is as it was; dropping an [`Output`] removes the partial.
 //!   A process killed outright leaves a partial behind (`.NAME.partial-PID-…`), which the next run to the same
-//!   target removes; while the first one lives, a second is refused.
+//!   target removes; while the first one lives, a second is refused. A job that can go on where it ended asks for a
+//!   partial that stays ([`Output::create_or_resume`]); its journal says what of it is on disk.
 //! - **The bytes are the format's own.** A file equals what the `safetensors` crate writes for the same tensors, so
 //!   outputs can be compared by hash. (That crate writes several metadata entries in random order; here they are
 //!   sorted.) No timestamp and no host name is written: equal inputs give equal files.

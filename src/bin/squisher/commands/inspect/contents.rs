@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use squisher::Interrupt;
@@ -64,15 +64,18 @@ struct FisherTotals {
 }
 
 impl Contents {
-    /// Opens and describes the checkpoint at `path`; a Fisher's values are read, twice.
-    pub(super) fn read(path: &Path, global: &Global, interrupt: &Interrupt) -> anyhow::Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+    /// Describes `checkpoint`; a Fisher's values are read, twice.
+    pub(super) fn read(
+        checkpoint: &Checkpoint,
+        global: &Global,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Self> {
         if !checkpoint.metadata().contains_key("squisher.kind") {
-            return Ok(Self::new(&checkpoint, None));
+            return Ok(Self::new(checkpoint, None));
         }
         let reporter = progress::reporter(global, "inspect");
-        let statistics = checkpoint::statistics(&checkpoint, TOP, reporter.as_ref(), interrupt)?;
-        Ok(Self::new(&checkpoint, Some(&statistics)))
+        let statistics = checkpoint::statistics(checkpoint, TOP, reporter.as_ref(), interrupt)?;
+        Ok(Self::new(checkpoint, Some(&statistics)))
     }
 
     fn new(checkpoint: &Checkpoint, statistics: Option<&Statistics>) -> Self {

@@ -49,10 +49,13 @@ impl Inspect {
         for path in &self.paths {
             if model.is_some() || is_written_by_torch(path) {
                 found.optimizers.push(Optimizer::read(path, model.as_ref())?);
-            } else if is_capture(&Checkpoint::open(path)?) {
+                continue;
+            }
+            let checkpoint = Checkpoint::open(path)?;
+            if is_capture(&checkpoint) {
                 found.captures.push(Layers::read(path)?);
             } else {
-                found.checkpoints.push(Contents::read(path, global, &interrupt)?);
+                found.checkpoints.push(Contents::read(&checkpoint, global, &interrupt)?);
             }
         }
         output::report(global, "inspect", &found)
