@@ -76,6 +76,18 @@ pub struct Segment {
     pub at: u64,
 }
 
+impl Chunk {
+    /// Which tensor lies at `at` of this chunk, and which of its elements.
+    ///
+    /// # Panics
+    /// Beyond the chunk: kernels count only elements of theirs.
+    pub(crate) fn element(&self, at: u64) -> (usize, u64) {
+        let segment = self.segments.iter().find(|s| s.at <= at && at < s.at + s.len);
+        let segment = segment.expect("a kernel counts only elements of its chunk");
+        (segment.tensor, segment.start + at - segment.at)
+    }
+}
+
 /// Bytes that a plan moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Traffic {

@@ -290,7 +290,7 @@ impl MergeSweep<'_> {
         if place.count == 0 {
             return Ok(());
         }
-        let (tensor, index) = element_of(chunk, place);
+        let (tensor, index) = chunk.element(place.first.into());
         Err(self.sources[stream].bad_value(tensor, index, expected))
     }
 
@@ -299,7 +299,7 @@ impl MergeSweep<'_> {
         if place.count == 0 {
             return Ok(());
         }
-        let (tensor, index) = element_of(chunk, place);
+        let (tensor, index) = chunk.element(place.first.into());
         let name = &self.inputs.models[0].model.tensors()[self.pass.tensors[tensor]].name;
         let dtype = output_dtype(chunk);
         let remedy = match dtype {
@@ -312,14 +312,6 @@ impl MergeSweep<'_> {
         );
         Err(Error::mismatch("merge", problem))
     }
-}
-
-/// The tensor (its place in the layout) and the index in it of a place in a chunk.
-fn element_of(chunk: &Chunk, place: Place) -> (usize, u64) {
-    let at = u64::from(place.first);
-    let segment = chunk.segments.iter().find(|s| s.at <= at && at < s.at + s.len);
-    let segment = segment.expect("a kernel counts only elements of its chunk");
-    (segment.tensor, segment.start + at - segment.at)
 }
 
 struct Weight {

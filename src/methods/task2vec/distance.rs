@@ -1,30 +1,29 @@
 //! How far apart tasks are.
 
+mod element;
+mod embeddings;
+
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use safetensors::Dtype;
 use serde::{Serialize, Serializer};
+
+use element::{by_element, layout};
+use embeddings::{Embeddings, is_embedding};
 
 use super::embed::{Reading, Rows, means, plan as row_plan};
 use super::inputs::Fishers;
-use super::{Group, Metric, STRIDE};
+use super::{Group, Metric};
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
-use crate::kernels::Owner;
-use crate::kernels::task2vec::{Similarity, SimilarityArgs, SimilarityParams, Sums};
-use crate::memory::{Element, View};
-use crate::methods::source::{CheckpointSource, FISHER_VALUES, NonFinite};
+use crate::kernels::task2vec::Sums;
+use crate::methods::source::NonFinite;
 use crate::progress::Progress;
-use crate::record::Recording;
-use crate::shape::DType;
-use crate::stream::{
-    Budget, Buffers, Chunk, Direction, End, Job, Layout, Plan, Stream, Sweep, TensorSpec, run,
-};
+use crate::stream::{Budget, Plan};
 
 const OP: &str = "distance";
 
@@ -338,191 +337,10 @@ fn one_zero(metric: Metric, (a, b): (&str, &str), what: &str) -> Error {
     Error::mismatch(OP, problem)
 }
 
-/// All pairs in one pass over all Fishers side by side.
-fn by_element(
-    metric: Metric,
-    fishers: &Fishers,
-    how: Reading<'_>,
-    backend: &Backend,
-    (progress, interrupt): (&dyn Progress, &Interrupt),
-) -> Result<(Vec<Vec<f64>>, u64)> {
-    let tasks = fishers.names.len();
-    let plan = Plan::new(&layout(fishers), &how.budget.within(&backend.caps()))?;
-    let source = |file| CheckpointSource::new(file, fishers.places.clone()).zeroing(how.zeroed);
-    let sources: Vec<CheckpointSource<'_>> = fishers.checkpoints.iter().map(source).collect();
-    let longest = plan.chunks().iter().map(|chunk| chunk.elements).max().unwrap_or(0);
-    let owner = Owner::of(&backend.caps());
-    let any = Similarity { metric, a: DType::F32, b: DType::F32, owner };
-    let mut sweep = PairSweep {
-        any,
-        fishers,
-        sources: &sources,
-        stride: any.records(longest).next_multiple_of(STRIDE),
-        sums: vec![Sums::default(); pairs(tasks).count()],
-    };
-    let ends = sources.iter().map(|source| End::Source(source)).collect();
-    run(&Job { backend, plan: &plan, ends, progress, interrupt }, &mut sweep)?;
-    let mut sums = sweep.sums.iter();
-    let matrix = symmetric(tasks, |a, b| {
-        let sums = sums.next().expect("one a pair, in the order of the pairs");
-        of_sums(metric, sums, (&fishers.names[a], &fishers.names[b]))
-    })?;
-    Ok((matrix, plan.elements()))
-}
-
-fn layout(fishers: &Fishers) -> Layout {
-    let tasks = 0..fishers.names.len();
-    let stream = |fisher: usize| {
-        let name = fishers.checkpoints[fisher].path().display().to_string();
-        Stream { name, direction: Direction::Read }
-    };
-    let spec = |index: usize| {
-        let tensor = fishers.tensor(0, index);
-        let dtypes = (0..fishers.names.len()).map(|fisher| fishers.dtype(fisher, index)).collect();
-        TensorSpec { name: tensor.name.clone(), elements: tensor.elements(), dtypes, class: 0 }
-    };
-    Layout {
-        streams: tasks.map(stream).collect(),
-        tensors: (0..fishers.places.len()).map(spec).collect(),
-        scratch_bytes: 0,
-    }
-}
-
-struct PairSweep<'a> {
-    /// The kernel but for the pair's storage.
-    any: Similarity,
-    fishers: &'a Fishers,
-    sources: &'a [CheckpointSource<'a>],
-    /// Words of results between one pair's records and the next one's.
-    stride: u64,
-    sums: Vec<Sums>,
-}
-
-impl Sweep for PairSweep<'_> {
-    fn result_words(&self) -> u64 {
-        self.stride * self.sums.len() as u64
-    }
-
-    fn record(&self, recording: &mut Recording, chunk: &Chunk, buffers: &Buffers) -> Result<()> {
-        let results = buffers.results.as_ref().expect("this sweep asks for results");
-        let len = u32::try_from(chunk.elements).expect("a chunk's buffers are below the binding limit");
-        for (pair, (a, b)) in (0..).zip(pairs(self.sources.len())) {
-            let kernel = Similarity { a: chunk.dtypes[a], b: chunk.dtypes[b], ..self.any };
-            let offset = results.offset() + 4 * self.stride * pair;
-            let words = kernel.records(chunk.elements);
-            let records = View::new(results.memory().clone(), offset, words, Element::F32)?;
-            let args =
-                SimilarityArgs { a: buffers.streams[a].clone(), b: buffers.streams[b].clone(), records };
-            recording.dispatch(&kernel, SimilarityParams { len }, args)?;
-        }
-        Ok(())
-    }
-
-    fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
-        let records: &[f32] = bytemuck::cast_slice(results);
-        let stride = usize::try_from(self.stride).expect("results lie in memory");
-        let words = usize::try_from(self.any.records(chunk.elements)).expect("results lie in memory");
-        for (pair, (a, b)) in pairs(self.sources.len()).enumerate() {
-            let sums = Sums::fold(chunk.elements, self.any.share(), &records[pair * stride..][..words]);
-            for (bad, fisher) in [(sums.bad_a, a), (sums.bad_b, b)] {
-                if let Some((tensor, index)) = bad.map(|at| place(chunk, at)) {
-                    return Err(self.sources[fisher].bad_value(tensor, index, FISHER_VALUES));
-                }
-            }
-            if let (Some(at), true) = (sums.one_zero, self.any.metric.needs_both()) {
-                let (tensor, index) = place(chunk, at);
-                let what = format!("index {index} of {}", printable(&self.fishers.tensor(0, tensor).name));
-                return Err(one_zero(
-                    self.any.metric,
-                    (&self.fishers.names[a], &self.fishers.names[b]),
-                    &what,
-                ));
-            }
-            self.sums[pair] = self.sums[pair].followed_by(&sums);
-        }
-        Ok(())
-    }
-}
-
-/// Which tensor, and which of its elements, is at `at` of a chunk.
-fn place(chunk: &Chunk, at: u64) -> (usize, u64) {
-    let segment = chunk.segments.iter().find(|s| s.at <= at && at < s.at + s.len);
-    let segment = segment.expect("a kernel counts only elements of its chunk");
-    (segment.tensor, segment.start + at - segment.at)
-}
-
-/// Whether a file is one that [`embed`](super::embed) writes.
-fn is_embedding(file: &Checkpoint) -> bool {
-    file.metadata().contains_key("groups") && file.get("embedding").is_some() && file.tensors().len() == 1
-}
-
-/// The vectors of embedding files, all of the same groups.
-#[derive(Default)]
-struct Embeddings {
-    names: Vec<String>,
-    groups: Vec<String>,
-    vectors: Vec<Vec<f64>>,
-}
-
-impl Embeddings {
-    fn read(files: &[Checkpoint]) -> Result<Self> {
-        let mut all = Self::default();
-        for file in files {
-            let (names, groups) = (list(file, "names")?, list(file, "groups")?);
-            if all.groups.is_empty() {
-                all.groups.clone_from(&groups);
-            } else if all.groups != groups {
-                let problem = format!(
-                    "{} and {} have different groups: they are embeddings of different networks, or by different --group",
-                    files[0].path().display(),
-                    file.path().display()
-                );
-                return Err(Error::mismatch(OP, problem));
-            }
-            all.vectors.extend(rows_of(file, names.len(), groups.len())?);
-            all.names.extend(names);
-        }
-        Ok(all)
-    }
-}
-
 fn of_embeddings(options: &DistanceOptions, files: &[Checkpoint]) -> Result<Compared> {
     let Embeddings { names, groups, vectors } = Embeddings::read(files)?;
     check_count(options, names.len())?;
     let matrix = by_vector(options.metric.between(), &vectors, &names, || groups.clone())?;
     let entries = groups.len() as u64;
     Ok(Compared { names, matrix, entries, group: None, non_finite: 0, warnings: Vec::new() })
-}
-
-fn list(file: &Checkpoint, key: &str) -> Result<Vec<String>> {
-    let text = file.metadata().get(key).map_or("", String::as_str);
-    serde_json::from_str(text).map_err(|error| {
-        Error::file(file.path(), format!("its metadata entry {key} is no JSON list of strings: {error}"))
-    })
-}
-
-/// The rows of the tensor `embedding`, checked as a Fisher's means.
-fn rows_of(file: &Checkpoint, names: usize, groups: usize) -> Result<Vec<Vec<f64>>> {
-    let tensor = file.get("embedding").expect("looked for when the file was told to be an embedding");
-    let refuse = |problem: String| Error::tensor(Path::new(file.path()), "embedding", problem);
-    if tensor.shape != [names as u64, groups as u64] || groups == 0 {
-        let shape = crate::shape::shape_text(&tensor.shape);
-        return Err(refuse(format!(
-            "has shape {shape}, expected [{names}, {groups}] by its names and groups"
-        )));
-    }
-    let mut bytes = vec![0; usize::try_from(tensor.bytes).map_err(|_| refuse("does not fit memory".into()))?];
-    file.read(tensor, 0, &mut bytes)?;
-    let values: Vec<f64> = match tensor.dtype {
-        Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
-        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
-        other => return Err(refuse(format!("has type {other:?}, expected F64 or F32"))),
-    };
-    if let Some(index) = values.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
-        return Err(refuse(format!(
-            "index {index} is {:?}, expected a finite number of at least 0",
-            values[index]
-        )));
-    }
-    Ok(values.chunks(groups).map(<[f64]>::to_vec).collect())
 }

@@ -1,0 +1,371 @@
+//! The answers that the evidence allows: by names, by shapes, by order.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::path::Path;
+
+use super::lookup::{Lookup, is_running_statistic};
+use super::rules::GroupRule;
+use super::{NameMap, NameSource, Named, OP, Param, SNIPPET};
+use crate::checkpoint::optimizer::OptimizerState;
+use crate::error::{Error, Result, printable};
+use crate::shape::shape_text;
+
+/// What has to be answered: the entries' shapes against the model's.
+pub(super) struct Question<'a> {
+    state: &'a OptimizerState,
+    model: &'a [Param],
+    /// The shape of each entry's parameter.
+    shapes: Vec<Vec<u64>>,
+    lookup: Lookup<'a>,
+}
+
+impl<'a> Question<'a> {
+    pub(super) fn new(state: &'a OptimizerState, model: &'a [Param], max: bool) -> Result<Self> {
+        if state.entries().is_empty() {
+            let problem = "its state is empty: SGD without momentum keeps none, and neither does an optimizer before its first step";
+            return Err(Error::file(state.path(), problem));
+        }
+        let shape = |entry| state.param_shape(entry, state.accumulator(entry, max)?);
+        let shapes = state.entries().iter().map(shape).collect::<Result<Vec<_>>>()?;
+        Ok(Self { state, model, shapes, lookup: Lookup::new(model) })
+    }
+
+    fn mismatch<T>(&self, problem: impl fmt::Display) -> Result<T> {
+        Err(Error::mismatch(OP, format!("{}: {problem}", self.state.path().display())))
+    }
+
+    /// Finish a map from the model's index of every entry.
+    fn map(&self, source: NameSource, indices: &[usize], renamed: Vec<(String, String)>) -> NameMap {
+        let taken: HashSet<usize> = indices.iter().copied().collect();
+        let named = indices
+            .iter()
+            .enumerate()
+            .map(|(entry, &at)| Named {
+                entry,
+                name: self.model[at].0.clone(),
+                shape: self.model[at].1.clone(),
+            })
+            .collect();
+        let absent =
+            (0..self.model.len()).filter(|at| !taken.contains(at)).map(|at| self.model[at].0.clone());
+        NameMap { named, source, renamed, absent: absent.collect() }
+    }
+
+    pub(super) fn by_stored_names(&self) -> Result<Option<NameMap>> {
+        let names: Option<Vec<&str>> = self.state.entries().iter().map(|e| e.name.as_deref()).collect();
+        names.map(|names| self.by_names(NameSource::Stored, &names)).transpose()
+    }
+
+    pub(super) fn by_file(&self, path: &Path) -> Result<NameMap> {
+        let names = read_names(path)?;
+        let count = self.state.param_count();
+        if names.len() != count {
+            return self.mismatch(format!(
+                "the names file {} has {} names, the optimizer lists {count} parameters{}",
+                path.display(),
+                names.len(),
+                SNIPPET
+            ));
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
+            return self.mismatch(format!(
+                "the names file {} has {} twice",
+                path.display(),
+                printable(twice)
+            ));
+        }
+        let of_entries: Vec<&str> = self.state.entries().iter().map(|e| names[e.position].as_str()).collect();
+        self.by_names(NameSource::File(path.to_owned()), &of_entries)
+    }
+
+    /// The map that `names`, one per entry, say; checked against the model.
+    fn by_names(&self, source: NameSource, names: &[&str]) -> Result<NameMap> {
+        let (mut indices, mut renamed, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+        let mut owner: HashMap<usize, &str> = HashMap::new();
+        for (&name, shape) in names.iter().zip(&self.shapes) {
+            let Some(at) = self.lookup.find(name) else {
+                problems.push(format!("{} {} is not in the model", printable(name), shape_text(shape)));
+                continue;
+            };
+            let (own, expected) = &self.model[at];
+            if let Some(other) = owner.insert(at, name) {
+                problems.push(format!(
+                    "{} and {} are both the model's {}",
+                    printable(other),
+                    printable(name),
+                    printable(own)
+                ));
+            } else if expected != shape {
+                let (got, expected) = (shape_text(shape), shape_text(expected));
+                problems
+                    .push(format!("{} is {got} in the state and {expected} in the model", printable(name)));
+            }
+            if own != name {
+                renamed.push((name.to_owned(), own.clone()));
+            }
+            indices.push(at);
+        }
+        if problems.is_empty() {
+            return Ok(self.map(source, &indices, renamed));
+        }
+        self.mismatch(format!("{source} do not fit the model: {}", listed(&problems, problems.len())))
+    }
+
+    /// A shape that the model lacks, or has less often, shows that the state is another model's.
+    pub(super) fn every_shape_occurs(&self) -> Result<()> {
+        let in_model = census(self.model.iter().map(|(_, shape)| shape.as_slice()));
+        let in_state = census(self.shapes.iter().map(Vec::as_slice));
+        let short: Vec<String> = in_state
+            .iter()
+            .filter_map(|(shape, entries)| {
+                let there = in_model.get(shape).map_or(0, Vec::len);
+                (there < entries.len())
+                    .then(|| format!("{} × {}, the model has {there}", entries.len(), shape_text(shape)))
+            })
+            .collect();
+        if short.is_empty() {
+            return Ok(());
+        }
+        self.mismatch(format!("the state is not this model's: it has {}", listed(&short, short.len())))
+    }
+
+    /// Accepted only where no other assignment has the same shapes.
+    pub(super) fn by_shapes(&self) -> Option<NameMap> {
+        let in_model = census(self.model.iter().map(|(_, shape)| shape.as_slice()));
+        let in_state = census(self.shapes.iter().map(Vec::as_slice));
+        let only = |shape: &Vec<u64>| match (
+            in_state.get(shape.as_slice())?.len(),
+            in_model.get(shape.as_slice())?.as_slice(),
+        ) {
+            (1, &[at]) => Some(at),
+            _ => None,
+        };
+        let indices = self.shapes.iter().map(only).collect::<Option<Vec<usize>>>()?;
+        Some(self.map(NameSource::Shapes, &indices, Vec::new()))
+    }
+
+    pub(super) fn by_order(&self, given: Option<&[String]>) -> Result<NameMap> {
+        let beside = self.state.model_orders();
+        let orders: Vec<&[String]> = given.into_iter().chain(beside.iter().map(Vec::as_slice)).collect();
+        let orders: Vec<Vec<usize>> =
+            orders.into_iter().filter_map(|order| self.whole_order(order)).collect();
+        let mut fits: Vec<(NameSource, Vec<usize>)> = Vec::new();
+        let mut notes = Vec::new();
+        for order in &orders {
+            for (source, parts) in self.hypotheses(order) {
+                match self.lay(&parts) {
+                    Laid::Only(indices) => fits.push((source, indices)),
+                    Laid::Several => notes.push(format!("{source} leaves more than one possibility")),
+                    Laid::Never => {}
+                }
+            }
+        }
+        let Some((source, indices)) = fits.first() else {
+            return Err(self.refuse(if orders.is_empty() { NO_ORDER } else { NO_RULE }, &notes));
+        };
+        if let Some((other, _)) = fits.iter().find(|(_, others)| others != indices) {
+            notes = vec![format!("{source} and {other} both fit and differ")];
+            return Err(self.refuse("two rules give different maps", &notes));
+        }
+        // A hypothesis that fits in several ways could be the true one, and then differ.
+        if !notes.is_empty() {
+            notes.insert(0, format!("{source} fits"));
+            return Err(self.refuse("more than one rule is possible", &notes));
+        }
+        Ok(self.map(source.clone(), indices, Vec::new()))
+    }
+
+    /// An order as indices into the model. Nothing where one of the two has a tensor that the other lacks: the optimizer may know it, and
+    /// another of its shape would stand in its place.
+    fn whole_order(&self, order: &[String]) -> Option<Vec<usize>> {
+        let indices: Vec<usize> = order.iter().map(|name| self.lookup.find(name)).collect::<Option<_>>()?;
+        let distinct: HashSet<usize> = indices.iter().copied().collect();
+        let whole = distinct.len() == indices.len() && indices.len() == self.model.len();
+        whole.then(|| indices.into_iter().filter(|&at| !is_running_statistic(&self.model[at].0)).collect())
+    }
+
+    /// Each hypothesis with the part of the model that each group would have been made from.
+    fn hypotheses(&self, order: &[usize]) -> Vec<(NameSource, Vec<Part>)> {
+        let groups = self.state.groups();
+        let whole = Part { groups: (0..groups.len()).collect(), tensors: order.to_vec() };
+        let mut all = vec![(NameSource::Order, vec![whole])];
+        if groups.len() != 2 {
+            return all;
+        }
+        for rule in GroupRule::ALL {
+            let without = rule.group_without_decay();
+            if groups[without].weight_decay != 0.0 {
+                continue;
+            }
+            let (last, first): (Vec<usize>, Vec<usize>) = order.iter().partition(|&&at| {
+                let (name, shape) = &self.model[at];
+                rule.without_decay(name, shape)
+            });
+            let parts = vec![
+                Part { groups: vec![1 - without], tensors: first },
+                Part { groups: vec![without], tensors: last },
+            ];
+            all.push((NameSource::GroupRule(rule), parts));
+        }
+        all
+    }
+
+    /// Lay the parameters of each part's groups onto its tensors, in order.
+    fn lay(&self, parts: &[Part]) -> Laid {
+        let mut indices = vec![None; self.shapes.len()];
+        let mut several = false;
+        for part in parts {
+            let params = self.params_of(&part.groups);
+            let from_left = leftmost(&params, &part.tensors, self.model);
+            let reversed: (Vec<_>, Vec<_>) =
+                (params.iter().rev().copied().collect(), part.tensors.iter().rev().copied().collect());
+            let from_right = leftmost(&reversed.0, &reversed.1, self.model);
+            let (Some(left), Some(mut right)) = (from_left, from_right) else { return Laid::Never };
+            right.reverse();
+            for ((entry, l), r) in params.iter().map(|p| p.entry).zip(left).zip(right) {
+                let Some(entry) = entry else { continue };
+                several |= l != r;
+                indices[entry] = Some(l);
+            }
+        }
+        match (several, indices.into_iter().collect()) {
+            (false, Some(indices)) => Laid::Only(indices),
+            _ => Laid::Several,
+        }
+    }
+
+    /// The parameters that some groups list, in order; those without an entry have an unknown shape.
+    fn params_of(&self, groups: &[usize]) -> Vec<Laying<'_>> {
+        let entry_at: HashMap<usize, usize> =
+            self.state.entries().iter().enumerate().map(|(index, e)| (e.position, index)).collect();
+        let mut position = 0;
+        let mut params = Vec::new();
+        for (index, group) in self.state.groups().iter().enumerate() {
+            for _ in &group.params {
+                if groups.contains(&index) {
+                    let entry = entry_at.get(&position).copied();
+                    params.push(Laying { entry, shape: entry.map(|e| self.shapes[e].as_slice()) });
+                }
+                position += 1;
+            }
+        }
+        params
+    }
+
+    /// The refusal: what is open, and how to settle it.
+    fn refuse(&self, why: &str, notes: &[String]) -> Error {
+        let in_model = census(self.model.iter().map(|(_, shape)| shape.as_slice()));
+        let in_state = census(self.shapes.iter().map(Vec::as_slice));
+        let mut open = Vec::new();
+        for (shape, entries) in &in_state {
+            let names = in_model.get(shape).map(Vec::as_slice).unwrap_or_default();
+            if entries.len() == 1 && names.len() == 1 {
+                continue;
+            }
+            let ids: Vec<String> = entries.iter().map(|&e| self.state.entries()[e].id.to_string()).collect();
+            let names: Vec<String> = names.iter().map(|&at| printable(&self.model[at].0)).collect();
+            open.push(format!(
+                "\n  {}: ids {} could be {}",
+                shape_text(shape),
+                listed(&ids, ids.len()),
+                listed(&names, names.len())
+            ));
+        }
+        let notes: String = notes.iter().map(|note| format!("\n  {note}")).collect();
+        let shown = open.len().min(8);
+        let more = if open.len() > shown {
+            format!("\n  and {} more shapes", open.len() - shown)
+        } else {
+            String::new()
+        };
+        let hint = self.names_file_nearby();
+        Error::mismatch(
+            OP,
+            format!(
+                "{}: which parameter each id means is not certain: {why}{notes}{}{more}{hint}{SNIPPET}",
+                self.state.path().display(),
+                open[..shown].concat()
+            ),
+        )
+    }
+
+    /// A names file beside the optimizer is pointed out, never read without being asked.
+    fn names_file_nearby(&self) -> String {
+        let nearby = self.state.path().with_file_name("parameters.json");
+        if !nearby.is_file() {
+            return String::new();
+        }
+        format!(
+            "\nThere is a parameters.json beside it; if it has this optimizer's order, pass --names {}",
+            nearby.display()
+        )
+    }
+}
+
+const NO_ORDER: &str = "equal shapes, and the model's order of definition is unknown (safetensors files are sorted; \
+                        a pytorch_model.bin given as --model would tell it)";
+const NO_RULE: &str = "no known order or grouping rule fits in exactly one way";
+
+/// Some groups, and the tensors they would have been made from, in order.
+struct Part {
+    groups: Vec<usize>,
+    tensors: Vec<usize>,
+}
+
+/// A parameter to lay: its entry, and its shape where it has one.
+#[derive(Clone, Copy)]
+struct Laying<'a> {
+    entry: Option<usize>,
+    shape: Option<&'a [u64]>,
+}
+
+enum Laid {
+    Only(Vec<usize>),
+    Several,
+    Never,
+}
+
+/// The layout that takes every tensor as early as possible.
+fn leftmost(params: &[Laying<'_>], tensors: &[usize], model: &[Param]) -> Option<Vec<usize>> {
+    let mut rest = tensors.iter();
+    let fits = |param: &Laying<'_>, at: usize| param.shape.is_none_or(|shape| shape == model[at].1);
+    params.iter().map(|param| rest.by_ref().copied().find(|&at| fits(param, at))).collect()
+}
+
+/// Positions by shape, shapes in order.
+fn census<'a>(shapes: impl Iterator<Item = &'a [u64]>) -> BTreeMap<&'a [u64], Vec<usize>> {
+    let mut all: BTreeMap<&[u64], Vec<usize>> = BTreeMap::new();
+    for (position, shape) in shapes.enumerate() {
+        all.entry(shape).or_default().push(position);
+    }
+    all
+}
+
+/// The first five, and how many more there are.
+fn listed(items: &[String], count: usize) -> String {
+    let some = items[..items.len().min(5)].join(", ");
+    if count > 5 { format!("{some} and {} more", count - 5) } else { some }
+}
+
+/// The names of a names file: a JSON list of texts, or one name per line (blank lines are skipped).
+fn read_names(path: &Path) -> Result<Vec<String>> {
+    const MOST: u64 = 64 << 20;
+    let bytes = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+    if bytes > MOST {
+        return Err(Error::file(path, format!("has {bytes} bytes; a names file has at most {MOST}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => {
+            Error::file(path, "is not UTF-8; expected a JSON list of names or one name per line")
+        }
+        _ => Error::io("read", path, e),
+    })?;
+    if text.trim_start().starts_with(['[', '{']) {
+        return serde_json::from_str(&text).map_err(|e| {
+            Error::file(path, format!("is no JSON list of names ({e}); expected [\"a.weight\", …]"))
+        });
+    }
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
