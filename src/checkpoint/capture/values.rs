@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{Capture, LOGIT_GRAD, WEIGHT};
 use crate::checkpoint::TensorInfo;
 use crate::error::{Error, Result};
+use crate::kernel::vectorised;
 use crate::memory::Element;
 use crate::shape::{DType, shape_text, usize_of};
 
@@ -62,24 +63,34 @@ impl Capture {
         Ok(bytes)
     }
 
-    /// Fills `bytes` with whole elements of a float tensor from a byte offset on, every value finite.
+    /// Fills `bytes` with whole elements of a float tensor from a byte offset on, every value finite. Gives the largest magnitude among them.
     ///
     /// # Errors
     /// As [`Capture::read`].
-    pub fn read_range(&self, tensor: &TensorInfo, byte_offset: u64, bytes: &mut [u8]) -> Result<()> {
-        self.checkpoint.read(tensor, byte_offset, bytes)?;
+    pub fn read_range(&self, tensor: &TensorInfo, byte_offset: u64, bytes: &mut [u8]) -> Result<f32> {
         let dtype = self.float(tensor)?;
-        match first_not_finite(bytes, dtype) {
-            None => Ok(()),
-            Some(index) => {
-                let index = byte_offset / dtype.size() + index as u64;
-                let problem = format!(
-                    "NaN or infinity at flat index {index} of {}; the run diverged or overflowed (in f16, scale the loss down)",
-                    shape_text(&tensor.shape)
-                );
-                Err(Error::tensor(self.path(), &tensor.name, problem))
+        let mut most = 0.0_f32;
+        for (piece, at) in bytes.chunks_mut(CACHED).zip((byte_offset..).step_by(CACHED)) {
+            self.checkpoint.read(tensor, at, piece)?;
+            let of_piece = greatest(piece, dtype);
+            if !of_piece.is_finite() {
+                return Err(self.not_finite(tensor, at / dtype.size(), piece, dtype));
             }
+            most = most.max(of_piece);
         }
+        Ok(most)
+    }
+
+    /// Which of a tensor's elements from `first` on is no number.
+    fn not_finite(&self, tensor: &TensorInfo, first: u64, bytes: &[u8], dtype: DType) -> Error {
+        let is_number = |element: &[u8]| greatest(element, dtype).is_finite();
+        let index = bytes.chunks(usize_of(dtype.size())).take_while(|element| is_number(element)).count();
+        let problem = format!(
+            "NaN or infinity at flat index {} of {}; the run diverged or overflowed (in f16, scale the loss down)",
+            first + index as u64,
+            shape_text(&tensor.shape)
+        );
+        Error::tensor(self.path(), &tensor.name, problem)
     }
 
     /// A float tensor's values.
@@ -114,19 +125,26 @@ impl Capture {
     }
 }
 
-/// Index of the first NaN or infinity, told from the bits.
-fn first_not_finite(bytes: &[u8], dtype: DType) -> Option<usize> {
-    let sixteen = |exponent: u16| {
-        bytes.as_chunks::<2>().0.iter().position(|b| u16::from_le_bytes(*b) & exponent == exponent)
-    };
+/// Bytes that are read and then looked at while a cache still has them: whole elements of every type.
+const CACHED: usize = 256 << 10;
+
+/// The largest magnitude; NaN or infinity where there is one. Without the sign, floats order as their bits do, and what is not finite comes last.
+fn greatest(bytes: &[u8], dtype: DType) -> f32 {
     match dtype {
-        DType::F32 => {
-            let bad = |b: &[u8; 4]| u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000;
-            bytes.as_chunks::<4>().0.iter().position(bad)
-        }
-        DType::F16 => sixteen(0x7c00),
-        DType::BF16 => sixteen(0x7f80),
+        DType::F32 => f32::from_bits(vectorised(|| {
+            let words = bytes.as_chunks::<4>().0.iter();
+            words.fold(0, |most, &word| most.max(u32::from_le_bytes(word) & 0x7fff_ffff))
+        })),
+        DType::F16 => half::f16::from_bits(greatest_half(bytes)).to_f32(),
+        DType::BF16 => half::bf16::from_bits(greatest_half(bytes)).to_f32(),
     }
+}
+
+fn greatest_half(bytes: &[u8]) -> u16 {
+    vectorised(|| {
+        let words = bytes.as_chunks::<2>().0.iter();
+        words.fold(0, |most, &word| most.max(u16::from_le_bytes(word) & 0x7fff))
+    })
 }
 
 /// Little-endian storage as f32.
@@ -143,5 +161,38 @@ pub(crate) fn widen_bytes(bytes: &[u8], dtype: DType, out: &mut [f32]) {
             .iter_mut()
             .zip(bytes.as_chunks::<2>().0)
             .for_each(|(v, b)| *v = half::bf16::from_le_bytes(*b).to_f32()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    /// −7 among smaller ones, at every place of lengths about every width of vectors; then infinity or NaN of either sign.
+    #[test]
+    fn the_greatest_magnitude_is_found_wherever_it_is_and_what_is_no_number_is_greater() {
+        for len in [1, 7, 8, 31, 32, 33, 100] {
+            for at in 0..len {
+                for odd in [-7.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN] {
+                    let values = (0..len).map(|i| if i == at { odd } else { i as f32 / 50.0 - 1.0 });
+                    let values: Vec<f32> = values.collect();
+                    let of = |to_bytes: &dyn Fn(f32) -> Vec<u8>, dtype| {
+                        greatest(
+                            &values.iter().flat_map(|&value| to_bytes(value)).collect::<Vec<u8>>(),
+                            dtype,
+                        )
+                    };
+                    let found = [
+                        of(&|value| value.to_le_bytes().to_vec(), DType::F32),
+                        of(&|value| f16::from_f32(value).to_le_bytes().to_vec(), DType::F16),
+                        of(&|value| bf16::from_f32(value).to_le_bytes().to_vec(), DType::BF16),
+                    ];
+                    let right = |got: f32| if odd.is_finite() { got == 7.0 } else { !got.is_finite() };
+                    assert!(found.into_iter().all(right), "{found:?} for {odd} at {at} of {len}");
+                }
+            }
+        }
     }
 }

@@ -26,6 +26,8 @@ use crate::shape::elements;
 /// Bytes that are read at a time, of which the next may be read while some are computed; and samples: squares of more would lose digits in
 /// one sum.
 const PART_BYTES: u64 = 32 << 20;
+/// On the host: what a cache can keep from being read until it is computed.
+const CACHED_BYTES: u64 = 8 << 20;
 const PART_SAMPLES: u64 = 1 << 14;
 
 /// Loop iterations of a step beside those over positions: more than any kernel makes.
@@ -151,7 +153,7 @@ impl InFile<'_> {
     /// How many samples one portion has, one where it has not even that.
     fn most(&self, layer: &CaptureLayer, caps: &Caps) -> u64 {
         let (inputs, gradients) = self.bytes_of_sample(layer);
-        let small = (PART_BYTES / (inputs + gradients)).clamp(1, PART_SAMPLES);
+        let small = (part_bytes(layer, caps) / (inputs + gradients)).clamp(1, PART_SAMPLES);
         small.min(self.fitting(layer, caps).max(1))
     }
 
@@ -170,6 +172,12 @@ impl InFile<'_> {
             each(layer.uses.iter().map(|one| gradient(&one.grad_output.shape)).sum()),
         )
     }
+}
+
+/// Bytes of a portion of small samples. A portion's step reads and writes the whole result, so a portion should not be much less than that.
+fn part_bytes(layer: &CaptureLayer, caps: &Caps) -> u64 {
+    let result = 4 * elements(&layer.weight).unwrap_or(0);
+    if caps.is_host { result.clamp(CACHED_BYTES, PART_BYTES) } else { PART_BYTES }
 }
 
 /// Loop iterations for a position of a sample: an embedding may have one for its row and its run, too; eight invocations or

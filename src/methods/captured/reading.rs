@@ -7,7 +7,7 @@ use super::portion::{Band, Span};
 use crate::backend::Backend;
 use crate::checkpoint::{Capture, CaptureLayer, TensorInfo, widen_bytes};
 use crate::error::{Error, Result, printable};
-use crate::memory::View;
+use crate::memory::{Memory, View};
 use crate::shape::{DType, usize_of};
 
 /// Bytes of an id.
@@ -31,6 +31,7 @@ pub(super) struct Reading<'s, 'a> {
 }
 
 /// Consecutive bytes of one tensor, or zeros.
+#[derive(Clone, Copy)]
 struct Run<'a> {
     capture: &'a Capture,
     tensor: &'a TensorInfo,
@@ -141,98 +142,86 @@ impl<'s, 'a> Reading<'s, 'a> {
         let runs = self.runs();
         let bytes: u64 = runs.iter().map(|run| run.len).sum();
         let len = bytes / stored.size();
-        let samples = self.files.iter().map(|file| self.samples_of(file.capture));
-        let samples: u64 = samples.map(|range| range.end - range.start).sum();
         let target = if self.scale.is_empty() { stored } else { DType::F32 };
         let view = backend.alloc(len, target).map_err(|error| self.too_large(error))?;
-        let mut pieces = Pieces {
-            backend,
-            view: &view,
-            stored,
-            scale: self.scale,
-            of_sample: len.checked_div(samples).unwrap_or(0).max(1),
-            measure: self.gradient,
-            at: 0,
-            largest: 0.0,
-            values: Vec::new(),
+        let largest = match view.memory() {
+            Memory::Host(memory) if self.scale.is_empty() => {
+                memory.write(|all| fill(&runs, &mut all[..usize_of(bytes)]))??
+            }
+            _ => self.in_pieces(backend, &view, stored, &runs)?,
         };
-        pieces.read(&runs, bytes)?;
-        let largest = pieces.largest;
         Ok((view, largest))
     }
+
+    /// Reads runs piece by piece, on their way to a device or to be multiplied.
+    fn in_pieces(&self, backend: &Backend, view: &View, stored: DType, runs: &[Run<'_>]) -> Result<f32> {
+        let samples = self.files.iter().map(|file| self.samples_of(file.capture));
+        let samples: u64 = samples.map(|range| range.end - range.start).sum();
+        let of_sample = view.len().checked_div(samples).unwrap_or(0).max(1);
+        let mut bytes = vec![0; PIECE.min(usize_of(view.len() * stored.size()))];
+        let (mut at, mut largest) = (0, 0.0_f32);
+        for runs in pieces(runs) {
+            let bytes = &mut bytes[..usize_of(runs.iter().map(|run| run.len).sum())];
+            let most = fill(&runs, bytes)?;
+            let len = bytes.len() as u64 / stored.size();
+            let offset = view.offset() + at * view.element().bytes() as u64;
+            let target = View::new(view.memory().clone(), offset, len, view.element())?;
+            largest = largest.max(if self.scale.is_empty() {
+                backend.upload(&target, bytes)?;
+                most
+            } else {
+                let values = scaled(bytes, stored, |index| self.scale[usize_of((at + index) / of_sample)]);
+                backend.upload(&target, bytemuck::cast_slice(&values))?;
+                values.iter().fold(0.0, |most, value| value.abs().max(most))
+            });
+            at += len;
+        }
+        Ok(largest)
+    }
 }
 
-/// Where pieces go, one after the other.
-struct Pieces<'a> {
-    backend: &'a Backend,
-    view: &'a View,
-    stored: DType,
-    scale: &'a [f64],
-    of_sample: u64,
-    measure: bool,
-    at: u64,
-    largest: f32,
-    values: Vec<f32>,
+/// Reads runs one after the other; gives the largest magnitude.
+fn fill(runs: &[Run<'_>], mut bytes: &mut [u8]) -> Result<f32> {
+    let mut largest = 0.0_f32;
+    for Run { capture, tensor, start, len } in runs {
+        let (own, others) = bytes.split_at_mut(usize_of(*len));
+        match start {
+            Some(start) => largest = largest.max(capture.read_range(tensor, *start, own)?),
+            None => own.fill(0),
+        }
+        bytes = others;
+    }
+    Ok(largest)
 }
 
-impl Pieces<'_> {
-    /// Reads runs, of so many bytes together, a piece at a time.
-    fn read(&mut self, runs: &[Run<'_>], bytes: u64) -> Result<()> {
-        let mut piece = vec![0; PIECE.min(usize::try_from(bytes).unwrap_or(PIECE))];
-        let mut filled = 0;
-        for Run { capture, tensor, start, len } in runs {
-            let mut done = 0;
-            while done < *len {
-                let take = usize::try_from(len - done).unwrap_or(PIECE).min(piece.len() - filled);
-                let into = &mut piece[filled..filled + take];
-                match start {
-                    Some(start) => capture.read_range(tensor, start + done, into)?,
-                    None => into.fill(0),
-                }
-                (filled, done) = (filled + take, done + take as u64);
-                if filled == piece.len() {
-                    self.store(&piece)?;
-                    filled = 0;
-                }
+/// The same runs in pieces of [`PIECE`] bytes, the last of which may have fewer.
+fn pieces<'a>(runs: &[Run<'a>]) -> Vec<Vec<Run<'a>>> {
+    let mut pieces = Vec::new();
+    let mut free = 0;
+    for run in runs {
+        let mut done = 0;
+        while done < run.len {
+            if free == 0 {
+                pieces.push(Vec::new());
+                free = PIECE as u64;
             }
+            let len = free.min(run.len - done);
+            let start = run.start.map(|start| start + done);
+            pieces.last_mut().expect("there is one with room").push(Run { start, len, ..*run });
+            (done, free) = (done + len, free - len);
         }
-        self.store(&piece[..filled])
     }
+    pieces
+}
 
-    /// Puts the next bytes into their place.
-    fn store(&mut self, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let len = bytes.len() as u64 / self.stored.size();
-        let element = self.view.element();
-        let offset = self.view.offset() + self.at * element.bytes() as u64;
-        let target = View::new(self.view.memory().clone(), offset, len, element)?;
-        if self.measure {
-            self.values.resize(usize_of(len), 0.0);
-            widen_bytes(bytes, self.stored, &mut self.values);
-            self.scale_values();
-            self.largest = self.values.iter().fold(self.largest, |most, value| most.max(value.abs()));
-        }
-        if self.scale.is_empty() {
-            self.backend.upload(&target, bytes)?;
-        } else {
-            self.backend.upload(&target, bytemuck::cast_slice(&self.values))?;
-        }
-        self.at += len;
-        Ok(())
+/// Every value times a factor of its index.
+fn scaled(bytes: &[u8], stored: DType, factor: impl Fn(u64) -> f64) -> Vec<f32> {
+    let mut values = vec![0.0; bytes.len() / usize_of(stored.size())];
+    widen_bytes(bytes, stored, &mut values);
+    for (index, value) in (0..).zip(&mut values) {
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
+        let product = (f64::from(*value) * factor(index)) as f32;
+        *value = product;
     }
-
-    /// Every value times its sample's factor.
-    fn scale_values(&mut self) {
-        if self.scale.is_empty() {
-            return;
-        }
-        for (at, value) in (self.at..).zip(&mut self.values) {
-            let sample = usize_of(at / self.of_sample);
-            #[expect(clippy::cast_possible_truncation, reason = "rounding to nearest is meant")]
-            let scaled = (f64::from(*value) * self.scale[sample]) as f32;
-            *value = scaled;
-        }
-    }
+    values
 }
