@@ -19,7 +19,7 @@ use super::disk;
 use super::target::refused;
 use crate::error::{Error, Result};
 
-/// The place of a partial that stays.
+/// The place of a partial that stays when dropped, if it has a journal.
 #[derive(Debug)]
 pub(super) struct Kept {
     target: PathBuf,
@@ -27,7 +27,7 @@ pub(super) struct Kept {
     /// Which job it belongs to.
     job: String,
     /// Holds the lock of a folder; that of a file is held by the file itself.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 /// A file that a partial should have: its name, if the partial is a folder, and its size.
@@ -75,28 +75,24 @@ pub(super) fn refuse_left(target: &Path) -> Result<()> {
 /// Opens what an interrupted run of this job left beside `target`, or makes it anew.
 pub(super) fn open(target: &Path, expected: &[Expected<'_>], job: &str) -> Result<Opened> {
     let path = path_of(target);
-    let kept =
-        |lock| Kept { target: target.to_owned(), path: path.clone(), job: job.to_owned(), _lock: lock };
+    let kept = |lock| Kept { target: target.to_owned(), path: path.clone(), job: job.to_owned(), lock };
     if fs::symlink_metadata(&path).is_ok() {
         let lock = lock_existing(target, &path)?;
         if let Some(journal) = read_journal(&path) {
             refuse_other_job(target, &path, &journal.job, job)?;
             if let Some(files) = open_files(target, &path, expected)? {
                 // A file's lock goes with its handle, so the file itself takes it over.
-                let lock = if path.is_dir() {
-                    Some(lock)
-                } else {
-                    drop(lock);
-                    None
-                };
+                let lock = path.is_dir().then_some(lock);
                 lock_own(&files, &path);
                 return Ok(Opened { kept: kept(lock), files, progress: Some(journal.progress) });
             }
         }
         remove(target, &path)?;
     }
-    let (files, lock) = create(target, &path, expected)?;
-    Ok(Opened { kept: kept(lock), files, progress: None })
+    // From here on its drop removes what an error leaves.
+    let mut kept = kept(None);
+    let files = create(&mut kept, expected)?;
+    Ok(Opened { kept, files, progress: None })
 }
 
 impl Kept {
@@ -127,8 +123,18 @@ impl Kept {
     }
 
     /// Removes partial and journal.
-    pub(super) fn discard(self) -> Result<()> {
+    pub(super) fn discard(&self) -> Result<()> {
         remove(&self.target, &self.path)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if read_journal(&self.path).is_none()
+            && let Err(left) = self.discard()
+        {
+            log::warn!("{left}");
+        }
     }
 }
 
@@ -210,23 +216,23 @@ fn remove_others(folder: &Path, expected: &[Expected<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-fn create(target: &Path, path: &Path, expected: &[Expected<'_>]) -> Result<(Vec<File>, Option<File>)> {
-    let create = |error: io::Error| refused(target, "create a partial beside it", &error);
-    remove_journal(path).map_err(create)?;
-    let folder = expected.iter().any(|file| file.name.is_some());
-    let mut lock = None;
-    if folder {
-        fs::create_dir(path).map_err(create)?;
-        lock = File::open(path).ok();
+fn create(kept: &mut Kept, expected: &[Expected<'_>]) -> Result<Vec<File>> {
+    let (target, path) = (kept.target.clone(), kept.path.clone());
+    let create = |error: io::Error| refused(&target, "create a partial beside it", &error);
+    remove_journal(&path).map_err(create)?;
+    if expected.iter().any(|file| file.name.is_some()) {
+        fs::create_dir(&path).map_err(create)?;
+        // Not every system opens folders.
+        kept.lock = File::open(&path).ok();
+        lock_own(kept.lock.as_slice(), &path);
     }
     let mut files = Vec::new();
     for Expected { name, .. } in expected {
-        let path = name.map_or_else(|| path.to_owned(), |name| path.join(name));
+        let path = name.map_or_else(|| path.clone(), |name| path.join(name));
         files.push(OpenOptions::new().write(true).create_new(true).open(path).map_err(create)?);
     }
-    lock_own(lock.as_slice(), path);
-    lock_own(&files, path);
-    Ok((files, lock))
+    lock_own(&files, &path);
+    Ok(files)
 }
 
 /// Locks what no other run can have locked: a partial just made, or one whose lock was just held.

@@ -82,7 +82,7 @@ impl Output {
     }
 
     /// The same for a job that can go on where an earlier run of it ended early: the partial stays when the output is
-    /// dropped. If such a run left one, it is taken up, and what that run last gave to [`mark`](Self::mark) comes back.
+    /// dropped, once it was [marked](Self::mark). If such a run left one, it is taken up, and what that run last gave to [`mark`](Self::mark) comes back.
     ///
     /// `job` says which job this is, in lines: everything that the output's bytes depend on.
     ///
@@ -140,28 +140,22 @@ impl Output {
         Ok(())
     }
 
-    /// Leaves the partial for a run that goes on from its last mark, and says where; without a mark it is removed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Output`] where the system refuses.
-    pub fn leave(self) -> Result<()> {
+    /// Where what is done would be kept if this were dropped now; nothing before the first [`mark`](Self::mark).
+    #[must_use]
+    pub fn kept(&self) -> Option<&Path> {
         match &self.partial {
-            Partial::Kept(kept) if kept::is_left(&self.target) => {
-                log::warn!("{}: what is done is kept; --resume goes on from it", kept.path().display());
-                Ok(())
-            }
-            _ => self.discard(),
+            Partial::Kept(kept) => kept::is_left(&self.target).then(|| kept.path()),
+            Partial::File(_) | Partial::Folder(..) => None,
         }
     }
 
-    /// Removes the partial, also one that would be kept.
+    /// Removes a partial that would be kept; others go when this is dropped.
     ///
     /// # Errors
     ///
     /// [`Error::Output`] where the system refuses.
-    pub fn discard(self) -> Result<()> {
-        match self.partial {
+    pub fn discard(&self) -> Result<()> {
+        match &self.partial {
             Partial::Kept(kept) => kept.discard(),
             Partial::File(_) | Partial::Folder(..) => Ok(()),
         }
@@ -414,9 +408,8 @@ fn open_kept(target: &Path, layout: &OutputLayout, built: &[Built], job: &str) -
             bytes: built.file_bytes,
         })
         .collect();
-    let opened = kept::open(target, &expected, job)?;
-    partial::settle_others(target, opened.kept.path())?;
-    Ok(opened)
+    partial::settle_others(target, None)?;
+    kept::open(target, &expected, job)
 }
 
 /// Creates the partial with its files, all empty.

@@ -42,7 +42,7 @@ pub(super) fn file(target: &Path) -> Result<(Partial, File)> {
     let create = |error: io::Error| refused(target, "create a partial beside it", &error);
     let (file, path) = builder.tempfile_in(&parent).map_err(create)?.into_parts();
     lock(&file);
-    settle_others(target, &path)?;
+    settle_others(target, Some(&path))?;
     kept::refuse_left(target)?;
     Ok((Partial::File(path), file))
 }
@@ -59,7 +59,7 @@ pub(super) fn folder(target: &Path) -> Result<Partial> {
     let folder = builder.tempdir_in(&parent).map_err(create)?;
     // Not every system opens folders; without a lock, others leave this partial alone (see `settle_others`).
     let lock = File::open(folder.path()).ok().inspect(lock);
-    settle_others(target, folder.path())?;
+    settle_others(target, Some(folder.path()))?;
     kept::refuse_left(target)?;
     Ok(Partial::Folder(folder, lock))
 }
@@ -84,7 +84,7 @@ fn lock(partial: &File) {
 }
 
 /// Removes what dead runs left beside `target`, and refuses if a living one is writing it.
-pub(super) fn settle_others(target: &Path, own: &Path) -> Result<()> {
+pub(super) fn settle_others(target: &Path, own: Option<&Path>) -> Result<()> {
     for path in others(target, own) {
         let Ok(handle) = File::open(&path) else { continue };
         match handle.try_lock() {
@@ -110,7 +110,7 @@ pub(super) fn settle_others(target: &Path, own: &Path) -> Result<()> {
 }
 
 /// Other partials of the same target.
-fn others(target: &Path, own: &Path) -> Vec<PathBuf> {
+fn others(target: &Path, own: Option<&Path>) -> Vec<PathBuf> {
     let prefix = prefix(target).to_string_lossy().into_owned();
     let Ok(entries) = fs::read_dir(disk::parent_of(target)) else { return Vec::new() };
     entries
@@ -121,7 +121,7 @@ fn others(target: &Path, own: &Path) -> Vec<PathBuf> {
             entry.file_name().to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(is_ours)
         })
         .map(|entry| entry.path())
-        .filter(|path| path.file_name() != own.file_name())
+        .filter(|path| own.is_none_or(|own| path.file_name() != own.file_name()))
         .collect()
 }
 

@@ -15,8 +15,10 @@
 //! because accumulators of 1e-12 under an absolute floor of 1e-6 would silently give the plain average.
 
 mod card;
+mod copies;
 mod inputs;
 mod resume;
+mod scales;
 mod sweep;
 
 use std::path::PathBuf;

@@ -1,9 +1,11 @@
 //! Merges that end early and go on: the same bytes and counts, less work, and nothing taken up that is not theirs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use squisher::checkpoint::{Dtype, Output, OutputLayout, OutputTensor};
 use squisher::methods::merge::{MergeOptions, MergeReport, Method, Missing, NonFinite, merge};
 use squisher::stream::Budget;
 use squisher::{Backend, DType, Error, Interrupt, Progress};
@@ -256,6 +258,18 @@ fn nothing_is_kept_of_a_merge_that_cannot_be_done() {
     let error = scene.run(&options, &Backend::Host).expect_err("a negative Fisher");
     assert_eq!(error.exit_code(), 3);
     assert!(scene.nothing_is_left());
+}
+
+#[test]
+fn a_run_that_is_refused_leaves_nothing() {
+    let scene = Scene::new();
+    let tensors = vec![OutputTensor::new("w", Dtype::F32, vec![1])];
+    let layout = OutputLayout::single(tensors, BTreeMap::new());
+    let living = Output::create(scene.output(), layout, false, &[]).expect("creates");
+    let refused = scene.run(&scene.options, &Backend::Host).expect_err("another run").to_string();
+    assert!(refused.contains("another run is writing this output"), "{refused}");
+    assert!(scene.nothing_is_left());
+    drop(living);
 }
 
 /// A partial without its journal may be anything, such as an output that was replaced.

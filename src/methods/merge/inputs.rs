@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use rayon::prelude::*;
 use safetensors::Dtype;
 use serde::Serialize;
 
-use super::{MergeOptions, MergeReport, Method, Missing, NonFinite, Normalize};
+use super::{MergeOptions, Method, Missing, Normalize};
 use crate::backend::Backend;
-use crate::checkpoint::{Checkpoint, Output, OutputLayout, OutputTensor, TensorInfo};
+use crate::checkpoint::{Checkpoint, OutputLayout, OutputTensor, TensorInfo};
 use crate::error::{Error, Result, printable};
-use crate::interrupt::Interrupt;
-use crate::methods::source::{CheckpointSource, FISHER_VALUES};
 use crate::shape::{DType, shape_text};
 use crate::stream::{Direction, Layout, Plan, Stream, TensorSpec};
 
@@ -27,7 +24,7 @@ pub(super) struct Opened {
 
 /// How one tensor is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// By the method's formula.
     Weighted,
     /// By the plain average.
@@ -41,25 +38,8 @@ pub(super) struct Inputs<'a> {
     pub(super) options: &'a MergeOptions,
     pub(super) models: Vec<Opened>,
     pub(super) base: Option<Opened>,
-    kinds: Vec<Kind>,
+    pub(super) kinds: Vec<Kind>,
     pub(super) warnings: Vec<String>,
-}
-
-/// How a model's Fisher is scaled: the factor, and the least value before it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Scale {
-    pub(super) factor: f64,
-    pub(super) floor: f32,
-}
-
-impl Scale {
-    const PLAIN: Self = Self { factor: 1.0, floor: 0.0 };
-}
-
-/// The scales of the models and of the base.
-pub(super) struct Scales {
-    pub(super) models: Vec<Scale>,
-    pub(super) base: Scale,
 }
 
 /// What a merge will do.
@@ -113,7 +93,7 @@ impl fmt::Display for MergePlan {
     }
 }
 
-const OP: &str = "merge";
+pub(super) const OP: &str = "merge";
 
 impl<'a> Inputs<'a> {
     /// Opens everything and checks names, shapes, types and the Fishers' own words about themselves.
@@ -138,11 +118,11 @@ impl<'a> Inputs<'a> {
         Ok(inputs)
     }
 
-    fn first(&self) -> &Checkpoint {
+    pub(super) fn first(&self) -> &Checkpoint {
         &self.models[0].model
     }
 
-    fn all(&self) -> impl Iterator<Item = &Opened> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Opened> {
         self.models.iter().chain(&self.base)
     }
 
@@ -332,128 +312,6 @@ impl<'a> Inputs<'a> {
         self.all().flat_map(|opened| std::iter::once(&opened.model).chain(&opened.fisher)).collect()
     }
 
-    /// Each Fisher's factor and floor: from one pass over the Fishers where something needs their totals.
-    pub(super) fn scales(&self, interrupt: &Interrupt, report: &mut MergeReport) -> Result<Scales> {
-        let floor = self.options.floor;
-        let mut scale = |opened: &Opened, floor: f64| {
-            let Some(fisher) = &opened.fisher else { return Ok(Scale::PLAIN) };
-            if self.options.normalize == Normalize::None && floor == 0.0 {
-                return Ok(Scale::PLAIN);
-            }
-            let totals = self.totals(fisher, interrupt)?;
-            report.bytes_read += fisher.total_bytes();
-            if totals.sum == 0.0 {
-                report.warnings.push(format!("{} is zero everywhere", fisher.path().display()));
-                return Ok(Scale::PLAIN);
-            }
-            let mean = totals.sum / totals.elements;
-            let factor = match self.options.normalize {
-                Normalize::None => 1.0,
-                Normalize::Mean => 1.0 / mean,
-                Normalize::Norm => 1.0 / totals.sum_squares.sqrt(),
-            };
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "a floor is rounded to f32 as the Fishers are"
-            )]
-            let least = (floor * mean) as f32;
-            if least.is_infinite() {
-                let problem =
-                    format!("a floor of {floor} times the mean {mean:e} is beyond the range of f32");
-                return Err(Error::argument(OP, problem));
-            }
-            Ok(Scale { factor, floor: least })
-        };
-        let models = self.models.iter().map(|opened| scale(opened, floor)).collect::<Result<_>>()?;
-        // The floor is a share of F_m; the base's F_0 has none.
-        let base = self.base.as_ref().map_or(Ok(Scale::PLAIN), |base| scale(base, 0.0))?;
-        Ok(Scales { models, base })
-    }
-
-    fn totals(&self, fisher: &Checkpoint, interrupt: &Interrupt) -> Result<Totals> {
-        let zero_bad = self.options.non_finite == NonFinite::Zero;
-        let places: Vec<usize> = (0..fisher.tensors().len()).collect();
-        let source = CheckpointSource::new(fisher, places.clone());
-        let pieces: Vec<(usize, u64, u64)> = places
-            .iter()
-            .flat_map(|&tensor| {
-                let elements = fisher.tensors()[tensor].elements();
-                let starts = (0..elements.div_ceil(PIECE)).map(|i| i * PIECE);
-                starts.map(move |start| (tensor, start, PIECE.min(elements - start)))
-            })
-            .collect();
-        let one = |&(tensor, start, len): &(usize, u64, u64)| {
-            interrupt.check()?;
-            let values = source.floats(tensor, start, len)?;
-            let mut totals = Totals { elements: len as f64, sum: 0.0, sum_squares: 0.0 };
-            for (i, &value) in values.iter().enumerate() {
-                if value.is_finite() && value >= 0.0 {
-                    totals.sum += f64::from(value);
-                    totals.sum_squares += f64::from(value) * f64::from(value);
-                } else if !zero_bad {
-                    return Err(source.bad_value(tensor, start + i as u64, FISHER_VALUES));
-                }
-            }
-            Ok(totals)
-        };
-        // Collected in order before it is summed, so that the same input gives the same bits.
-        let parts = pieces.par_iter().map(one).collect::<Result<Vec<Totals>>>()?;
-        Ok(parts.into_iter().fold(Totals::default(), |a, b| Totals {
-            elements: a.elements + b.elements,
-            sum: a.sum + b.sum,
-            sum_squares: a.sum_squares + b.sum_squares,
-        }))
-    }
-
-    /// Copies the tensors that hold no floats, which must be equal in all models and in the base.
-    pub(super) fn copy_others(
-        &self,
-        output: &Output,
-        interrupt: &Interrupt,
-        report: &mut MergeReport,
-    ) -> Result<()> {
-        for (tensor, _) in self.first().tensors().iter().zip(&self.kinds).filter(|(_, k)| **k == Kind::Copied)
-        {
-            let slot = output
-                .position(&tensor.name)
-                .expect("the output was laid out from the first model's tensors");
-            let mut own = vec![0; PIECE_BYTES];
-            let mut other = vec![0; PIECE_BYTES];
-            let mut at = 0;
-            while at < tensor.bytes {
-                interrupt.check()?;
-                let len =
-                    usize::try_from(tensor.bytes - at).map_or(PIECE_BYTES, |rest| rest.min(PIECE_BYTES));
-                self.first().read(tensor, at, &mut own[..len])?;
-                for opened in self.all().skip(1) {
-                    let same =
-                        opened.model.get(&tensor.name).expect("names were checked against the first model");
-                    opened.model.read(same, at, &mut other[..len])?;
-                    if let Some(byte) = (0..len).find(|&i| own[i] != other[i]) {
-                        let bits = tensor.dtype.bitsize() as u64;
-                        let index = (at + byte as u64) * 8 / bits.max(1);
-                        return Err(Error::mismatch(OP, self.unequal(tensor, &opened.model, index)));
-                    }
-                }
-                output.write(slot, at, &own[..len])?;
-                at += len as u64;
-            }
-            report.copied += tensor.elements();
-            report.bytes_read += tensor.bytes * self.all().count() as u64;
-        }
-        Ok(())
-    }
-
-    fn unequal(&self, tensor: &TensorInfo, other: &Checkpoint, index: u64) -> String {
-        format!(
-            "tensor {} of type {:?} differs between {} and {} (first at index {index}); only floats can be averaged",
-            printable(&tensor.name),
-            tensor.dtype,
-            self.first().path().display(),
-            other.path().display()
-        )
-    }
-
     /// One line a file that is read, which tells whether it is what another run has read.
     pub(super) fn stamps(&self) -> impl Iterator<Item = String> {
         self.all()
@@ -468,20 +326,6 @@ impl<'a> Inputs<'a> {
         }
         Ok(())
     }
-}
-
-/// Elements of one piece of the totals' pass: every thread holds one, so small enough for a hundred of them.
-const PIECE: u64 = 1 << 16;
-
-/// Bytes of one piece of a copy.
-const PIECE_BYTES: usize = 1 << 20;
-
-/// Sums over one Fisher, in f64.
-#[derive(Clone, Copy, Default)]
-struct Totals {
-    elements: f64,
-    sum: f64,
-    sum_squares: f64,
 }
 
 fn check_options(options: &MergeOptions) -> Result<()> {

@@ -93,8 +93,12 @@ pub(super) fn ended(error: Error, output: Output) -> Error {
         error,
         Error::Interrupted { .. } | Error::Device { .. } | Error::Io { .. } | Error::Output { .. }
     );
-    let left = if passes { output.leave() } else { output.discard() };
-    left.unwrap_or_else(|left| log::warn!("{left}"));
+    if !passes && let Err(left) = output.discard() {
+        log::warn!("{left}");
+    }
+    if let Some(path) = output.kept() {
+        log::warn!("{}: what is done is kept; --resume goes on from it", path.display());
+    }
     error
 }
 

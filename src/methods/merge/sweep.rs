@@ -1,7 +1,8 @@
 //! One pass over the tensors that are merged alike.
 
-use super::inputs::{Inputs, Pass, Scale, Scales};
+use super::inputs::{Inputs, Pass};
 use super::resume::Marks;
+use super::scales::{Scale, Scales};
 use super::{MergeReport, Method, NonFinite};
 use crate::backend::Backend;
 use crate::checkpoint::Output;
