@@ -19,7 +19,7 @@ use crate::shape::DType;
 pub struct Verdict {
     /// The kernel.
     pub kernel: &'static str,
-    /// How many cases ran.
+    /// How many cases ran: all, or those whose shader the device can take.
     pub cases: usize,
     /// How many elements were compared.
     pub elements: u64,
@@ -58,9 +58,11 @@ pub fn all(backend: &Backend, report: impl FnMut(Verdict)) {
     kernels::visit_all(&mut Run { backend, report });
 }
 
-/// Runs one kernel's cases.
+/// Runs one kernel's cases, without those that exchange values in subgroups of another size than the device's.
 #[must_use]
-pub fn kernel<K: Kernel>(backend: &Backend, cases: Vec<Case<K>>) -> Verdict {
+pub fn kernel<K: Kernel>(backend: &Backend, mut cases: Vec<Case<K>>) -> Verdict {
+    let caps = backend.caps();
+    cases.retain(|case| caps.is_host || [0, caps.subgroup].contains(&case.kernel.subgroup()));
     let mut verdict =
         Verdict { kernel: K::NAME, cases: cases.len(), elements: 0, worst: 0.0, failures: Vec::new() };
     for case in cases {

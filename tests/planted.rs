@@ -74,6 +74,10 @@ impl<K: Kernel> Kernel for Mutant<K> {
         self.overrides.clone()
     }
 
+    fn subgroup(&self) -> u32 {
+        self.kernel.subgroup()
+    }
+
     fn launch(&self, params: &K::Params, args: &K::Args, caps: &Caps) -> Result<[u32; 3]> {
         self.kernel.launch(params, args, caps)
     }
@@ -188,21 +192,46 @@ fn a_missing_barrier_is_seen() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn factors_shifted_by_one_are_seen() {
-    let about = "form: Register, mode: Squares, input: BF16, grad_output: BF16";
+    let about = "form: Register(Own), mode: Squares, input: BF16, grad_output: BF16";
     let (from, to) = ("between, (index & 1u) != 0u", "between, (index & 1u) == 0u");
     shader_is_refused::<fisher::LinearSqShared>(about, from, to, "out[0]: got");
     let (from, to) = ("vec4<u32>(hi.yzw, next), one", "vec4<u32>(hi.yzw, hi.w), one");
-    shader_is_refused::<fisher::LinearSqShared>("form: Register", from, to, "out[");
+    shader_is_refused::<fisher::LinearSqShared>("form: Register(Own)", from, to, "out[");
     // The last positions of a row, and the first of the next sample.
     let (from, to) = ("< vec4<u32>(positions)", "< vec4<u32>(positions + 4u)");
-    shader_is_refused::<fisher::Gram>("form: Quads", from, to, "out[");
+    shader_is_refused::<fisher::Gram>("form: Quads(Own)", from, to, "out[");
     // A column of inputs that did not slide on, and a row that is not the kernel's.
     let (from, to) = ("x = Window(x.b, x.c, x.d,", "x = Window(x.a, x.c, x.d,");
     shader_is_refused::<fisher::ConvSq>("form: Window", from, to, "out[");
     let (from, to) = ("i32((place.h + offset) * params.dilation_h)", "i32(place.h + offset)");
     shader_is_refused::<fisher::ConvSq>("form: Window", from, to, "out[");
     let (from, to) = ("select(position.grad + 1u, 0u, next_sample)", "position.grad + 1u");
-    shader_is_refused::<fisher::ConvSq>("form: Quads, mode: Each", from, to, "out[");
+    shader_is_refused::<fisher::ConvSq>("form: Quads(Own), mode: Each", from, to, "out[");
+}
+
+/// Values handed round in a subgroup: another lane's, another row's, past the end of a row of positions.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn another_lane_s_factors_are_seen() {
+    if support::gpu().caps().subgroup != 8 {
+        return eprintln!("no planted error for forms that this device does not take");
+    }
+    let (from, to) = ("subgroupBroadcast(own, 5u)", "subgroupBroadcast(own, 4u)");
+    shader_is_refused::<fisher::LinearSqShared>("form: Register(Shared)", from, to, "out[");
+    shader_is_refused::<fisher::LinearSq>("form: Octets(Shared)", from, to, "out[");
+    let (from, to) = ("subgroupBroadcast(b, 7u)", "subgroupBroadcast(a, 7u)");
+    shader_is_refused::<fisher::Gram>("form: Quads(Shared)", from, to, "out[");
+    shader_is_refused::<fisher::ConvSq>("form: Slide", from, to, "out[");
+    let slides = [
+        ("NEXT < vec4<u32>(left)", "NEXT <= vec4<u32>(left)"),
+        ("at < vec4<u32>(line.width)", "at <= vec4<u32>(line.width)"),
+        ("vec4<f32>(lo.zw, hi.xy)", "vec4<f32>(lo.zw, hi.zw)"),
+        ("index - shift + 4u", "index - shift"),
+        ("line.quad + 4u, line.b, c", "line.quad + 4u, line.a, c"),
+    ];
+    for (from, to) in slides {
+        shader_is_refused::<fisher::ConvSq>("form: Slide", from, to, "out[");
+    }
 }
 
 #[test]

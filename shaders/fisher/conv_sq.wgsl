@@ -44,7 +44,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> input: array<u32>;
+@group(0) @binding(1) var<storage, read> input: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> grad_output: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> weight: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
@@ -141,17 +141,35 @@ fn column_of(block: u32, column: u32) -> Column {
     );
 }
 
+/// One element of the input, and four from a multiple of four on.
+fn input_at(index: u32) -> f32 {
+    let word = word_of(index, INPUT);
+    return element(input[word / 4u][word % 4u], index, INPUT);
+}
+
+fn input_quad(index: u32) -> vec4<f32> {
+    return quad_of(input[word_of(index, INPUT) / 4u], index, INPUT);
+}
+
+/// The same of the output's gradient.
+fn grad_at(index: u32) -> f32 {
+    let word = word_of(index, GRAD_OUTPUT);
+    return element(grad_output[word / 4u][word % 4u], index, GRAD_OUTPUT);
+}
+
+fn grad_quad(index: u32) -> vec4<f32> {
+    return quad_of(grad_output[word_of(index, GRAD_OUTPUT) / 4u], index, GRAD_OUTPUT);
+}
+
 fn left(position: Position, block: u32, row: u32) -> f32 {
     let output = params.first_output + block * rows() + row;
-    let index = (position.sample * params.outputs + output) * positions() + position.grad;
-    let word = word_of(index, GRAD_OUTPUT);
-    return params.gradient_scale * element(grad_output[word / 4u][word % 4u], index, GRAD_OUTPUT);
+    return params.gradient_scale * grad_at((position.sample * params.outputs + output) * positions() + position.grad);
 }
 
 fn left_four(four: Four, block: u32, row: u32) -> vec4<f32> {
     let output = params.first_output + block * rows() + row;
     let index = (four.p0.sample * params.outputs + output) * positions() + four.p0.grad;
-    return params.gradient_scale * quad_of(grad_output[word_of(index, GRAD_OUTPUT) / 4u], index, GRAD_OUTPUT);
+    return params.gradient_scale * grad_quad(index);
 }
 
 fn right_four(four: Four, column: Column) -> vec4<f32> {
@@ -167,8 +185,7 @@ fn right(position: Position, column: Column) -> f32 {
         return 0.0;
     }
     let plane = (position.sample * params.channels + column.channel) * params.input_d + u32(d);
-    let index = (plane * params.input_h + u32(h)) * params.input_w + u32(w);
-    return element(input[word_of(index, INPUT)], index, INPUT);
+    return input_at((plane * params.input_h + u32(h)) * params.input_w + u32(w));
 }
 
 fn fold(sum: vec4<f32>, p: vec4<f32>, weight: f32) -> vec4<f32> {

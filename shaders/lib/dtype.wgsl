@@ -11,6 +11,19 @@ struct Octet {
     hi: vec4<u32>,
 }
 
+/// Of words a, b, c, the eight from word `at` on (below four).
+fn eight_words(a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, at: u32) -> Octet {
+    let two = (at & 2u) != 0u;
+    let lo = select(a, vec4<u32>(a.zw, b.xy), two);
+    let hi = select(b, vec4<u32>(b.zw, c.xy), two);
+    let next = select(c.x, c.z, two);
+    let one = (at & 1u) != 0u;
+    return Octet(
+        select(lo, vec4<u32>(lo.yzw, hi.x), one),
+        select(hi, vec4<u32>(hi.yzw, next), one),
+    );
+}
+
 /// Eight 16-bit elements, two a word, the first in the lower half.
 fn widen(words: vec4<u32>, dtype: u32) -> Octet {
     let a = widen_pair(words.x, dtype);

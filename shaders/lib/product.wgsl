@@ -1,4 +1,4 @@
-// What the three forms of a product kernel share.
+// What the forms of a product kernel share.
 //
 // A product kernel computes, for each block (a group of a convolution), row and column,
 //
@@ -45,6 +45,12 @@ fn results(squares: u32) -> u32 {
 struct Strip {
     lo: vec4<f32>,
     hi: vec4<f32>,
+}
+
+/// Sixteen of them.
+struct Sixteen {
+    lo: Strip,
+    hi: Strip,
 }
 
 fn multiply_add(p: Strip, a: f32, b: Strip) -> Strip {

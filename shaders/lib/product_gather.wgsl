@@ -1,5 +1,5 @@
 // Eight factors at a time of a product kernel whose columns lie anywhere: one load each, rows and columns past the end repeat the
-// last; and what it needs to have four positions at a time. Expects lib/dtype.wgsl, lib/product.wgsl and a product kernel.
+// last; and what it needs to have four positions at a time. Expects lib/dtype.wgsl, lib/product.wgsl and a product kernel with left_four.
 
 /// Four positions in a row, and which of them there are.
 struct Four {
@@ -17,6 +17,11 @@ fn quad_of(words: vec4<u32>, index: u32, dtype: u32) -> vec4<f32> {
     }
     let pair = select(words.xy, words.zw, (index & 4u) != 0u);
     return floats(vec4<u32>(widen_pair(pair.x, dtype), widen_pair(pair.y, dtype)));
+}
+
+/// Four positions of a left factor, zeros past the last position; rows past the end repeat the last one.
+fn left_there(four: Four, block: u32, row: u32) -> vec4<f32> {
+    return select(vec4<f32>(), left_four(four, block, min(row, extent().rows - 1u)), four.there);
 }
 
 struct Columns {

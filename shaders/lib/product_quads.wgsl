@@ -1,7 +1,8 @@
 // The form for processors behind a graphics interface where positions lie one after the other: as lib/product_register.wgsl, with
 // four positions a turn.
-// Expects lib/product.wgsl, lib/product_strips.wgsl, lib/product_gather.wgsl, a product kernel with WORKGROUP_X (WORKGROUP_Y is 1), its `following` position, and
-// four of its factors at a time from a multiple of four on: left_four and right_four. Those past the end may be anything.
+// Expects lib/product.wgsl, lib/product_strips.wgsl, lib/product_gather.wgsl, lib/product_fours.wgsl with one of its kinds, a product kernel
+// with WORKGROUP_X (WORKGROUP_Y is 1), its `following` position, and four of its factors at a time from a multiple of four on: left_four and
+// right_four. Those past the end may be anything.
 
 fn four_from(p0: Position, t: u32, positions: u32) -> Four {
     let p1 = following(p0);
@@ -22,11 +23,11 @@ fn product(group: u32, lane: vec2<u32>) {
     let block = place.block;
     let row = place.index / column_tiles * REGISTER_ROWS;
     let column = place.index % column_tiles * REGISTER_COLUMNS + 8u * lane.x;
-    if place.result >= results(extent.squares) || column >= extent.columns {
+    // A whole workgroup: what has no column of its own loads for the others.
+    if place.result >= results(extent.squares) {
         return;
     }
     // Rows and columns past the end repeat the last one and are not stored.
-    let last_row = extent.rows - 1u;
     let last_column = extent.columns - 1u;
     let column_0 = column_of(block, min(column + 0u, last_column));
     let column_1 = column_of(block, min(column + 1u, last_column));
@@ -76,22 +77,23 @@ fn product(group: u32, lane: vec2<u32>) {
             let b1 = Strip(vec4<f32>(c0.y, c1.y, c2.y, c3.y), vec4<f32>(c4.y, c5.y, c6.y, c7.y));
             let b2 = Strip(vec4<f32>(c0.z, c1.z, c2.z, c3.z), vec4<f32>(c4.z, c5.z, c6.z, c7.z));
             let b3 = Strip(vec4<f32>(c0.w, c1.w, c2.w, c3.w), vec4<f32>(c4.w, c5.w, c6.w, c7.w));
-            p0 = add_four(p0, select(vec4<f32>(), left_four(four, block, min(row + 0u, last_row)), four.there), b0, b1, b2, b3);
-            p1 = add_four(p1, select(vec4<f32>(), left_four(four, block, min(row + 1u, last_row)), four.there), b0, b1, b2, b3);
-            p2 = add_four(p2, select(vec4<f32>(), left_four(four, block, min(row + 2u, last_row)), four.there), b0, b1, b2, b3);
-            p3 = add_four(p3, select(vec4<f32>(), left_four(four, block, min(row + 3u, last_row)), four.there), b0, b1, b2, b3);
-            p4 = add_four(p4, select(vec4<f32>(), left_four(four, block, min(row + 4u, last_row)), four.there), b0, b1, b2, b3);
-            p5 = add_four(p5, select(vec4<f32>(), left_four(four, block, min(row + 5u, last_row)), four.there), b0, b1, b2, b3);
-            p6 = add_four(p6, select(vec4<f32>(), left_four(four, block, min(row + 6u, last_row)), four.there), b0, b1, b2, b3);
-            p7 = add_four(p7, select(vec4<f32>(), left_four(four, block, min(row + 7u, last_row)), four.there), b0, b1, b2, b3);
-            p8 = add_four(p8, select(vec4<f32>(), left_four(four, block, min(row + 8u, last_row)), four.there), b0, b1, b2, b3);
-            p9 = add_four(p9, select(vec4<f32>(), left_four(four, block, min(row + 9u, last_row)), four.there), b0, b1, b2, b3);
-            p10 = add_four(p10, select(vec4<f32>(), left_four(four, block, min(row + 10u, last_row)), four.there), b0, b1, b2, b3);
-            p11 = add_four(p11, select(vec4<f32>(), left_four(four, block, min(row + 11u, last_row)), four.there), b0, b1, b2, b3);
-            p12 = add_four(p12, select(vec4<f32>(), left_four(four, block, min(row + 12u, last_row)), four.there), b0, b1, b2, b3);
-            p13 = add_four(p13, select(vec4<f32>(), left_four(four, block, min(row + 13u, last_row)), four.there), b0, b1, b2, b3);
-            p14 = add_four(p14, select(vec4<f32>(), left_four(four, block, min(row + 14u, last_row)), four.there), b0, b1, b2, b3);
-            p15 = add_four(p15, select(vec4<f32>(), left_four(four, block, min(row + 15u, last_row)), four.there), b0, b1, b2, b3);
+            let a = left_fours(four, block, row, lane.x);
+            p0 = add_four(p0, a.r0, b0, b1, b2, b3);
+            p1 = add_four(p1, a.r1, b0, b1, b2, b3);
+            p2 = add_four(p2, a.r2, b0, b1, b2, b3);
+            p3 = add_four(p3, a.r3, b0, b1, b2, b3);
+            p4 = add_four(p4, a.r4, b0, b1, b2, b3);
+            p5 = add_four(p5, a.r5, b0, b1, b2, b3);
+            p6 = add_four(p6, a.r6, b0, b1, b2, b3);
+            p7 = add_four(p7, a.r7, b0, b1, b2, b3);
+            p8 = add_four(p8, a.r8, b0, b1, b2, b3);
+            p9 = add_four(p9, a.r9, b0, b1, b2, b3);
+            p10 = add_four(p10, a.r10, b0, b1, b2, b3);
+            p11 = add_four(p11, a.r11, b0, b1, b2, b3);
+            p12 = add_four(p12, a.r12, b0, b1, b2, b3);
+            p13 = add_four(p13, a.r13, b0, b1, b2, b3);
+            p14 = add_four(p14, a.r14, b0, b1, b2, b3);
+            p15 = add_four(p15, a.r15, b0, b1, b2, b3);
         }
         let p = Strips(p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12, p13, p14, p15);
         sums = fold_strips(sums, p, weight);

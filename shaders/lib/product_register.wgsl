@@ -1,8 +1,8 @@
 // The form for processors behind a graphics interface: no workgroup memory and no barrier (each would cost more than it
-// saves). An invocation owns 16 rows × 8 columns in registers, so that 24 loads serve 128 multiplications; a workgroup is one row of
+// saves). An invocation owns 16 rows × 8 columns in registers, so that 24 factors serve 128 multiplications; a workgroup is one row of
 // invocations along the columns.
-// Expects lib/product.wgsl, lib/product_strips.wgsl, a product kernel with WORKGROUP_X (WORKGROUP_Y is 1), and eight of its factors at a time: Columns,
-// columns_of, left_eight, right_eight. Those past the end may be anything.
+// Expects lib/product.wgsl, lib/product_strips.wgsl, lib/product_left_own.wgsl or its like, a product kernel with WORKGROUP_X (WORKGROUP_Y is 1), and
+// eight of its factors at a time: Columns, columns_of, left_eight, right_eight. Those past the end may be anything.
 
 fn product(group: u32, lane: vec2<u32>) {
     let extent = extent();
@@ -12,7 +12,8 @@ fn product(group: u32, lane: vec2<u32>) {
     let block = place.block;
     let row = place.index / column_tiles * REGISTER_ROWS;
     let column = place.index % column_tiles * REGISTER_COLUMNS + 8u * lane.x;
-    if place.result >= results(extent.squares) || column >= extent.columns {
+    // A whole workgroup: what has no column of its own loads for the others.
+    if place.result >= results(extent.squares) {
         return;
     }
     let columns = columns_of(block, column);
@@ -43,24 +44,23 @@ fn product(group: u32, lane: vec2<u32>) {
         for (var t = 0u; t < positions; t++) {
             let position = position_of(square, t);
             let b = right_eight(position, columns);
-            let a = left_eight(position, block, row);
-            p0 = multiply_add(p0, a.lo.x, b);
-            p1 = multiply_add(p1, a.lo.y, b);
-            p2 = multiply_add(p2, a.lo.z, b);
-            p3 = multiply_add(p3, a.lo.w, b);
-            p4 = multiply_add(p4, a.hi.x, b);
-            p5 = multiply_add(p5, a.hi.y, b);
-            p6 = multiply_add(p6, a.hi.z, b);
-            p7 = multiply_add(p7, a.hi.w, b);
-            let c = left_eight(position, block, row + 8u);
-            p8 = multiply_add(p8, c.lo.x, b);
-            p9 = multiply_add(p9, c.lo.y, b);
-            p10 = multiply_add(p10, c.lo.z, b);
-            p11 = multiply_add(p11, c.lo.w, b);
-            p12 = multiply_add(p12, c.hi.x, b);
-            p13 = multiply_add(p13, c.hi.y, b);
-            p14 = multiply_add(p14, c.hi.z, b);
-            p15 = multiply_add(p15, c.hi.w, b);
+            let a = left_sixteen(position, block, row, lane.x);
+            p0 = multiply_add(p0, a.lo.lo.x, b);
+            p1 = multiply_add(p1, a.lo.lo.y, b);
+            p2 = multiply_add(p2, a.lo.lo.z, b);
+            p3 = multiply_add(p3, a.lo.lo.w, b);
+            p4 = multiply_add(p4, a.lo.hi.x, b);
+            p5 = multiply_add(p5, a.lo.hi.y, b);
+            p6 = multiply_add(p6, a.lo.hi.z, b);
+            p7 = multiply_add(p7, a.lo.hi.w, b);
+            p8 = multiply_add(p8, a.hi.lo.x, b);
+            p9 = multiply_add(p9, a.hi.lo.y, b);
+            p10 = multiply_add(p10, a.hi.lo.z, b);
+            p11 = multiply_add(p11, a.hi.lo.w, b);
+            p12 = multiply_add(p12, a.hi.hi.x, b);
+            p13 = multiply_add(p13, a.hi.hi.y, b);
+            p14 = multiply_add(p14, a.hi.hi.z, b);
+            p15 = multiply_add(p15, a.hi.hi.w, b);
         }
         let p = Strips(p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12, p13, p14, p15);
         sums = fold_strips(sums, p, weight);

@@ -18,19 +18,6 @@ fn strip(octet: Octet) -> Strip {
     return Strip(floats(octet.lo), floats(octet.hi));
 }
 
-/// Of words a, b, c, the eight from word `at` on (below four).
-fn eight_words(a: vec4<u32>, b: vec4<u32>, c: vec4<u32>, at: u32) -> Octet {
-    let two = (at & 2u) != 0u;
-    let lo = select(a, vec4<u32>(a.zw, b.xy), two);
-    let hi = select(b, vec4<u32>(b.zw, c.xy), two);
-    let next = select(c.x, c.z, two);
-    let one = (at & 1u) != 0u;
-    return Octet(
-        select(lo, vec4<u32>(lo.yzw, hi.x), one),
-        select(hi, vec4<u32>(hi.yzw, next), one),
-    );
-}
-
 /// Of the 16-bit elements of words a and b, the eight from element `index` on, two a word.
 fn eight_halves(a: vec4<u32>, b: vec4<u32>, index: u32) -> vec4<u32> {
     let words = eight_words(a, b, vec4<u32>(), (index / 2u) & 3u);

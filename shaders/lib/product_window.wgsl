@@ -31,16 +31,15 @@ fn row_at(place: Place, sample: u32, d: i32, h: i32, offset: u32) -> u32 {
     return (plane * params.input_h + u32(at)) * params.input_w;
 }
 
-fn input_at(row: u32, w: i32) -> f32 {
+fn input_or_zero(row: u32, w: i32) -> f32 {
     if row == NOWHERE || u32(w) >= params.input_w {
         return 0.0;
     }
-    let index = row + u32(w);
-    return element(input[word_of(index, INPUT)], index, INPUT);
+    return input_at(row + u32(w));
 }
 
 fn inputs_at(rows: vec4<u32>, w: i32) -> vec4<f32> {
-    return vec4<f32>(input_at(rows.x, w), input_at(rows.y, w), input_at(rows.z, w), input_at(rows.w, w));
+    return vec4<f32>(input_or_zero(rows.x, w), input_or_zero(rows.y, w), input_or_zero(rows.z, w), input_or_zero(rows.w, w));
 }
 
 /// One row of output positions more; `first` is its first element of grad_output.
@@ -51,8 +50,7 @@ fn add_positions(sums: Window, place: Place, first: u32, rows: vec4<u32>) -> Win
     var x = Window(inputs_at(rows, w), inputs_at(rows, w + step), inputs_at(rows, w + 2 * step), vec4<f32>());
     for (var i = 0u; i < params.grad_w; i++) {
         x.d = inputs_at(rows, w + 3 * step);
-        let word = word_of(first + i, GRAD_OUTPUT);
-        let b = params.gradient_scale * element(grad_output[word / 4u][word % 4u], first + i, GRAD_OUTPUT);
+        let b = params.gradient_scale * grad_at(first + i);
         next = Window(next.a + b * x.a, next.b + b * x.b, next.c + b * x.c, next.d + b * x.d);
         x = Window(x.b, x.c, x.d, vec4<f32>());
         w += step;

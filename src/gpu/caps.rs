@@ -22,6 +22,8 @@ pub struct Caps {
     /// The most iterations of one invocation, all its loops together. Mesa's software driver leaves every loop after 65 535, without
     /// a word (`LP_MAX_TGSI_LOOP_ITERATIONS`), so a longer step is cut or refused there. A loop counts one more than it turns.
     pub max_iterations: u64,
+    /// Invocations of a subgroup, if kernels may exchange values inside one and all have this size; else 0.
+    pub subgroup: u32,
     /// Storage bindings start at multiples of this.
     pub offset_alignment: u64,
     /// Dispatches can be timed by the device's own clock.
@@ -49,6 +51,11 @@ fn shares_memory(kind: wgpu::DeviceType) -> bool {
     matches!(kind, wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu)
 }
 
+/// The size of every subgroup, 0 where a driver may choose.
+fn subgroup_size(info: &wgpu::AdapterInfo) -> u32 {
+    if info.subgroup_min_size == info.subgroup_max_size { info.subgroup_max_size } else { 0 }
+}
+
 impl Caps {
     /// Reads a device's limits, features and name.
     #[must_use]
@@ -68,6 +75,7 @@ impl Caps {
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_iterations: if class == DeviceClass::Software { 65_535 } else { u64::MAX },
+            subgroup: if features.contains(wgpu::Features::SUBGROUP) { subgroup_size(&info) } else { 0 },
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             mappable_storage: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
@@ -88,6 +96,7 @@ impl Caps {
             max_invocations: u32::MAX,
             max_workgroup_bytes: u32::MAX,
             max_iterations: u64::MAX,
+            subgroup: 0,
             offset_alignment: crate::shape::GROUP_BYTES,
             timestamps: false,
             mappable_storage: true,

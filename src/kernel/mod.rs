@@ -43,6 +43,12 @@ pub trait Kernel: Clone + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The size of the subgroups that the shader exchanges values in, which is then that of its workgroups; 0 if it exchanges none. Where
+    /// [`Caps::subgroup`](crate::gpu::Caps::subgroup) is another, a device does not take it.
+    fn subgroup(&self) -> u32 {
+        0
+    }
+
     /// Checks shapes and limits, and says how many workgroups to start. Pure: no device call.
     ///
     /// # Errors

@@ -69,11 +69,12 @@ impl Recording {
     ///
     /// # Errors
     /// What [`Kernel::launch`] refuses; [`Error::Limit`] for a view that one binding can't hold or a loop that the driver would cut short;
-    /// [`Error::Argument`] for memory of another backend or memory that is written and used twice;
+    /// [`Error::Argument`] for a form that exchanges values where subgroups are not of its size, memory of another backend or memory that is written and used twice;
     /// [`Error::Shader`] if the device refuses the shader.
     pub fn dispatch<K: Kernel>(&mut self, kernel: &K, params: K::Params, args: K::Args) -> Result<&mut Self> {
         let groups = kernel.launch(&params, &args, &self.caps)?;
         check_views::<K>(&args, &self.backend, &self.caps)?;
+        check_subgroup::<K>(kernel.subgroup(), &self.caps)?;
         check_iterations::<K>(kernel.iterations(&params, &args), &self.caps)?;
         if groups.contains(&0) {
             return Ok(self);
@@ -223,6 +224,22 @@ fn check_views<K: Kernel>(args: &K::Args, backend: &Backend, caps: &Caps) -> Res
         }
     }
     Ok(())
+}
+
+/// Values that are exchanged in subgroups of another size would be others'.
+fn check_subgroup<K: Kernel>(asked: u32, caps: &Caps) -> Result<()> {
+    if caps.is_host || asked == 0 || asked == caps.subgroup {
+        return Ok(());
+    }
+    let problem = format!(
+        "a form for subgroups of {asked} on a device that has {}; Form::of takes one that suits it",
+        if caps.subgroup == 0 {
+            "none of a fixed size".into()
+        } else {
+            format!("those of {}", caps.subgroup)
+        }
+    );
+    Err(Error::argument(K::NAME, problem))
 }
 
 /// A driver that leaves a loop early gives wrong numbers and no error.

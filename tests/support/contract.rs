@@ -3,7 +3,8 @@
 //! Buffers are bound by position and uniform members are copied by offset, so a renamed binding or two swapped
 //! members would not fail: they would compute something else. Naga parses and reflects the shader, and each name,
 //! type, offset and access is compared with what the Rust side declares. The limits are WebGPU's default ones,
-//! which every device has, and each specialisation is translated to SPIR-V, MSL and HLSL.
+//! which every device has, and each specialisation is translated to SPIR-V, MSL and HLSL; one that exchanges values in subgroups, which is
+//! for software Vulkan, to SPIR-V alone.
 
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
@@ -25,6 +26,7 @@ pub(crate) struct Described {
     pub(crate) overrides: Vec<(&'static str, f64)>,
     pub(crate) bindings: &'static [Binding],
     pub(crate) fields: &'static [Field],
+    pub(crate) subgroup: u32,
 }
 
 impl Described {
@@ -35,13 +37,14 @@ impl Described {
             overrides: kernel.overrides(),
             bindings: K::Args::BINDINGS,
             fields: K::Params::FIELDS,
+            subgroup: kernel.subgroup(),
         }
     }
 }
 
 /// Everything in which the shader and its description differ, and every limit that it exceeds.
 pub(crate) fn problems(rust: &Described) -> Vec<String> {
-    let found = match Shader::read(&rust.parts.join("\n")) {
+    let found = match Shader::read(&rust.parts.join("\n"), rust.subgroup > 0) {
         Ok(shader) => {
             [shader.params(rust), shader.buffers(rust), shader.overrides(rust), shader.specialised(rust)]
                 .concat()
@@ -58,9 +61,10 @@ struct Shader {
 }
 
 impl Shader {
-    fn read(text: &str) -> Result<Self, String> {
+    fn read(text: &str, exchanges: bool) -> Result<Self, String> {
+        let capabilities = if exchanges { Capabilities::SUBGROUP } else { Capabilities::empty() };
         let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
-        let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+        let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .map_err(|e| e.emit_to_string(text))?;
         Ok(Self { module, info })
@@ -157,7 +161,9 @@ impl Shader {
         let entry = Some((ShaderStage::Compute, "main"));
         match naga::back::pipeline_constants::process_overrides(&self.module, &self.info, entry, &values) {
             Err(e) => vec![format!("overrides {:?}: {e}", rust.overrides)],
-            Ok((module, info)) => [limits(&module), translations(&module, &info)].concat(),
+            Ok((module, info)) => {
+                [limits(&module, rust.subgroup), translations(&module, &info, rust.subgroup > 0)].concat()
+            }
         }
     }
 }
@@ -189,7 +195,7 @@ fn type_name(inner: &TypeInner) -> String {
     }
 }
 
-fn limits(module: &Module) -> Vec<String> {
+fn limits(module: &Module, subgroup: u32) -> Vec<String> {
     let mut found = Vec::new();
     let Some(main) = module.entry_points.iter().find(|e| e.name == "main" && e.stage == ShaderStage::Compute)
     else {
@@ -199,6 +205,9 @@ fn limits(module: &Module) -> Vec<String> {
     if invocations == 0 || invocations > INVOCATIONS {
         found.push(format!("{invocations} invocations a workgroup, {INVOCATIONS} are allowed"));
     }
+    if ![0, invocations].contains(&subgroup) {
+        found.push(format!("{invocations} invocations a workgroup, which are not a subgroup of {subgroup}"));
+    }
     let shared = module.global_variables.iter().filter(|(_, g)| g.space == AddressSpace::WorkGroup);
     let bytes: u32 = shared.map(|(_, g)| module.types[g.ty].inner.size(module.to_ctx())).sum();
     if bytes > WORKGROUP_BYTES {
@@ -207,10 +216,15 @@ fn limits(module: &Module) -> Vec<String> {
     found
 }
 
-fn translations(module: &Module, info: &ModuleInfo) -> Vec<String> {
+fn translations(module: &Module, info: &ModuleInfo, exchanges: bool) -> Vec<String> {
     let entry = || Some((ShaderStage::Compute, "main".to_owned()));
     let spirv_entry = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into() };
-    let spirv = spv::write_vec(module, info, &spv::Options::default(), Some(&spirv_entry)).map(|_| ());
+    let lang_version = if exchanges { (1, 3) } else { (1, 0) };
+    let spirv_options = spv::Options { lang_version, ..Default::default() };
+    let spirv = spv::write_vec(module, info, &spirv_options, Some(&spirv_entry)).map(|_| ());
+    if exchanges {
+        return spirv.err().map(|e| format!("no SPIR-V: {e}")).into_iter().collect();
+    }
     let msl_options = msl::Options { lang_version: (2, 0), ..Default::default() };
     let msl_entry = msl::PipelineOptions { entry_point: entry(), ..Default::default() };
     let metal = msl::write_string(module, info, &msl_options, &msl_entry).map(|_| ());

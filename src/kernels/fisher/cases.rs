@@ -2,15 +2,20 @@
 
 use std::ops::Range;
 
-use super::{Form, Mode};
+use super::{Form, Loads, Mode};
 use crate::gpu::Caps;
 use crate::kernel::{Case, CaseBuffer, Kernel, Want, noise};
 use crate::reference;
 use crate::shape::DType;
 
-/// Every form of a shader; [`Form::Octets`] has cases of its own.
-pub(super) const FORMS: [Form; 4] =
-    [Form::Tile { x: 16, y: 16 }, Form::Tile { x: 8, y: 8 }, Form::Register, Form::Direct];
+/// Every form of a shader that has no cases of its own.
+pub(super) const FORMS: [Form; 5] = [
+    Form::Tile { x: 16, y: 16 },
+    Form::Tile { x: 8, y: 8 },
+    Form::Register(Loads::Own),
+    Form::Register(Loads::Shared),
+    Form::Direct,
+];
 
 /// The form that a device takes for a linear layer.
 pub(super) fn form(caps: &Caps, outputs: usize, inputs: usize) -> Form {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::product::{Factors, Form, Scratch, Store, products};
+use super::product::{Factors, Form, Loads, Scratch, Store, products};
 use super::registers::Left;
 use super::{Mode, cases};
 use crate::error::Result;
@@ -91,6 +91,10 @@ impl Kernel for Gram {
             ("OVERWRITE", f64::from(u8::from(self.overwrite))),
         ]);
         overrides
+    }
+
+    fn subgroup(&self) -> u32 {
+        self.form.subgroup()
     }
 
     fn launch(&self, p: &GramParams, args: &GramArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -257,18 +261,20 @@ impl Checked for Gram {
             out.push(case(kernel, (9, 13, 21), None));
             out.push(case(kernel, (19, 23, 1040), Some([3, 1031, 2, 9, 5, 17])));
         }
-        let quads = Self { form: Form::Quads, x: DType::F32, y: DType::F32, overwrite: true };
-        let in_fours =
-            [(7, 1, 4), (1, 9, 8), (18, 65, 36), (33, 63, 132), (3, 5, 5000), (3, 4, 0), (0, 3, 4)];
-        out.extend(in_fours.map(|shape| case(quads, shape, None)));
-        for x in DType::ALL {
-            for y in DType::ALL {
-                out.push(case(Self { x, y, ..quads }, (11, 19, 68), None));
+        for loads in [Loads::Own, Loads::Shared] {
+            let quads = Self { form: Form::Quads(loads), x: DType::F32, y: DType::F32, overwrite: true };
+            let in_fours =
+                [(7, 1, 4), (1, 9, 8), (18, 65, 36), (33, 63, 132), (3, 5, 5000), (3, 4, 0), (0, 3, 4)];
+            out.extend(in_fours.map(|shape| case(quads, shape, None)));
+            for x in DType::ALL {
+                for y in DType::ALL {
+                    out.push(case(Self { x, y, ..quads }, (11, 19, 68), None));
+                }
             }
+            // A range that ends between fours.
+            let adding = Self { overwrite: false, ..quads };
+            out.push(case(adding, (19, 23, 1040), Some([4, 1031, 2, 9, 5, 17])));
         }
-        // A range that ends between fours.
-        let adding = Self { overwrite: false, ..quads };
-        out.push(case(adding, (19, 23, 1040), Some([4, 1031, 2, 9, 5, 17])));
         // More than one row of workgroups.
         let kernel = Self { form: Form::Direct, x: DType::F32, y: DType::F32, overwrite: true };
         out.push(case(kernel, (2048, 2050, 1), None));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Mode;
 use super::cases::{self, Numbers};
-use super::product::{Factors, Form, Scratch, Store, products};
+use super::product::{Factors, Form, Loads, Scratch, Store, products};
 use super::registers::Left;
 use crate::error::Result;
 use crate::gpu::Caps;
@@ -98,6 +98,10 @@ impl Kernel for LinearSq {
             super::overrides(self.form, Mode::Squares, self.input, self.grad_output, self.overwrite);
         overrides.push(self.form.aligned());
         overrides
+    }
+
+    fn subgroup(&self) -> u32 {
+        self.form.subgroup()
     }
 
     fn launch(&self, p: &LinearSqParams, args: &LinearSqArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -294,14 +298,20 @@ impl Checked for LinearSq {
                 }
             }
         }
-        let octets =
-            Self { form: Form::Octets, input: DType::F32, grad_output: DType::F32, overwrite: false };
-        let whole = [(3, 8, 8), (9, 64, 16), (5, 72, 24), (7, 136, 40), (0, 8, 8)];
-        out.extend(whole.map(|shape| case(octets, shape, Numbers::OVERWRITE, None)));
-        out.push(case(octets, (9, 24, 32), Numbers::ADD, Some([2, 5, 8, 16])));
-        for input in DType::ALL {
-            for grad_output in DType::ALL {
-                out.push(case(Self { input, grad_output, ..octets }, (4, 72, 24), Numbers::SCALED, None));
+        for loads in [Loads::Own, Loads::Shared] {
+            let octets = Self {
+                form: Form::Octets(loads),
+                input: DType::F32,
+                grad_output: DType::F32,
+                overwrite: false,
+            };
+            let whole = [(3, 8, 8), (9, 64, 16), (5, 72, 24), (7, 136, 40), (0, 8, 8)];
+            out.extend(whole.map(|shape| case(octets, shape, Numbers::OVERWRITE, None)));
+            out.push(case(octets, (9, 24, 32), Numbers::ADD, Some([2, 5, 8, 16])));
+            for input in DType::ALL {
+                for grad_output in DType::ALL {
+                    out.push(case(Self { input, grad_output, ..octets }, (4, 72, 24), Numbers::SCALED, None));
+                }
             }
         }
         // More than one row of workgroups.

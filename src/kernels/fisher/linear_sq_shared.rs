@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Mode;
 use super::cases::{self, Numbers};
-use super::product::{Factors, Form, Scratch, Store, products};
+use super::product::{Factors, Form, Loads, Scratch, Store, products};
 use super::registers::Left;
 use crate::error::Result;
 use crate::gpu::Caps;
@@ -107,6 +107,10 @@ impl Kernel for LinearSqShared {
             super::overrides(self.form, self.mode, self.input, self.grad_output, self.overwrite);
         overrides.push(self.form.aligned());
         overrides
+    }
+
+    fn subgroup(&self) -> u32 {
+        self.form.subgroup()
     }
 
     fn launch(&self, p: &LinearSqSharedParams, args: &LinearSqSharedArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -444,19 +448,21 @@ impl Checked for LinearSqShared {
             }
             out.extend(exact(kernel));
         }
-        let octets = plain(Form::Octets);
-        let whole =
-            [(3, 1, 5, 8, 8), (2, 1, 9, 64, 16), (3, 1, 2, 72, 24), (7, 3, 5, 136, 40), (0, 1, 3, 8, 8)];
-        out.extend(whole.map(|shape| case(octets, shape, Numbers::OVERWRITE, None)));
-        out.push(case(octets, (9, 2, 5, 24, 32), Numbers::ADD, Some([1, 3, 8, 16])));
-        for input in DType::ALL {
-            for grad_output in DType::ALL {
-                let kernel = Self { input, grad_output, ..octets };
-                out.push(case(kernel, (2, 1, 3, 72, 24), Numbers::SCALED, None));
+        for loads in [Loads::Own, Loads::Shared] {
+            let octets = plain(Form::Octets(loads));
+            let whole =
+                [(3, 1, 5, 8, 8), (2, 1, 9, 64, 16), (3, 1, 2, 72, 24), (7, 3, 5, 136, 40), (0, 1, 3, 8, 8)];
+            out.extend(whole.map(|shape| case(octets, shape, Numbers::OVERWRITE, None)));
+            out.push(case(octets, (9, 2, 5, 24, 32), Numbers::ADD, Some([1, 3, 8, 16])));
+            for input in DType::ALL {
+                for grad_output in DType::ALL {
+                    let kernel = Self { input, grad_output, ..octets };
+                    out.push(case(kernel, (2, 1, 3, 72, 24), Numbers::SCALED, None));
+                }
             }
-        }
-        for mode in [Mode::Gradients, Mode::Each] {
-            out.push(case(Self { mode, ..octets }, (9, 2, 5, 24, 32), Numbers::ADD, Some([1, 3, 8, 16])));
+            for mode in [Mode::Gradients, Mode::Each] {
+                out.push(case(Self { mode, ..octets }, (9, 2, 5, 24, 32), Numbers::ADD, Some([1, 3, 8, 16])));
+            }
         }
         // More positions than one product of the host takes, and more than one row of workgroups.
         let kernel = plain(Form::Direct);

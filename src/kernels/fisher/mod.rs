@@ -46,7 +46,8 @@ pub use linear_sq::{LinearSq, LinearSqArgs, LinearSqParams, LinearSqSlices};
 pub use linear_sq_shared::{LinearSqShared, LinearSqSharedArgs, LinearSqSharedParams, LinearSqSharedSlices};
 pub use norm_sq::{NormLayout, NormSq, NormSqArgs, NormSqParams, NormSqSlices};
 pub use norm_stats::{NormStats, NormStatsArgs, NormStatsParams, NormStatsSlices};
-pub use product::Form;
+pub(crate) use product::STORES;
+pub use product::{Form, Loads};
 pub use sum_sq::{SumSq, SumSqArgs, SumSqParams, SumSqSlices};
 
 use std::ops::Range;

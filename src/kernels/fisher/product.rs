@@ -31,11 +31,14 @@ pub enum Form {
         y: u32,
     },
     /// Registers only: a workgroup owns 16 rows × 64 columns. For processors behind a graphics interface.
-    Register,
+    Register(Loads),
     /// The same for a linear layer whose widths and first output are multiples of eight: whole octets are loaded.
-    Octets,
+    Octets(Loads),
     /// The same for a convolution or a Gram matrix whose positions are a multiple of four: four of them are loaded together.
-    Quads,
+    Quads(Loads),
+    /// The same for convolutions with `stride_w` = `dilation_w` = 1, with [`Loads::Shared`]: a workgroup owns 16 rows × 8 times four neighbouring
+    /// offsets of a kernel row, past which the inputs slide.
+    Slide,
     /// One invocation an element. For depthwise and other narrow groups.
     Direct,
     /// The same where loads cost most, for convolutions with `stride_w` = `dilation_w`: 4 × 4 neighbouring offsets of a kernel an invocation, which
@@ -43,15 +46,20 @@ pub enum Form {
     Window,
 }
 
-/// Offsets of a kernel along its height and width that an invocation of [`Form::Window`] has.
-const WINDOW: u32 = 4;
-
-/// Windows of a kernel plane.
-pub(super) fn windows(height: u32, width: u32) -> u64 {
-    u64::from(height.div_ceil(WINDOW)) * u64::from(width.div_ceil(WINDOW))
+/// How an invocation of a register form has the factors of its 16 rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Loads {
+    /// It loads them.
+    Own,
+    /// The 8 invocations of a workgroup load two each, and hand them round: for devices whose subgroups have that size.
+    Shared,
 }
 
+/// The most loop iterations that storing takes.
+pub(crate) const STORES: u64 = 162;
+
 const REGISTER_LANES: u32 = 8;
+const FOURS: &str = shader!("lib/product_fours.wgsl");
 const DIRECT_LANES: u32 = 64;
 
 impl Form {
@@ -66,7 +74,8 @@ impl Form {
             return Self::Direct;
         }
         if caps.class == DeviceClass::Software {
-            return Self::Register;
+            let shared = caps.subgroup == REGISTER_LANES;
+            return Self::Register(if shared { Loads::Shared } else { Loads::Own });
         }
         // Large tiles load half as much, if there are enough of them to fill a large device.
         if LARGE.groups(blocks, rows, columns) >= 128 && caps.max_invocations >= 256 { LARGE } else { SMALL }
@@ -76,29 +85,39 @@ impl Form {
     /// where the first begins.
     #[must_use]
     pub fn for_widths(self, widths: &[u32]) -> Self {
-        if self == Self::Register && is_aligned(widths) { Self::Octets } else { self }
+        match self {
+            Self::Register(loads) if is_aligned(widths) => Self::Octets(loads),
+            _ => self,
+        }
     }
 
     /// This form, with loads of four positions if it has those and all of these are multiples of four: the positions of a row, and where
     /// the first lies.
     #[must_use]
     pub fn for_positions(self, positions: &[u64]) -> Self {
-        if self == Self::Register && in_fours(positions) { Self::Quads } else { self }
+        match self {
+            Self::Register(loads) if in_fours(positions) => Self::Quads(loads),
+            _ => self,
+        }
     }
 
-    /// This form, with windows if it is [`Form::Direct`] and they suit the device: for a convolution with `stride_w`, `dilation_w`, so many positions
-    /// along the width, and as many of a square.
-    #[must_use]
-    pub fn for_window(self, caps: &Caps, steps: [u32; 2], width: u32, positions: u64) -> Self {
-        let software = caps.class == DeviceClass::Software && !caps.is_host;
-        let slides = steps[0] == steps[1] && width >= 8;
-        // A longer square is taken in parts that are counted for the other forms.
-        let short = Self::Window.iterations(1, positions) < caps.max_iterations;
-        if self == Self::Direct && software && slides && short { Self::Window } else { self }
+    /// The size of the subgroups that its shader exchanges values in, 0 for none.
+    pub(super) fn subgroup(self) -> u32 {
+        match self {
+            Self::Register(Loads::Shared)
+            | Self::Octets(Loads::Shared)
+            | Self::Quads(Loads::Shared)
+            | Self::Slide => REGISTER_LANES,
+            _ => 0,
+        }
     }
 
-    /// Refuses [`Form::Window`] for anything but a convolution with equal `stride_w` and `dilation_w`.
+    /// Refuses [`Form::Window`] for anything but a convolution with equal `stride_w` and `dilation_w`, and [`Form::Slide`] where they are not 1.
     pub(super) fn check_window(self, op: &str, steps: Option<[u32; 2]>) -> Result<()> {
+        if self == Self::Slide && steps != Some([1, 1]) {
+            let problem = "form Slide is for convolutions with stride_w and dilation_w of 1";
+            return Err(Error::argument(op, problem));
+        }
         if self == Self::Window && steps.is_none_or(|[stride, dilation]| stride != dilation) {
             let problem = "form Window is for convolutions with equal stride_w and dilation_w";
             return Err(Error::argument(op, problem));
@@ -108,7 +127,7 @@ impl Form {
 
     /// Refuses [`Form::Quads`] where four positions would not lie together.
     pub(super) fn check_positions(self, op: &str, positions: &[u64]) -> Result<()> {
-        if self == Self::Quads && !in_fours(positions) {
+        if matches!(self, Self::Quads(_)) && !in_fours(positions) {
             let problem = format!("positions {positions:?} are no multiples of 4, as form Quads has them");
             return Err(Error::argument(op, problem));
         }
@@ -117,16 +136,16 @@ impl Form {
 
     /// Whether it loads whole octets, for the shader.
     pub(super) fn aligned(self) -> (&'static str, f64) {
-        ("ALIGNED", f64::from(u8::from(self == Self::Octets)))
+        ("ALIGNED", f64::from(u8::from(matches!(self, Self::Octets(_)))))
     }
 
     /// Refuses [`Form::Octets`] where octets would begin between others.
     pub(super) fn check_widths(self, op: &str, widths: &[u32]) -> Result<()> {
         self.check_window(op, None)?;
-        if self == Self::Quads {
+        if matches!(self, Self::Quads(_)) {
             return Err(Error::argument(op, "form Quads is for convolutions and Gram matrices"));
         }
-        if self == Self::Octets && !is_aligned(widths) {
+        if matches!(self, Self::Octets(_)) && !is_aligned(widths) {
             let problem =
                 format!("widths and first output {widths:?} are no multiples of 8, as form Octets has them");
             return Err(Error::argument(op, problem));
@@ -134,13 +153,14 @@ impl Form {
         Ok(())
     }
 
-    /// Workgroups for `blocks` matrices of rows × columns; of [`Form::Window`], columns are windows.
+    /// Workgroups for `blocks` matrices of rows × columns; of [`Form::Window`] and [`Form::Slide`], columns are windows.
     pub(crate) fn groups(self, blocks: u64, rows: u64, columns: u64) -> u64 {
         let tiles =
             |height: u32, width: u32| blocks * rows.div_ceil(height.into()) * columns.div_ceil(width.into());
         match self {
             Self::Tile { x, y } => tiles(8 * y, 8 * x),
-            Self::Register | Self::Octets | Self::Quads => tiles(16, 8 * REGISTER_LANES),
+            Self::Register(_) | Self::Octets(_) | Self::Quads(_) => tiles(16, 8 * REGISTER_LANES),
+            Self::Slide => tiles(16, REGISTER_LANES),
             Self::Direct => (blocks * rows * columns).div_ceil(DIRECT_LANES.into()),
             Self::Window => (blocks * rows * columns).div_ceil(REGISTER_LANES.into()),
         }
@@ -148,19 +168,21 @@ impl Form {
 
     /// The most loop iterations of an invocation for so many squares, each of so many positions.
     pub(crate) fn iterations(self, squares: u64, positions: u64) -> u64 {
-        let of_square = match self {
+        squares.saturating_mul(self.turns(positions)).saturating_add(STORES)
+    }
+
+    /// Those of one square. (The forms whose inputs slide have rows of positions: see [`ConvSqParams`](super::ConvSqParams).)
+    pub(super) fn turns(self, positions: u64) -> u64 {
+        let turns = match self {
             // Eight positions: one turn, some to load the factors, eight to multiply, and the ends of these three loops.
             Self::Tile { x, y } => {
                 let loads = 8_u64.div_ceil(u64::from(x / 2).max(1)) + 8_u64.div_ceil(u64::from(y / 2).max(1));
                 positions.div_ceil(8).saturating_mul(12 + loads)
             }
-            Self::Quads => positions.div_ceil(4),
-            Self::Register | Self::Octets | Self::Direct => positions,
-            // A row of at least eight has two more, a sample three.
-            Self::Window => positions.saturating_mul(2),
+            Self::Quads(_) => positions.div_ceil(4),
+            _ => positions,
         };
-        const STORES: u64 = 162;
-        squares.saturating_mul(of_square.saturating_add(2)).saturating_add(STORES)
+        turns.saturating_add(2)
     }
 
     pub(super) fn grid(
@@ -176,12 +198,27 @@ impl Form {
 
     /// A kernel's text and the parts that it needs in this form; `eights` is how it has eight factors at a time.
     pub(super) fn parts(self, kernel: &'static str, eights: &'static str) -> Vec<&'static str> {
+        let strips = shader!("lib/product_strips.wgsl");
+        let shared = shader!("lib/product_fours_shared.wgsl");
         let form = match self {
             Self::Tile { .. } => vec![shader!("lib/product_tile.wgsl")],
-            Self::Register | Self::Octets => {
-                vec![shader!("lib/product_register.wgsl"), shader!("lib/product_strips.wgsl")]
+            Self::Register(loads) | Self::Octets(loads) => {
+                let left = match loads {
+                    Loads::Own => shader!("lib/product_left_own.wgsl"),
+                    Loads::Shared => shader!("lib/product_left_shared.wgsl"),
+                };
+                vec![shader!("lib/product_register.wgsl"), strips, left]
             }
-            Self::Quads => vec![shader!("lib/product_quads.wgsl"), shader!("lib/product_strips.wgsl")],
+            Self::Quads(loads) => {
+                let left = match loads {
+                    Loads::Own => shader!("lib/product_fours_own.wgsl"),
+                    Loads::Shared => shared,
+                };
+                vec![shader!("lib/product_quads.wgsl"), strips, FOURS, left]
+            }
+            Self::Slide => {
+                vec![shader!("lib/product_slide.wgsl"), shader!("lib/product_line.wgsl"), FOURS, shared]
+            }
             Self::Direct => vec![shader!("lib/product_direct.wgsl")],
             Self::Window => vec![shader!("lib/product_window.wgsl")],
         };
@@ -191,7 +228,9 @@ impl Form {
     pub(super) fn overrides(self) -> [(&'static str, f64); 2] {
         let (x, y) = match self {
             Self::Tile { x, y } => (x, y),
-            Self::Register | Self::Octets | Self::Quads | Self::Window => (REGISTER_LANES, 1),
+            Self::Register(_) | Self::Octets(_) | Self::Quads(_) | Self::Slide | Self::Window => {
+                (REGISTER_LANES, 1)
+            }
             Self::Direct => (DIRECT_LANES, 1),
         };
         [("WORKGROUP_X", x.into()), ("WORKGROUP_Y", y.into())]

@@ -343,7 +343,7 @@ fn signed_one(at: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::fisher::Form;
+    use crate::kernels::fisher::{Form, Loads};
 
     #[test]
     fn a_band_has_its_rows_of_every_channel_and_zeros_beyond_the_axis() {
@@ -359,7 +359,8 @@ mod tests {
 
     #[test]
     fn what_fits_by_its_positions_fits_with_what_else_a_product_does() {
-        for form in [Form::Register, Form::Octets, Form::Quads, Form::Direct] {
+        let register = [Form::Register(Loads::Own), Form::Octets(Loads::Own), Form::Quads(Loads::Own)];
+        for form in register.into_iter().chain([Form::Direct]) {
             assert!(form.iterations(1, 5000) <= turns(&LayerKind::Linear, 5000) + TURNS, "{form:?}");
         }
     }

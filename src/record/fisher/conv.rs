@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::pieces::{Work, pieces};
 use super::{Buffers, Squares, first_held};
 use crate::error::{Error, Result};
-use crate::kernels::fisher::{ConvSq, ConvSqArgs, ConvSqParams, Form};
+use crate::kernels::fisher::{ConvSq, ConvSqArgs, ConvSqParams, STORES};
 use crate::record::Recording;
 
 /// A convolution's or transposed convolution's sizes. Sizes are d, h, w; lower ranks have leading sizes of 1 (and no padding).
@@ -95,11 +95,9 @@ impl Conv {
         let (rows, columns) =
             (self.outputs / groups, u64::from(self.inputs / groups).saturating_mul(product(self.kernel)));
         let positions = u64::from(squares.fold.min(self.samples)).saturating_mul(product(self.output));
-        let steps = [self.stride[2], self.dilation[2]];
+        let whole = self.params(squares.fold);
         let kernel = ConvSq {
-            form: Form::of(recording.caps(), groups.into(), rows.into(), columns)
-                .for_positions(&[product(self.output)])
-                .for_window(recording.caps(), steps, self.output[2], positions),
+            form: whole.form(recording.caps()),
             mode: squares.mode,
             input: buffers.input.float("fisher.conv", "input")?,
             grad_output: buffers.grad_output.float("fisher.conv", "grad_output")?,
@@ -108,7 +106,7 @@ impl Conv {
         let work = Work {
             squares: self.samples.div_ceil(squares.fold.max(1)),
             flops: positions.saturating_mul(2).saturating_mul(columns),
-            iterations: kernel.form.iterations(1, positions),
+            iterations: whole.turns(kernel.form).saturating_add(STORES),
         };
         let multiple = if groups == 1 { 1 } else { rows };
         let out_first = first_held(buffers.out, &range, columns);
@@ -123,7 +121,7 @@ impl Conv {
                 decay: epilogue.decay(),
                 gain: squares.epilogue.gain(squares.factor),
                 gradient_scale: squares.gradient_scale,
-                ..self.params(squares.fold)
+                ..whole
             };
             let args = ConvSqArgs {
                 input: buffers.input.clone(),
