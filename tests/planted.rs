@@ -200,11 +200,15 @@ fn factors_shifted_by_one_are_seen() {
     // The last positions of a row, and the first of the next sample.
     let (from, to) = ("< vec4<u32>(positions)", "< vec4<u32>(positions + 4u)");
     shader_is_refused::<fisher::Gram>("form: Quads(Own)", from, to, "out[");
-    // A column of inputs that did not slide on, and a row that is not the kernel's.
-    let (from, to) = ("x = Window(x.b, x.c, x.d,", "x = Window(x.a, x.c, x.d,");
-    shader_is_refused::<fisher::ConvSq>("form: Window", from, to, "out[");
-    let (from, to) = ("i32((place.h + offset) * params.dilation_h)", "i32(place.h + offset)");
-    shader_is_refused::<fisher::ConvSq>("form: Window", from, to, "out[");
+    // A row of inputs that is not the kernel's, a row of positions that is not there, and one that meets the first's inputs.
+    let windows = [
+        ("h + offset * params.dilation_h", "h + offset"),
+        ("select(0u, params.grad_w, row + 1u < params.grad_h)", "params.grad_w"),
+        ("add_met(add_met(p.b, g, b.met), h, c.met)", "add_met(add_met(p.b, g, b.met), h, b.met)"),
+    ];
+    for (from, to) in windows {
+        shader_is_refused::<fisher::ConvSq>("form: Window", from, to, "out[");
+    }
     let (from, to) = ("select(position.grad + 1u, 0u, next_sample)", "position.grad + 1u");
     shader_is_refused::<fisher::ConvSq>("form: Quads(Own), mode: Each", from, to, "out[");
 }
@@ -285,7 +289,12 @@ fn errors_in_selection_are_seen() {
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn gradients_squared_or_stored_in_another_s_place_are_seen() {
     let (from, to) = ("select(p, p * p, SQUARED)", "p * p");
-    shader_is_refused::<fisher::LinearSqShared>("Register, mode: Gradients, input: BF16", from, to, "out[");
+    shader_is_refused::<fisher::LinearSqShared>(
+        "Register(Own), mode: Gradients, input: BF16",
+        from,
+        to,
+        "out[",
+    );
     shader_is_refused::<fisher::ConvSq>("Direct, mode: Each, input: BF16", from, to, "out[");
     let (from, to) = ("select(whole, whole * whole, SQUARED)", "whole * whole");
     shader_is_refused::<fisher::SumSq>("mode: Gradients, lanes: 1, ", from, to, "out[");
@@ -342,8 +351,10 @@ fn errors_in_weight_consolidation_are_seen() {
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn errors_in_squared_gradients_are_seen() {
     // An id that occurs twice in a sample.
-    let (from, to) = ("sum += gradient(positions[i]", "sum = gradient(positions[i]");
+    let (from, to) = ("sum = Values(sum.lo + b.lo, sum.hi + b.hi)", "sum = b");
     shader_is_refused::<fisher::EmbeddingSq>("Touched", from, to, "out[");
+    let (from, to) = ("floats(grad_output[word / 4u + 1u])", "floats(words)");
+    shader_is_refused::<fisher::EmbeddingSq>("gradient: F32, together: true", from, to, "out[4]");
     shader_is_refused::<fisher::NormSq>("Last", "(x - run.x)", "x", "out[");
     // Columns of the next row, another's mean, and columns past the last.
     let (from, to) = ("row * (params.channels / 8u) + octet", "row + octet");

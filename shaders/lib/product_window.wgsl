@@ -1,10 +1,9 @@
-// The form for convolutions with narrow groups on devices where loads cost most: one invocation has up to 4 x 4 neighbouring offsets of a
-// kernel plane, whose inputs slide along a row, so that each is loaded once for four of them.
-// Expects lib/product.wgsl, fisher/conv_sq.wgsl and stride_w = dilation_w; WORKGROUP_Y is 1.
+// The form for convolutions with narrow groups on devices where loads cost most, with stride_w = dilation_w = 1 and stride_h = dilation_h: one
+// invocation has up to 4 x 4 neighbouring offsets of a kernel plane. Inputs slide along the rows of an image, four positions a turn; of the rows
+// that one row of positions meets, the next one meets all but the first, so two of them are taken together.
+// Expects lib/product.wgsl, lib/product_line.wgsl and fisher/conv_sq.wgsl; WORKGROUP_Y is 1.
 
-const NOWHERE: u32 = 0xffffffffu;
-
-/// Four offsets along the width, each with four along the height.
+/// Four offsets along the height, each with four along the width.
 struct Window {
     a: vec4<f32>,
     b: vec4<f32>,
@@ -21,79 +20,90 @@ struct Place {
     w: u32,
 }
 
-/// Where an input row begins, NOWHERE in the padding and past the kernel's last offset.
-fn row_at(place: Place, sample: u32, d: i32, h: i32, offset: u32) -> u32 {
-    let at = h + i32((place.h + offset) * params.dilation_h);
-    if place.h + offset >= params.kernel_h || u32(d) >= params.input_d || u32(at) >= params.input_h {
-        return NOWHERE;
-    }
-    let plane = (sample * params.channels + place.channel) * params.input_d + u32(d);
-    return (plane * params.input_h + u32(at)) * params.input_w;
+/// The rows of inputs that two rows of positions meet.
+struct Lines {
+    a: Line,
+    b: Line,
+    c: Line,
+    d: Line,
+    e: Line,
 }
 
-fn input_or_zero(row: u32, w: i32) -> f32 {
-    if row == NOWHERE || u32(w) >= params.input_w {
-        return 0.0;
-    }
-    return input_at(row + u32(w));
+/// One of them, `offset` after the first; none past the kernel's last row, counted for the second row of positions.
+fn line_of(place: Place, sample: u32, d: u32, h: u32, offset: u32) -> Line {
+    let there = place.h + offset <= params.kernel_h;
+    let at = select(params.input_h, h + offset * params.dilation_h, there);
+    return line_from(sample, place.channel, d, at, place.w - params.padding_w);
 }
 
-fn inputs_at(rows: vec4<u32>, w: i32) -> vec4<f32> {
-    return vec4<f32>(input_or_zero(rows.x, w), input_or_zero(rows.y, w), input_or_zero(rows.z, w), input_or_zero(rows.w, w));
+/// A line four positions on, and what those met.
+struct Step {
+    line: Line,
+    met: Met,
 }
 
-/// One row of output positions more; `first` is its first element of grad_output.
-fn add_positions(sums: Window, place: Place, first: u32, rows: vec4<u32>) -> Window {
-    var next = sums;
-    let step = i32(params.stride_w);
-    var w = i32(place.w * params.dilation_w) - i32(params.padding_w);
-    var x = Window(inputs_at(rows, w), inputs_at(rows, w + step), inputs_at(rows, w + 2 * step), vec4<f32>());
-    for (var i = 0u; i < params.grad_w; i++) {
-        x.d = inputs_at(rows, w + 3 * step);
-        let b = params.gradient_scale * grad_at(first + i);
-        next = Window(next.a + b * x.a, next.b + b * x.b, next.c + b * x.c, next.d + b * x.d);
-        x = Window(x.b, x.c, x.d, vec4<f32>());
-        w += step;
+fn step_of(line: Line) -> Step {
+    let c = third_of(line);
+    return Step(next_line(line, c), met(line, c));
+}
+
+/// Two rows of output positions more: `first` is where the gradients of the first begin, and the second has `second_width`, all or none.
+fn add_rows(sums: Window, start: Lines, first: u32, second_width: u32) -> Window {
+    var p = sums;
+    var lines = start;
+    for (var i = 0u; i < params.grad_w; i += 4u) {
+        let a = step_of(lines.a);
+        let b = step_of(lines.b);
+        let c = step_of(lines.c);
+        let d = step_of(lines.d);
+        let e = step_of(lines.e);
+        lines = Lines(a.line, b.line, c.line, d.line, e.line);
+        let g = gradients_from(first + i, params.grad_w - i);
+        let h = gradients_from(first + params.grad_w + i, max(second_width, i) - i);
+        p = Window(
+            add_met(add_met(p.a, g, a.met), h, b.met),
+            add_met(add_met(p.b, g, b.met), h, c.met),
+            add_met(add_met(p.c, g, c.met), h, d.met),
+            add_met(add_met(p.d, g, d.met), h, e.met),
+        );
     }
-    return next;
+    return p;
 }
 
 fn sums_of(place: Place, square: u32) -> Window {
     var sums: Window;
     let begin = (params.first + square) * params.fold;
     for (var sample = begin; sample < min(begin + params.fold, params.samples); sample++) {
-        var first = (sample * params.outputs + place.output) * positions();
-        for (var line = 0u; line < params.grad_d * params.grad_h; line++) {
-            let d = i32(line / params.grad_h * params.stride_d + place.d * params.dilation_d) - i32(params.padding_d);
-            let h = i32(line % params.grad_h * params.stride_h) - i32(params.padding_h);
-            let rows = vec4<u32>(
-                row_at(place, sample, d, h, 0u),
-                row_at(place, sample, d, h, 1u),
-                row_at(place, sample, d, h, 2u),
-                row_at(place, sample, d, h, 3u),
-            );
-            sums = add_positions(sums, place, first, rows);
-            first += params.grad_w;
+        for (var plane = 0u; plane < params.grad_d; plane++) {
+            let d = plane * params.stride_d + place.d * params.dilation_d - params.padding_d;
+            let first = ((sample * params.outputs + place.output) * params.grad_d + plane) * params.grad_h;
+            for (var row = 0u; row < params.grad_h; row += 2u) {
+                let h = row * params.stride_h + place.h * params.dilation_h - params.padding_h;
+                let lines = Lines(
+                    line_of(place, sample, d, h, 0u),
+                    line_of(place, sample, d, h, 1u),
+                    line_of(place, sample, d, h, 2u),
+                    line_of(place, sample, d, h, 3u),
+                    line_of(place, sample, d, h, 4u),
+                );
+                let second = select(0u, params.grad_w, row + 1u < params.grad_h);
+                sums = add_rows(sums, lines, (first + row) * params.grad_w, second);
+            }
         }
     }
     return sums;
 }
 
-/// Stores four offsets along the height, of a row whose first has index `column`.
+/// Stores four offsets along the width, of a kernel row whose first has index `column`.
 fn store_offsets(result: u32, block: u32, row: u32, place: Place, column: u32, offset: u32, sums: vec4<f32>) {
-    if place.w + offset >= params.kernel_w {
+    if place.h + offset >= params.kernel_h {
         return;
     }
-    let at = column + place.w + offset;
-    store(result, block, row, at, sums.x);
-    if place.h + 1u < params.kernel_h {
-        store(result, block, row, at + params.kernel_w, sums.y);
-    }
-    if place.h + 2u < params.kernel_h {
-        store(result, block, row, at + 2u * params.kernel_w, sums.z);
-    }
-    if place.h + 3u < params.kernel_h {
-        store(result, block, row, at + 3u * params.kernel_w, sums.w);
+    let at = column + (place.h + offset) * params.kernel_w;
+    var sum = sums;
+    for (var w = place.w; w < min(place.w + 4u, params.kernel_w); w++) {
+        store(result, block, row, at + w, sum.x);
+        sum = vec4<f32>(sum.yzw, 0.0);
     }
 }
 
@@ -129,7 +139,7 @@ fn product(group: u32, lane: vec2<u32>) {
             fold(sums.a, p.a, weight), fold(sums.b, p.b, weight), fold(sums.c, p.c, weight), fold(sums.d, p.d, weight),
         );
     }
-    let column = ((channel * params.kernel_d + place.d) * params.kernel_h + place.h) * params.kernel_w;
+    let column = (channel * params.kernel_d + place.d) * params.kernel_h * params.kernel_w;
     store_offsets(tile.result, tile.block, row, place, column, 0u, sums.a);
     store_offsets(tile.result, tile.block, row, place, column, 1u, sums.b);
     store_offsets(tile.result, tile.block, row, place, column, 2u, sums.c);

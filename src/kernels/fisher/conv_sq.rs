@@ -44,8 +44,8 @@ use crate::shape::DType;
 ///
 /// Patches are read where they lie: nothing is unfolded; the host copies the input rows of one block of positions, with their
 /// padding, for one tile at a time. `grad_output` may be smaller than input, kernel and stride allow: what no position reaches adds nothing.
-/// Inputs are to be finite: where a group is too narrow for a matrix product, the host multiplies some by zeros, and elements that do not see an
-/// infinite one become NaN with those that do.
+/// Inputs are to be finite: where a group is too narrow for a matrix product, the host multiplies some by zeros, as the shader does where inputs
+/// slide, and elements that do not see an infinite one become NaN with those that do.
 ///
 /// Must move a, b and out once; 2·n·p·o·c/groups·k operations and 3·s for each element. Bitwise repeatable: each element has one owner and a
 /// fixed order. No samples or no positions: the sums are zeros. Definition: [`reference::fisher::conv`](crate::reference::fisher::conv).
@@ -270,9 +270,7 @@ impl Kernel for ConvSq {
         let (blocks, rows, columns) = p.matrices();
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, columns])?;
-        let positions = [p.grad_d, p.grad_h, p.grad_w].map(u64::from).iter().product();
-        self.form.check_positions(Self::NAME, &[positions])?;
-        self.form.check_window(Self::NAME, Some([p.stride_w, p.dilation_w]))?;
+        p.check_form(self.form)?;
         let columns = p.windows(self.form).unwrap_or(columns);
         self.form.grid(Self::NAME, self.mode.results(p.count.into()) * blocks, rows, columns, caps)
     }

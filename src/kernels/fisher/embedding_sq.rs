@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Mode, cases};
 use crate::error::{Error, Result};
-use crate::gpu::Caps;
+use crate::gpu::{Caps, DeviceClass};
 use crate::kernel::{
     Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise, widen_into,
 };
@@ -38,6 +38,16 @@ pub struct EmbeddingSq {
     pub mode: Mode,
     /// Storage of the gradient.
     pub gradient: DType,
+    /// Whether an invocation has eight neighbouring elements of a row: see [`EmbeddingSq::together`].
+    pub together: bool,
+}
+
+impl EmbeddingSq {
+    /// Whether rows of `dim` elements are taken eight at a time: on devices where loads are what is paid for, if they come in eights.
+    #[must_use]
+    pub fn together(caps: &Caps, dim: u32) -> bool {
+        caps.class == DeviceClass::Software && !caps.is_host && dim.is_multiple_of(8)
+    }
 }
 
 crate::params! {
@@ -175,13 +185,19 @@ impl Kernel for EmbeddingSq {
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
         let [squared, _] = self.mode.overrides();
-        vec![("WORKGROUP", WORKGROUP.into()), ("GRADIENT", self.gradient.code().into()), squared]
+        let together = ("TOGETHER", f64::from(u8::from(self.together)));
+        vec![("WORKGROUP", WORKGROUP.into()), ("GRADIENT", self.gradient.code().into()), squared, together]
     }
 
     fn launch(&self, params: &EmbeddingSqParams, args: &EmbeddingSqArgs, caps: &Caps) -> Result<[u32; 3]> {
         let expect = |view: &crate::View, what, len| view.expect(Self::NAME, what, len, Some(Element::U32));
         if self.mode.each() {
             let problem = "a result for every square; index each run as a row of its own instead (EmbeddingIndex::by_run)";
+            return Err(Error::argument(Self::NAME, problem));
+        }
+        if self.together && !params.dim.is_multiple_of(8) {
+            let problem =
+                format!("rows of {} elements, which do not come in the eights of `together`", params.dim);
             return Err(Error::argument(Self::NAME, problem));
         }
         let dim = u64::from(params.dim);
@@ -213,7 +229,8 @@ impl Kernel for EmbeddingSq {
         if items == 0 {
             return Ok([0, 1, 1]);
         }
-        groups_for(Self::NAME, items, WORKGROUP.into(), caps)
+        let of_group = if self.together { 8 * WORKGROUP } else { WORKGROUP };
+        groups_for(Self::NAME, items, of_group.into(), caps)
     }
 
     /// As if one row had every position: how long the longest is, only the buffers say.
@@ -327,10 +344,18 @@ impl Checked for EmbeddingSq {
                 [(0, 3, 4, 5), (1, 1, 1, 1), (3, 7, 5, 3), (5, 4, 300, 9), (2, 33, 2, 257)]
             {
                 let shape = Sizes { samples, positions, rows, dim };
-                cases.push(case(Self { mode: Mode::Squares, gradient }, shape, overwrite, Listed::All));
+                let kernel = Self { mode: Mode::Squares, gradient, together: false };
+                cases.push(case(kernel, shape, overwrite, Listed::All));
+            }
+            for (samples, positions, rows, dim) in
+                [(1, 1, 1, 8), (3, 7, 5, 24), (5, 4, 300, 16), (2, 33, 2, 2072)]
+            {
+                let kernel = Self { mode: Mode::Squares, gradient, together: true };
+                let shape = Sizes { samples, positions, rows, dim };
+                cases.push(case(kernel, shape, overwrite, Listed::All));
             }
         }
-        let plain = Self { mode: Mode::Squares, gradient: DType::F32 };
+        let plain = Self { mode: Mode::Squares, gradient: DType::F32, together: false };
         let shape = Sizes { samples: 4, positions: 6, rows: 70, dim: 17 };
         cases.push(case(plain, shape, (1.0, 1.0, 0.5), Listed::Touched));
         cases.push(case(plain, shape, (1.0, 0.9, 0.1), Listed::All));
@@ -339,6 +364,10 @@ impl Checked for EmbeddingSq {
         let gradients = Self { mode: Mode::Gradients, ..plain };
         cases.push(case(gradients, shape, overwrite, Listed::All));
         cases.push(case(gradients, shape, (2.0, 1.0, 0.25), Listed::Touched));
+        let eights = Self { together: true, ..gradients };
+        let whole = Sizes { dim: 40, ..shape };
+        cases.push(case(eights, whole, (2.0, 1.0, 0.25), Listed::Touched));
+        cases.push(case(Self { together: true, ..plain }, whole, (1.0, 0.9, 0.1), Listed::All));
         // As many rows as a vocabulary, few of them touched.
         cases.push(case(plain, Sizes { rows: 200_000, dim: 2, ..shape }, (1.0, 1.0, 1.0), Listed::Touched));
         cases
@@ -346,22 +375,25 @@ impl Checked for EmbeddingSq {
 
     fn bench(elements: u64) -> Bench<Self> {
         let positions = u32::try_from(elements / 1024).unwrap_or(1 << 20).clamp(1, 1 << 20);
-        layer(positions, positions, 1024)
+        layer(&Caps::host(), positions, positions, 1024)
     }
 
-    /// The second: a batch of 16 x 512 tokens in a vocabulary of 50,000.
-    fn layers(_: &Caps) -> Vec<Bench<Self>> {
-        [(64, 1000, 64), (8192, 50_000, 768)].map(|(positions, rows, dim)| layer(positions, rows, dim)).into()
+    /// The second: a batch of 16 x 512 tokens in a vocabulary of 32,000, which is less than a binding of software Vulkan.
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        [(64, 1000, 64), (8192, 32_000, 768)]
+            .map(|(positions, rows, dim)| layer(caps, positions, rows, dim))
+            .into()
     }
 }
 
 /// Each position in a row of its own, among `rows`, of which the others stay untouched.
-fn layer(positions: u32, rows: u32, dim: u32) -> Bench<EmbeddingSq> {
+fn layer(caps: &Caps, positions: u32, rows: u32, dim: u32) -> Bench<EmbeddingSq> {
+    let together = EmbeddingSq::together(caps, dim);
     let words = |len: u32, fill| (Element::U32, u64::from(len), fill);
     let floats = |rows: u32, fill| (DType::F32.into(), u64::from(rows) * u64::from(dim), fill);
     Bench {
         name: format!("{positions} positions in {rows} rows of {dim} f32"),
-        kernel: EmbeddingSq { mode: Mode::Squares, gradient: DType::F32 },
+        kernel: EmbeddingSq { mode: Mode::Squares, gradient: DType::F32, together },
         params: EmbeddingSqParams { owners: positions, dim, gradient_scale: 1.0, decay: 1.0, gain: 1.0 },
         buffers: vec![
             floats(positions, Fill::Noise),
@@ -495,7 +527,7 @@ mod tests {
     /// The oracle is seen to fail: each position as a run of its own is squared before it is added.
     #[test]
     fn repeated_ids_squared_one_by_one_are_caught() {
-        let plain = EmbeddingSq { mode: Mode::Squares, gradient: DType::F32 };
+        let plain = EmbeddingSq { mode: Mode::Squares, gradient: DType::F32, together: false };
         let sizes = Sizes { samples: 3, positions: 7, rows: 5, dim: 3 };
         let mut planted = case(plain, sizes, (1.0, 0.0, 1.0), Listed::All);
         let ids = case_ids(sizes);

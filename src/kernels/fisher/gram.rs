@@ -117,7 +117,7 @@ impl Kernel for Gram {
             super::len(Self::NAME, &[rows, columns])?,
             Some(DType::F32.into()),
         )?;
-        self.form.check_window(Self::NAME, None)?;
+        self.form.check_plain(Self::NAME)?;
         self.form.check_positions(Self::NAME, &[len, p.first.into()])?;
         self.form.grid(Self::NAME, 1, rows, columns, caps)
     }

@@ -41,8 +41,8 @@ pub enum Form {
     Slide,
     /// One invocation an element. For depthwise and other narrow groups.
     Direct,
-    /// The same where loads cost most, for convolutions with `stride_w` = `dilation_w`: 4 × 4 neighbouring offsets of a kernel an invocation, which
-    /// share what they load.
+    /// The same where loads cost most, for convolutions with `stride_w` = `dilation_w` = 1 and `stride_h` = `dilation_h`: 4 × 4 neighbouring offsets of a
+    /// kernel an invocation, past which the inputs slide.
     Window,
 }
 
@@ -59,6 +59,7 @@ pub enum Loads {
 pub(crate) const STORES: u64 = 162;
 
 const REGISTER_LANES: u32 = 8;
+const ROW: &str = shader!("lib/product_line.wgsl");
 const FOURS: &str = shader!("lib/product_fours.wgsl");
 const DIRECT_LANES: u32 = 64;
 
@@ -112,15 +113,10 @@ impl Form {
         }
     }
 
-    /// Refuses [`Form::Window`] for anything but a convolution with equal `stride_w` and `dilation_w`, and [`Form::Slide`] where they are not 1.
-    pub(super) fn check_window(self, op: &str, steps: Option<[u32; 2]>) -> Result<()> {
-        if self == Self::Slide && steps != Some([1, 1]) {
-            let problem = "form Slide is for convolutions with stride_w and dilation_w of 1";
-            return Err(Error::argument(op, problem));
-        }
-        if self == Self::Window && steps.is_none_or(|[stride, dilation]| stride != dilation) {
-            let problem = "form Window is for convolutions with equal stride_w and dilation_w";
-            return Err(Error::argument(op, problem));
+    /// Refuses the forms of convolutions.
+    pub(super) fn check_plain(self, op: &str) -> Result<()> {
+        if matches!(self, Self::Window | Self::Slide) {
+            return Err(Error::argument(op, format!("form {self:?} is for convolutions")));
         }
         Ok(())
     }
@@ -141,7 +137,7 @@ impl Form {
 
     /// Refuses [`Form::Octets`] where octets would begin between others.
     pub(super) fn check_widths(self, op: &str, widths: &[u32]) -> Result<()> {
-        self.check_window(op, None)?;
+        self.check_plain(op)?;
         if matches!(self, Self::Quads(_)) {
             return Err(Error::argument(op, "form Quads is for convolutions and Gram matrices"));
         }
@@ -217,10 +213,10 @@ impl Form {
                 vec![shader!("lib/product_quads.wgsl"), strips, FOURS, left]
             }
             Self::Slide => {
-                vec![shader!("lib/product_slide.wgsl"), shader!("lib/product_line.wgsl"), FOURS, shared]
+                vec![shader!("lib/product_slide.wgsl"), ROW, FOURS, shared]
             }
             Self::Direct => vec![shader!("lib/product_direct.wgsl")],
-            Self::Window => vec![shader!("lib/product_window.wgsl")],
+            Self::Window => vec![shader!("lib/product_window.wgsl"), ROW],
         };
         [vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights], form].concat()
     }

@@ -148,7 +148,8 @@ impl Batch {
             weight: weight.clone(),
             out: out.clone(),
         };
-        let kernel = EmbeddingSq { mode, gradient: self.gradient.float(OP, "grad_output")? };
+        let together = EmbeddingSq::together(recording.caps(), params.dim);
+        let kernel = EmbeddingSq { mode, gradient: self.gradient.float(OP, "grad_output")?, together };
         recording.dispatch(&kernel, params, args).map(|_| ())
     }
 

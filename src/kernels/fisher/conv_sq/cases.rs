@@ -154,19 +154,15 @@ impl Checked for ConvSq {
         for form in cases::FORMS.into_iter().chain([Form::Window, Form::Slide]) {
             let kernel = plain(form);
             let fits = |shape: &&Shape| match form {
-                Form::Window => shape.stride[2] == shape.dilation[2],
-                Form::Slide => shape.stride[2] == 1 && shape.dilation[2] == 1,
+                Form::Window | Form::Slide => (shape.stride, shape.dilation) == ([1; 3], [1; 3]),
                 _ => true,
             };
             out.extend(
                 shapes.iter().filter(fits).map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)),
             );
             let (grouped, depthwise) = (shapes[14], shapes[16]);
-            let depthwise = if form == Form::Slide {
-                Shape { stride: [1; 3], dilation: [1; 3], ..depthwise }
-            } else {
-                depthwise
-            };
+            let slides = Shape { stride: [1; 3], dilation: [1; 3], ..depthwise };
+            let depthwise = if matches!(form, Form::Window | Form::Slide) { slides } else { depthwise };
             for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
                 out.extend([grouped, depthwise].map(|shape| case(kernel, shape, numbers, None)));
             }
@@ -222,17 +218,18 @@ impl Checked for ConvSq {
     }
 }
 
-/// Kernels around a window's four offsets, and rows around its slide.
+/// Kernels around a window's four offsets, rows around four positions, their number around two.
 fn in_windows() -> Vec<Case<ConvSq>> {
     let deep = Shape::new((2, [3, 9, 8]), (4, 2, 1, 1, 1), 2);
     let shapes = [
         Shape::new((6, [9, 11]), (6, 5, 1, 2, 1), 6),
         Shape::new((4, [12, 10]), (8, 7, 1, 3, 1), 4),
         Shape::new((3, [6, 20]), (3, 4, 1, 0, 1), 3),
-        Shape::new((2, [23, 26]), (2, 9, 2, 4, 2), 2),
+        Shape::new((2, [23, 25]), (2, 9, 1, 4, 1), 2),
+        Shape { stride: [1, 3, 1], dilation: [1, 3, 1], ..Shape::new((2, [23, 27]), (4, 5, 1, 4, 1), 2) },
         Shape::new((3, [40]), (3, 8, 1, 4, 1), 3),
         Shape { kernel: [2, 5, 4], padding: [1, 2, 0], ..deep },
-        Shape { input: [3, 9, 20], kernel: [3, 1, 6], stride: [1, 2, 3], dilation: [1, 1, 3], ..deep },
+        Shape { input: [3, 9, 21], kernel: [3, 1, 6], stride: [2, 1, 1], ..deep },
         Shape { samples: 5, fold: 2, ..deep },
     ];
     shapes.map(|shape| case(plain(Form::Window), shape, Numbers::OVERWRITE, None)).into()

@@ -1,7 +1,9 @@
 //! Which form of the shader a convolution takes, and how long its loops are.
 
-use super::ConvSqParams;
+use super::{ConvSq, ConvSqParams};
+use crate::error::{Error, Result};
 use crate::gpu::{Caps, DeviceClass};
+use crate::kernel::Kernel;
 use crate::kernels::fisher::product::{Form, Loads};
 
 /// Neighbouring offsets of a kernel along an axis that an invocation has whose inputs slide.
@@ -23,12 +25,29 @@ impl ConvSqParams {
         if self.slides(sliding) && short { sliding } else { plain }
     }
 
-    /// Whether a form whose inputs slide along a row can be used, and is: one offset or a few positions would leave most of it unused.
+    /// Whether a form whose inputs slide is worth it: one offset or a few positions would leave most of it unused.
     fn slides(&self, form: Form) -> bool {
-        match form {
-            Form::Window => self.stride_w == self.dilation_w && self.grad_w >= 2 * OFFSETS,
-            _ => self.stride_w == 1 && self.dilation_w == 1 && self.kernel_w > 1 && self.grad_w >= OFFSETS,
+        let wide = form == Form::Window || self.kernel_w > 1;
+        self.can_slide(form) && wide && self.grad_w >= OFFSETS
+    }
+
+    /// Whether neighbouring positions meet neighbouring inputs, in every row and, of [`Form::Window`], from row to row.
+    fn can_slide(&self, form: Form) -> bool {
+        let rows = form != Form::Window || self.stride_h == self.dilation_h;
+        rows && self.stride_w == 1 && self.dilation_w == 1
+    }
+
+    /// Refuses a form whose inputs would not slide.
+    pub(super) fn check_form(&self, form: Form) -> Result<()> {
+        if matches!(form, Form::Window | Form::Slide) && !self.can_slide(form) {
+            let steps = [self.stride_h, self.stride_w, self.dilation_h, self.dilation_w];
+            let problem = format!(
+                "form {form:?} is for a stride and dilation of 1 along the width, and Window for the same of both along the height; \
+                 they are {steps:?} (stride and dilation, height before width)"
+            );
+            return Err(Error::argument(ConvSq::NAME, problem));
         }
+        form.check_positions(ConvSq::NAME, &[self.positions()])
     }
 
     /// Windows of an output channel's weight, if the form has those.
@@ -43,17 +62,17 @@ impl ConvSqParams {
         Some(channels * u64::from(self.kernel_d) * u64::from(high) * wide)
     }
 
-    /// Loop iterations of one square.
+    /// Loop iterations of one square. A loop counts one more than it turns.
     pub(crate) fn turns(&self, form: Form) -> u64 {
         let samples = u64::from(self.fold.min(self.samples));
-        let of_row = match form {
-            Form::Window => self.grad_w,
-            Form::Slide => self.grad_w.div_ceil(4),
+        let rows = match form {
+            Form::Window => self.grad_h.div_ceil(2),
+            Form::Slide => self.grad_h,
             _ => return form.turns(self.positions().saturating_mul(samples)),
         };
-        // Each of three loops counts one more than it turns.
-        let rows = u64::from(self.grad_d).saturating_mul(self.grad_h.into());
-        let of_sample = rows.saturating_mul(u64::from(of_row) + 2).saturating_add(2);
+        let of_row = u64::from(self.grad_w.div_ceil(4)) + 2;
+        let of_plane = of_row.saturating_mul(rows.into()).saturating_add(2);
+        let of_sample = of_plane.saturating_mul(self.grad_d.into()).saturating_add(2);
         of_sample.saturating_mul(samples).saturating_add(2)
     }
 
