@@ -59,9 +59,11 @@ pub enum Loads {
 pub(crate) const STORES: u64 = 162;
 
 const REGISTER_LANES: u32 = 8;
-const ROW: &str = shader!("lib/product_line.wgsl");
-const FOURS: &str = shader!("lib/product_fours.wgsl");
 const DIRECT_LANES: u32 = 64;
+
+/// Inputs that slide, and four positions of sixteen rows.
+const LINE_PART: &str = shader!("lib/product_line.wgsl");
+const FOURS_PART: &str = shader!("lib/product_fours.wgsl");
 
 impl Form {
     /// The form for `blocks` matrices of rows × columns on a device.
@@ -210,13 +212,11 @@ impl Form {
                     Loads::Own => shader!("lib/product_fours_own.wgsl"),
                     Loads::Shared => shared,
                 };
-                vec![shader!("lib/product_quads.wgsl"), strips, FOURS, left]
+                vec![shader!("lib/product_quads.wgsl"), strips, FOURS_PART, left]
             }
-            Self::Slide => {
-                vec![shader!("lib/product_slide.wgsl"), ROW, FOURS, shared]
-            }
+            Self::Slide => vec![shader!("lib/product_slide.wgsl"), LINE_PART, FOURS_PART, shared],
             Self::Direct => vec![shader!("lib/product_direct.wgsl")],
-            Self::Window => vec![shader!("lib/product_window.wgsl"), ROW],
+            Self::Window => vec![shader!("lib/product_window.wgsl"), LINE_PART],
         };
         [vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights], form].concat()
     }

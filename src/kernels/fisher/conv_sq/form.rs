@@ -10,10 +10,13 @@ use crate::kernels::fisher::product::{Form, Loads};
 const OFFSETS: u32 = 4;
 
 impl ConvSqParams {
-    /// The form for all outputs on a device.
+    /// The form for all outputs on a device. What has no meaning is refused later, by `launch`.
     pub(crate) fn form(&self, caps: &Caps) -> Form {
-        let (blocks, rows, columns) = Self { output_count: self.outputs, ..*self }.matrices();
-        let plain = Form::of(caps, blocks, rows, columns).for_positions(&[self.positions()]);
+        let groups = self.groups.max(1);
+        let kernel = self.kernel().into_iter().fold(1, u64::saturating_mul);
+        let columns = u64::from(self.channels / groups).saturating_mul(kernel);
+        let plain = Form::of(caps, groups.into(), (self.outputs / groups).into(), columns)
+            .for_positions(&[self.positions()]);
         let software = caps.class == DeviceClass::Software && !caps.is_host;
         let sliding = match plain {
             Form::Direct if software => Form::Window,
