@@ -277,6 +277,7 @@ fn each_anchor_pulls_with_its_own_fisher() {
         let parts: Vec<f64> = report.terms.iter().map(|term| term.penalty).collect();
         assert_eq!((parts, report.penalty), (vec![14.5, 4.0], 18.5));
         assert_eq!((report.elements, report.free), (4, vec!["free".to_owned()]));
+        assert!(report.timings.seconds > 0.0 && report.timings.compute > 0.0, "{:?}", report.timings);
         let want = [("both", vec![2.0 * (2.0 + 3.0), 2.0 * (1.5 + 0.5)]), ("first", vec![8.0, -4.0])];
         assert_eq!(tensors(&out), want.map(|(name, values)| (name.to_owned(), values)));
         // Which of the two would it decay?

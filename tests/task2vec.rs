@@ -236,6 +236,12 @@ fn task_args() -> Vec<String> {
     tasks().iter().map(|path| path.display().to_string()).collect()
 }
 
+/// The report says where the time went.
+fn took_time(json: &serde_json::Value) {
+    let seconds = |stage: &str| json["timings"][stage].as_f64().expect("a number of seconds");
+    assert!(seconds("seconds") > 0.0 && seconds("compute") > 0.0, "{}", json["timings"]);
+}
+
 /// The oracle's embeddings and distances through the tool, wherever these flags put it.
 fn the_tool_gives_the_oracle_s(flags: &[&str]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -244,7 +250,8 @@ fn the_tool_gives_the_oracle_s(flags: &[&str]) {
     for group in ["tensor", "row"] {
         let out = folder.path().join(format!("{group}.safetensors"));
         let out_text = out.display().to_string();
-        json_of(&[&["embed", "--group", group, "-o", &out_text], flags, &paths].concat());
+        let json = json_of(&[&["embed", "--group", group, "-o", &out_text], flags, &paths].concat());
+        took_time(&json);
         near(&f64s(&out, "embedding"), &expected(group), f64::abs);
         let json = json_of(&[&["distance", "--metric", "normalized", &out_text], flags].concat());
         near(&matrix_of(&json), &expected(&format!("distance/normalized/{group}")), |_| 1.0);
@@ -254,6 +261,7 @@ fn the_tool_gives_the_oracle_s(flags: &[&str]) {
             let json =
                 json_of(&[&["distance", "--metric", metric, "--group", group], flags, &paths].concat());
             assert_eq!(json["names"].as_array().map(Vec::len), Some(4));
+            took_time(&json);
             near(&matrix_of(&json), &expected(&format!("distance/{metric}/{group}")), |_| 1.0);
         }
     }

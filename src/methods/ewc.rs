@@ -31,7 +31,7 @@ use crate::error::Result;
 use crate::interrupt::Interrupt;
 use crate::methods::source::NonFinite;
 use crate::progress::Progress;
-use crate::stream::{Budget, Plan};
+use crate::stream::{Budget, Plan, Timings};
 
 const OP: &str = "ewc";
 
@@ -92,6 +92,8 @@ pub struct EwcReport {
     pub bytes_written: u64,
     /// Seconds.
     pub seconds: f64,
+    /// Where the time of the passes went.
+    pub timings: Timings,
     /// Where it ran.
     pub adapter: String,
 }
@@ -196,10 +198,11 @@ pub fn ewc(
     let output = output.transpose()?;
     let mut sums = vec![0.0; inputs.terms.len()];
     let zeroed = AtomicU64::new(0);
+    let mut timings = Timings::default();
     for ((terms, tensors), plan) in inputs.passes.iter().zip(&passes) {
         let zeroed = options.non_finite.counted(&zeroed);
         let pass = PassInputs::of(&inputs, terms, tensors, output.as_ref(), zeroed)?;
-        pass.run(plan, &mut sums, backend, (progress, interrupt))?;
+        timings += pass.run(plan, &mut sums, backend, (progress, interrupt))?;
     }
     inputs.verify_unchanged()?;
     let bytes_written = output.as_ref().map_or(0, Output::total_bytes);
@@ -218,6 +221,7 @@ pub fn ewc(
         bytes_read: passes.iter().map(|plan| plan.traffic().read).sum(),
         bytes_written,
         seconds: started.elapsed().as_secs_f64(),
+        timings,
         adapter: backend.name(),
     })
 }

@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::DType;
 use crate::stream::{
-    Buffers, Chunk, Direction, End, Job, Layout, Plan, Sink, Stream, Sweep, TensorSpec, run,
+    Buffers, Chunk, Direction, End, Job, Layout, Plan, Sink, Stream, Sweep, TensorSpec, Timings, run,
 };
 
 /// Records of one step start at a multiple of this many words: 256 bytes, the strictest device's alignment.
@@ -86,7 +86,7 @@ impl<'a> PassInputs<'a> {
         sums: &mut [f64],
         backend: &Backend,
         (progress, interrupt): (&dyn Progress, &Interrupt),
-    ) -> Result<()> {
+    ) -> Result<Timings> {
         let mut ends: Vec<End<'_>> = self.sources.iter().map(|source| End::Source(source)).collect();
         ends.extend(self.sink.as_ref().map(|sink| End::Sink(sink)));
         let longest = plan.chunks().iter().map(|chunk| chunk.elements).max().unwrap_or(0);
@@ -94,8 +94,7 @@ impl<'a> PassInputs<'a> {
         let penalty = Penalty { theta: DType::F32, anchor: DType::F32, fisher: DType::F32, owner };
         let stride = penalty.records(longest).next_multiple_of(STRIDE);
         let mut sweep = EwcSweep { pass: self, penalty, stride, sums };
-        run(&Job { backend, plan, ends, progress, interrupt }, &mut sweep)?;
-        Ok(())
+        run(&Job { backend, plan, ends, progress, interrupt }, &mut sweep)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::interrupt::Interrupt;
 use crate::kernels::task2vec::Sums;
 use crate::methods::source::NonFinite;
 use crate::progress::Progress;
-use crate::stream::{Budget, Plan};
+use crate::stream::{Budget, Plan, Timings};
 
 const OP: &str = "distance";
 
@@ -108,6 +108,8 @@ pub struct DistanceReport {
     pub bytes_read: u64,
     /// Seconds.
     pub seconds: f64,
+    /// Where the time of the passes went; nothing took any for embeddings, which are read whole.
+    pub timings: Timings,
     /// Where it ran.
     pub adapter: String,
     /// What should be looked at.
@@ -209,7 +211,7 @@ pub fn distance(
     } else {
         of_fishers(options, Fishers::of(OP, files, &paths)?, backend, (progress, interrupt))?
     };
-    let Compared { mut names, mut matrix, entries, group, non_finite, warnings } = compared;
+    let Compared { mut names, mut matrix, entries, group, non_finite, timings, warnings } = compared;
     if let DistanceMetric::Asymmetric(trivial) = &options.metric {
         towards(&mut matrix, trivial.alpha);
         names.pop();
@@ -223,6 +225,7 @@ pub fn distance(
         non_finite,
         bytes_read,
         seconds: started.elapsed().as_secs_f64(),
+        timings,
         adapter: backend.name(),
         warnings,
     })
@@ -243,6 +246,7 @@ struct Compared {
     entries: u64,
     group: Option<Group>,
     non_finite: u64,
+    timings: Timings,
     warnings: Vec<String>,
 }
 
@@ -270,18 +274,18 @@ fn of_fishers(
     let metric = options.metric.between();
     let zeroed = AtomicU64::new(0);
     let how = Reading { budget: options.budget, zeroed: options.non_finite.counted(&zeroed) };
-    let (matrix, entries) = if options.group == Group::Element {
+    let (matrix, entries, timings) = if options.group == Group::Element {
         by_element(metric, &fishers, how, backend, (progress, interrupt))?
     } else {
         let rows = Rows::of(&fishers, options.group);
-        let vectors = means(&fishers, &rows, how, backend, (progress, interrupt))?;
+        let (vectors, timings) = means(&fishers, &rows, how, backend, (progress, interrupt))?;
         let groups = || rows.names(&fishers, options.group);
-        (by_vector(metric, &vectors, &fishers.names, groups)?, rows.len() as u64)
+        (by_vector(metric, &vectors, &fishers.names, groups)?, rows.len() as u64, timings)
     };
     fishers.checkpoints.iter().try_for_each(Checkpoint::verify_unchanged)?;
     let (names, warnings) = (fishers.names, fishers.warnings);
     let non_finite = zeroed.into_inner();
-    Ok(Compared { names, matrix, entries, group: Some(options.group), non_finite, warnings })
+    Ok(Compared { names, matrix, entries, group: Some(options.group), non_finite, timings, warnings })
 }
 
 /// The symmetric matrix of `distance(a, b)` for a < b.
@@ -342,5 +346,6 @@ fn of_embeddings(options: &DistanceOptions, files: &[Checkpoint]) -> Result<Comp
     check_count(options, names.len())?;
     let matrix = by_vector(options.metric.between(), &vectors, &names, || groups.clone())?;
     let entries = groups.len() as u64;
-    Ok(Compared { names, matrix, entries, group: None, non_finite: 0, warnings: Vec::new() })
+    let (timings, warnings) = (Timings::default(), Vec::new());
+    Ok(Compared { names, matrix, entries, group: None, non_finite: 0, timings, warnings })
 }

@@ -20,7 +20,8 @@ use crate::methods::source::{CheckpointSource, FISHER_VALUES, NonFinite};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::stream::{
-    Budget, Buffers, Chunk, Direction, End, Job, Layout, Plan, Segment, Stream, Sweep, TensorSpec, run,
+    Budget, Buffers, Chunk, Direction, End, Job, Layout, Plan, Segment, Stream, Sweep, TensorSpec, Timings,
+    run,
 };
 
 const OP: &str = "embed";
@@ -59,6 +60,8 @@ pub struct EmbedReport {
     pub bytes_written: u64,
     /// Seconds from start to synced output.
     pub seconds: f64,
+    /// Where the time of the passes went.
+    pub timings: Timings,
     /// Where it ran.
     pub adapter: String,
     /// What should be looked at.
@@ -135,7 +138,7 @@ pub fn embed(
     )?;
     let zeroed = AtomicU64::new(0);
     let how = Reading { budget: options.budget, zeroed: options.non_finite.counted(&zeroed) };
-    let vectors = means(&fishers, &rows, how, backend, (progress, interrupt))?;
+    let (vectors, timings) = means(&fishers, &rows, how, backend, (progress, interrupt))?;
     for (fisher, vector) in (0..).zip(&vectors) {
         let bytes: Vec<u8> = vector.iter().flat_map(|mean| mean.to_le_bytes()).collect();
         output.write(0, fisher * bytes.len() as u64, &bytes)?;
@@ -151,6 +154,7 @@ pub fn embed(
         bytes_read: fishers.checkpoints.iter().map(Checkpoint::total_bytes).sum(),
         bytes_written,
         seconds: started.elapsed().as_secs_f64(),
+        timings,
         adapter: backend.name(),
         warnings: fishers.warnings,
         names: fishers.names,
@@ -219,14 +223,15 @@ pub(super) struct Reading<'a> {
     pub(super) zeroed: Option<&'a AtomicU64>,
 }
 
-/// The means of every Fisher's rows.
+/// The means of every Fisher's rows, and where the time went.
 pub(super) fn means(
     fishers: &Fishers,
     rows: &Rows,
     how: Reading<'_>,
     backend: &Backend,
     (progress, interrupt): (&dyn Progress, &Interrupt),
-) -> Result<Vec<Vec<f64>>> {
+) -> Result<(Vec<Vec<f64>>, Timings)> {
+    let mut timings = Timings::default();
     let one = |fisher: usize| {
         let plan = plan(fishers, fisher, how.budget, backend)?;
         let source = CheckpointSource::new(&fishers.checkpoints[fisher], fishers.places.clone());
@@ -235,7 +240,7 @@ pub(super) fn means(
             RowSweep { rows, source: &source, caps: backend.caps(), words: 0, sums: vec![0.0; rows.len()] };
         sweep.words = plan.chunks().iter().map(|chunk| sweep.words_of(chunk)).max().unwrap_or(0);
         let job = Job { backend, plan: &plan, ends: vec![End::Source(&source)], progress, interrupt };
-        run(&job, &mut sweep)?;
+        timings += run(&job, &mut sweep)?;
         let mut means = sweep.sums;
         for (index, width) in rows.widths.iter().enumerate() {
             means[rows.starts[index]..rows.starts[index + 1]]
@@ -244,7 +249,8 @@ pub(super) fn means(
         }
         Ok(means)
     };
-    (0..fishers.checkpoints.len()).map(one).collect()
+    let means = (0..fishers.checkpoints.len()).map(one).collect::<Result<_>>()?;
+    Ok((means, timings))
 }
 
 /// How one Fisher streams.

@@ -14,16 +14,18 @@ use crate::methods::task2vec::{Metric, STRIDE};
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::DType;
-use crate::stream::{Buffers, Chunk, Direction, End, Job, Layout, Plan, Stream, Sweep, TensorSpec, run};
+use crate::stream::{
+    Buffers, Chunk, Direction, End, Job, Layout, Plan, Stream, Sweep, TensorSpec, Timings, run,
+};
 
-/// All pairs in one pass over all Fishers side by side.
+/// All pairs in one pass over all Fishers side by side; how many elements, and where the time went.
 pub(super) fn by_element(
     metric: Metric,
     fishers: &Fishers,
     how: Reading<'_>,
     backend: &Backend,
     (progress, interrupt): (&dyn Progress, &Interrupt),
-) -> Result<(Vec<Vec<f64>>, u64)> {
+) -> Result<(Vec<Vec<f64>>, u64, Timings)> {
     let tasks = fishers.names.len();
     let plan = Plan::new(&layout(fishers), &how.budget.within(&backend.caps()))?;
     let source = |file| CheckpointSource::new(file, fishers.places.clone()).zeroing(how.zeroed);
@@ -39,13 +41,13 @@ pub(super) fn by_element(
         sums: vec![Sums::default(); pairs(tasks).count()],
     };
     let ends = sources.iter().map(|source| End::Source(source)).collect();
-    run(&Job { backend, plan: &plan, ends, progress, interrupt }, &mut sweep)?;
+    let timings = run(&Job { backend, plan: &plan, ends, progress, interrupt }, &mut sweep)?;
     let mut sums = sweep.sums.iter();
     let matrix = symmetric(tasks, |a, b| {
         let sums = sums.next().expect("one a pair, in the order of the pairs");
         of_sums(metric, sums, (&fishers.names[a], &fishers.names[b]))
     })?;
-    Ok((matrix, plan.elements()))
+    Ok((matrix, plan.elements(), timings))
 }
 
 /// The Fishers side by side.
