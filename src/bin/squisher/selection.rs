@@ -96,7 +96,7 @@ impl fmt::Display for Done {
             write!(f, "; {} not selected from", counted(report.copied.len() as u64, "tensor"))?;
         }
         if report.non_finite > 0 {
-            write!(f, "\n{} counted as 0", counted(report.non_finite, "Fisher"))?;
+            write!(f, "\n{} that no Fisher can have, counted as 0", counted(report.non_finite, "value"))?;
         }
         write!(f, "\nwrote {} to {}", size(report.bytes_written), report.output.display())?;
         report.mask.iter().try_for_each(|mask| write!(f, " and {}", mask.display()))

@@ -65,7 +65,7 @@ impl Inputs<'_> {
             let least = (floor * mean) as f32;
             if least.is_infinite() {
                 let problem =
-                    format!("a floor of {floor} times the mean {mean:e} is beyond the range of f32");
+                    format!("a floor of {floor:e} times the mean {mean:e} is beyond the range of f32");
                 return Err(Error::argument(OP, problem));
             }
             Ok(Scale { factor, floor: least })

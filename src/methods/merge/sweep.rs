@@ -304,7 +304,7 @@ impl MergeSweep<'_> {
         let name = &self.inputs.models[0].model.tensors()[self.pass.tensors[tensor]].name;
         let dtype = output_dtype(chunk);
         let remedy = match dtype {
-            DType::F32 => "the models lie further apart than f32 reaches",
+            DType::F32 => "are weights and values, and how far they lie apart, as large as meant?",
             DType::F16 | DType::BF16 => "choose a wider type (--dtype)",
         };
         let name = printable(name);

@@ -113,7 +113,7 @@ impl fmt::Display for Done {
             size(report.bytes_written)
         )?;
         if report.non_finite > 0 {
-            write!(f, "\n{} counted as 0", counted(report.non_finite, "Fisher"))?;
+            write!(f, "\n{} that no Fisher can have, counted as 0", counted(report.non_finite, "value"))?;
         }
         Ok(())
     }

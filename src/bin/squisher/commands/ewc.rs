@@ -170,7 +170,7 @@ impl fmt::Display for Done {
             counted(report.free.len() as u64, "tensor")
         )?;
         if report.non_finite > 0 {
-            write!(f, "\n{} counted as 0", counted(report.non_finite, "Fisher"))?;
+            write!(f, "\n{} that no Fisher can have, counted as 0", counted(report.non_finite, "value"))?;
         }
         Ok(())
     }

@@ -175,7 +175,7 @@ impl fmt::Display for Done {
         line(report.fallback, "without weight in any model: the fallback")?;
         line(report.floored, "decided by the floor")?;
         line(report.averaged, "averaged linearly, for want of a Fisher")?;
-        line(report.non_finite, "of the Fishers impossible, counted as 0")?;
+        line(report.non_finite, "impossible in a Fisher, counted as 0")?;
         line(report.copied, "copied, being no floats")?;
         let rate = report.bytes_read as f64 / report.seconds.max(1e-9);
         write!(

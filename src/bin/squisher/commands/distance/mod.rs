@@ -209,7 +209,7 @@ impl fmt::Display for Done {
             row.iter().zip(&widths).try_for_each(|(cell, &width)| write!(f, "  {cell:>width$}"))?;
         }
         if report.non_finite > 0 {
-            write!(f, "\n{} counted as 0", counted(report.non_finite, "Fisher"))?;
+            write!(f, "\n{} that no Fisher can have, counted as 0", counted(report.non_finite, "value"))?;
         }
         if let Some(Ranking { targets, average_rank, ndcg, mean_reciprocal_rank }) = &self.ranking {
             write!(

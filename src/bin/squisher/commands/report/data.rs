@@ -57,7 +57,7 @@ fn refuse_other_values(checkpoint: &Checkpoint, found: &Statistics) -> Result<()
         let Some(index) = summary.first_invalid else { continue };
         let tensor = &checkpoint.tensors()[*at];
         let problem = format!(
-            "index {index} is NaN, infinite, negative or beyond f32 ({} such values in the file), so this is no Fisher",
+            "index {index} is NaN, infinite, negative or beyond f32 ({} such in the file), so this is no Fisher",
             found.total.invalid
         );
         return Err(Error::tensor(checkpoint.file_of(tensor), &tensor.name, problem));
