@@ -200,6 +200,8 @@ fn factors_shifted_by_one_are_seen() {
     // The last positions of a row, and the first of the next sample.
     let (from, to) = ("< vec4<u32>(positions)", "< vec4<u32>(positions + 4u)");
     shader_is_refused::<fisher::Gram>("form: Quads(Own)", from, to, "out[");
+    let (from, to) = ("+ column.channel) * positions() + four", "+ column.channel) * 4u + four");
+    shader_is_refused::<fisher::ConvSq>("pointwise: true", from, to, "out[");
     // A row of inputs that is not the kernel's, a row of positions that is not there, and one that meets the first's inputs.
     let windows = [
         ("h + offset * params.dilation_h", "h + offset"),

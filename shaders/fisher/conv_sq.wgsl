@@ -8,6 +8,8 @@ override WORKGROUP_Y: u32 = 16u;
 override INPUT: u32 = 0u;
 override GRAD_OUTPUT: u32 = 0u;
 override OVERWRITE: bool = false;
+/// Whether each position meets the input at its own place, and no other.
+override POINTWISE: bool = false;
 
 struct Params {
     samples: u32,
@@ -173,6 +175,9 @@ fn left_four(four: Four, block: u32, row: u32) -> vec4<f32> {
 }
 
 fn right_four(four: Four, column: Column) -> vec4<f32> {
+    if POINTWISE {
+        return input_quad((four.p0.sample * params.channels + column.channel) * positions() + four.p0.grad);
+    }
     return vec4<f32>(right(four.p0, column), right(four.p1, column), right(four.p2, column), right(four.p3, column));
 }
 

@@ -62,6 +62,8 @@ pub struct ConvSq {
     pub grad_output: DType,
     /// Whether the old value is not read.
     pub overwrite: bool,
+    /// Whether each position meets one input, at its own place: a kernel of one element, strides of 1, no padding. [`Form::Quads`] then loads four together.
+    pub pointwise: bool,
 }
 
 crate::params! {
@@ -245,7 +247,10 @@ impl Kernel for ConvSq {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        super::overrides(self.form, self.mode, self.input, self.grad_output, self.overwrite)
+        let mut overrides =
+            super::overrides(self.form, self.mode, self.input, self.grad_output, self.overwrite);
+        overrides.push(("POINTWISE", f64::from(u8::from(self.pointwise))));
+        overrides
     }
 
     fn subgroup(&self) -> u32 {
@@ -271,6 +276,10 @@ impl Kernel for ConvSq {
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, columns])?;
         p.check_form(self.form)?;
+        if self.pointwise && !p.is_pointwise() {
+            let problem = "pointwise is for a kernel of one element, strides of 1, no padding and a position for each input";
+            return Err(Error::argument(Self::NAME, problem));
+        }
         let columns = p.windows(self.form).unwrap_or(columns);
         self.form.grid(Self::NAME, self.mode.results(p.count.into()) * blocks, rows, columns, caps)
     }

@@ -102,6 +102,7 @@ impl Conv {
             input: buffers.input.float("fisher.conv", "input")?,
             grad_output: buffers.grad_output.float("fisher.conv", "grad_output")?,
             overwrite: false,
+            pointwise: whole.is_pointwise(),
         };
         let work = Work {
             squares: self.samples.div_ceil(squares.fold.max(1)),

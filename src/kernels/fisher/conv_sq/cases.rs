@@ -277,6 +277,15 @@ fn in_fours(loads: Loads) -> Vec<Case<ConvSq>> {
     for (input, grad_output) in [(DType::F16, DType::BF16), (DType::F32, DType::F16)] {
         out.push(case(ConvSq { input, grad_output, ..kernel }, shapes[1], Numbers::SCALED, None));
     }
+    let kernel = ConvSq { pointwise: true, ..kernel };
+    let points = [
+        Shape::new((70, [2, 6]), (17, 1, 1, 0, 1), 1),
+        Shape { samples: 5, fold: 2, ..Shape::new((6, [3, 2, 2]), (10, 1, 1, 0, 1), 2) },
+    ];
+    out.extend(points.map(|shape| case(kernel, shape, Numbers::OVERWRITE, None)));
+    for (input, grad_output) in [(DType::BF16, DType::F32), (DType::F32, DType::F16)] {
+        out.push(case(ConvSq { input, grad_output, ..kernel }, points[1], Numbers::ADD, None));
+    }
     out
 }
 
@@ -290,7 +299,7 @@ fn layer(caps: &Caps, samples: u32, channels: u32, groups: u32, size: u32) -> Be
     let kind = if groups == 1 { "" } else { "depthwise " };
     Bench {
         name: format!("n={samples} {channels} channels {kind}3x3 on {size}x{size} f32"),
-        kernel: ConvSq { overwrite: true, ..plain(params.form(caps)) },
+        kernel: ConvSq { overwrite: true, pointwise: params.is_pointwise(), ..plain(params.form(caps)) },
         params,
         buffers: vec![
             floats(map, Fill::Noise),
@@ -303,7 +312,7 @@ fn layer(caps: &Caps, samples: u32, channels: u32, groups: u32, size: u32) -> Be
 
 fn plain(form: Form) -> ConvSq {
     let mode = Mode::Squares;
-    ConvSq { form, mode, input: DType::F32, grad_output: DType::F32, overwrite: false }
+    ConvSq { form, mode, input: DType::F32, grad_output: DType::F32, overwrite: false, pointwise: false }
 }
 
 /// `range`: the first square, their number, the first output, their number.

@@ -79,6 +79,14 @@ impl ConvSqParams {
         of_sample.saturating_mul(samples).saturating_add(2)
     }
 
+    /// Whether each position meets one input, at its own place.
+    pub(crate) fn is_pointwise(&self) -> bool {
+        self.kernel() == [1; 3]
+            && self.stride() == [1; 3]
+            && self.padding() == [0; 3]
+            && self.input() == self.grad()
+    }
+
     /// Output positions of a sample.
     pub(super) fn positions(&self) -> u64 {
         self.grad().into_iter().fold(1, u64::saturating_mul)
