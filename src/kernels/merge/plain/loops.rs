@@ -1,0 +1,206 @@
+//! The loops, each compiled for what a step starts from, what it leaves, and what else is known before it runs.
+
+use super::bounds::{Exponents, Extremes, span};
+use super::running::{Running, Tally, exponent_of};
+use super::{End, Model, OneModel, Seen, State, Step};
+use crate::kernel::{BLOCK, vectorised};
+
+/// Calls a loop that knows at compile time which of the flags are set.
+macro_rules! with_flags {
+    ($function:ident::<$($known:ident),*>($($arg:expr),*);) => { $function::<$($known),*>($($arg),*) };
+    ($function:ident::<$($known:ident),*>($($arg:expr),*); $flag:expr $(, $rest:expr)*) => {
+        if $flag {
+            with_flags!($function::<$($known,)* YES>($($arg),*); $($rest),*)
+        } else {
+            with_flags!($function::<$($known,)* NO>($($arg),*); $($rest),*)
+        }
+    };
+}
+
+const YES: bool = true;
+const NO: bool = false;
+
+/// What a step of a Fisher merge starts from: the state of the step before,
+const BEFORE: u8 = 0;
+/// nothing,
+const NOTHING: u8 = 1;
+/// or nothing, and its first model is the reference itself, as in every merge of files: there is one stream less to read, and one division less.
+const REFERENCE: u8 = 2;
+
+/// One step of a Fisher merge, of one model or two.
+pub(in crate::kernels::merge) fn fisher(a: Model<'_>, b: Option<Model<'_>>, step: Step<'_>) -> Seen {
+    let pair = b.is_some();
+    let b = b.unwrap_or(a);
+    let floor = a.least | b.least > 0;
+    let Step { origin, before, end, shift } = step;
+    let (after, merged, limit): (&mut State, &mut [f32], f32) = match end {
+        End::State(after) => (after, &mut [], f32::INFINITY),
+        End::Merged(merged, limit) => (&mut [], merged, limit),
+    };
+    let last = !merged.is_empty();
+    let start = match before {
+        Some(_) => BEFORE,
+        None if std::ptr::eq(a.theta, origin) => REFERENCE,
+        None => NOTHING,
+    };
+    let before = before.unwrap_or_default();
+    let rest = (shift, limit);
+    vectorised(
+        #[inline(always)]
+        || match start {
+            BEFORE => {
+                with_flags!(fisher_loop::<BEFORE>(a, b, origin, before, after, merged, rest); last, pair, floor)
+            }
+            REFERENCE => {
+                with_flags!(fisher_loop::<REFERENCE>(a, b, origin, before, after, merged, rest); last, pair, floor)
+            }
+            _ => {
+                with_flags!(fisher_loop::<NOTHING>(a, b, origin, before, after, merged, rest); last, pair, floor)
+            }
+        },
+    )
+}
+
+#[inline(always)]
+fn fisher_loop<const START: u8, const LAST: bool, const PAIR: bool, const FLOOR: bool>(
+    a: Model<'_>,
+    b: Model<'_>,
+    origin: &[f32],
+    before: &State,
+    after: &mut State,
+    merged: &mut [f32],
+    (shift, limit): (i32, f32),
+) -> Seen {
+    let n = origin.len().min(BLOCK);
+    let (theta_a, fisher_a) = (&a.theta[..n], &a.fisher[..n]);
+    let (theta_b, fisher_b, origin) = (&b.theta[..n], &b.fisher[..n], &origin[..n]);
+    let before = &before[..if START == BEFORE { n } else { 0 }];
+    let (after, merged) = (&mut after[..if LAST { 0 } else { n }], &mut merged[..if LAST { n } else { 0 }]);
+    let mut tally = Tally::default();
+    let (mut extremes_a, mut extremes_b) = (Extremes::NONE, Extremes::NONE);
+    let mut exponents = Exponents::NONE;
+    let counted = (u32::from(a.counted), u32::from(b.counted));
+    for i in 0..n {
+        let (mut bits_a, mut bits_b) = (fisher_a[i].to_bits(), fisher_b[i].to_bits());
+        let mut unfloored = 1;
+        if FLOOR {
+            let (below_a, below_b) = (u32::from(bits_a < a.least), u32::from(bits_b < b.least));
+            unfloored = 1 - if PAIR { below_a & below_b } else { below_a };
+            tally.raised += (below_a & counted.0) + if PAIR { below_b & counted.1 } else { 0 };
+            (bits_a, bits_b) = (bits_a.max(a.least), bits_b.max(b.least));
+        }
+        extremes_a.add(bits_a);
+        let weight = f32::from_bits(bits_a) * a.factor.value;
+        let exponent = exponent_of(bits_a, a.factor);
+        let distance = if START == REFERENCE { 0.0 } else { theta_a[i] - origin[i] };
+        let mut running = if START == BEFORE {
+            let mut running = Running::load(&before[i], shift, &mut exponents);
+            running.add(weight, weight, exponent, distance, a.share);
+            running.unfloored |= unfloored;
+            running
+        } else {
+            Running::first(weight, exponent, distance, a.share, unfloored)
+        };
+        if PAIR {
+            extremes_b.add(bits_b);
+            let weight = f32::from_bits(bits_b) * b.factor.value;
+            let (exponent, distance) = (exponent_of(bits_b, b.factor), theta_b[i] - origin[i]);
+            if START == REFERENCE {
+                running.add_to_reference(weight, exponent, distance, b.share);
+            } else {
+                running.add(weight, weight, exponent, distance, b.share);
+            }
+        }
+        if LAST {
+            let value = running.result(origin[i]);
+            merged[i] = value;
+            tally.end(running, value);
+        } else {
+            running.save(&mut after[i], shift);
+            tally.check(running.mean);
+            if START == REFERENCE {
+                tally.check(origin[i]);
+            }
+        }
+    }
+    let ranges = [extremes_a.range(a.factor), extremes_b.range(b.factor), exponents.range()];
+    let unfit = extremes_a.unfit() || extremes_b.unfit();
+    tally.seen(unfit, limit, span(ranges.into_iter().flatten()))
+}
+
+/// One step of UBGM.
+pub(in crate::kernels::merge) fn ubgm(model: OneModel<'_>, step: Step<'_>) -> Seen {
+    let Step { origin, before, end, shift } = step;
+    let (after, merged, limit): (&mut State, &mut [f32], f32) = match end {
+        End::State(after) => (after, &mut [], f32::INFINITY),
+        End::Merged(merged, limit) => (&mut [], merged, limit),
+    };
+    let (first, last, floor) = (before.is_none(), !merged.is_empty(), model.least > 0);
+    let before = before.unwrap_or_default();
+    vectorised(
+        #[inline(always)]
+        || with_flags!(ubgm_loop::<>(model, origin, before, after, merged, (shift, limit)); first, last, floor),
+    )
+}
+
+#[inline(always)]
+fn ubgm_loop<const FIRST: bool, const LAST: bool, const FLOOR: bool>(
+    model: OneModel<'_>,
+    base: &[f32],
+    before: &State,
+    after: &mut State,
+    merged: &mut [f32],
+    (shift, limit): (i32, f32),
+) -> Seen {
+    let n = base.len().min(BLOCK);
+    let (theta, fisher) = (&model.theta[..n], &model.fisher[..n]);
+    let (base, base_fisher) = (&base[..n], &model.base_fisher[..n]);
+    let (before, after) = (&before[..if FIRST { 0 } else { n }], &mut after[..if LAST { 0 } else { n }]);
+    let merged = &mut merged[..if LAST { n } else { 0 }];
+    let (factor, base_factor, lambda) = (model.factor, model.base_factor, model.lambda);
+    let delta = model.delta.map_or(0.0, |delta| delta.value);
+    let delta_exponent = model.delta.map_or(i32::MIN, |delta| delta.exponent);
+    let mut tally = Tally::default();
+    let (mut extremes, mut base_extremes) = (Extremes::NONE, Extremes::NONE);
+    let mut exponents = Exponents::NONE;
+    for i in 0..n {
+        let (mut bits, base_bits) = (fisher[i].to_bits(), base_fisher[i].to_bits());
+        let mut below = 0;
+        if FLOOR {
+            below = u32::from(bits < model.least);
+            tally.raised += below;
+            bits = bits.max(model.least);
+        }
+        extremes.add(bits);
+        base_extremes.add(base_bits);
+        let prior = f32::from_bits(base_bits) * base_factor.value + delta;
+        let prior_exponent = exponent_of(base_bits, base_factor).max(delta_exponent);
+        let weight = f32::from_bits(bits) * factor.value * lambda.value;
+        let pull = weight + prior * lambda.value;
+        let exponent = exponent_of(bits, factor).max(prior_exponent) + lambda.exponent;
+        let distance = theta[i] - base[i];
+        let mut running = if FIRST {
+            Running::drawn(prior, weight, pull, exponent.max(prior_exponent), distance)
+        } else {
+            let mut running = Running::load(&before[i], shift, &mut exponents);
+            running.add(weight, pull, exponent, distance, 0.0);
+            running
+        };
+        running.unfloored |= 1 - below;
+        if LAST {
+            let value = running.result(base[i]);
+            merged[i] = value;
+            tally.end(running, value);
+        } else {
+            running.save(&mut after[i], shift);
+            tally.check(running.mean);
+        }
+    }
+    let delta = model.delta.map(|delta| (delta.exponent, delta.exponent));
+    let of_base = span([base_extremes.range(base_factor), delta].into_iter().flatten());
+    // Times λ too: what is held against the weights so far.
+    let ranges = [extremes.range(factor), of_base].into_iter().flatten();
+    let scaled = ranges.clone().map(|(low, high)| (low + lambda.exponent, high + lambda.exponent));
+    let range = span(ranges.chain(scaled).chain(exponents.range()));
+    tally.seen(extremes.unfit() || base_extremes.unfit(), limit, range)
+}
