@@ -38,79 +38,32 @@
 //! from ([`Spend`]), so that reading, computing and writing overlap. Histograms of parts add up
 //! ([`Histogram::add`]), so counting can be spread over machines; handing out ties then needs each part's number of them.
 
+mod cut;
+mod parts;
+mod sweeps;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+
+pub use cut::{Cut, Keep, Scope};
+use parts::{Classes, Part, PartSink, PartSource, parts};
+use sweeps::{Applying, Counting, Keeping, Lanes};
 
 use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
-use crate::kernels::select::{
-    BLOCK_LEN, Choose, ChooseArgs, ChooseParams, Count, CountArgs, CountParams, Histogram as HistogramKernel,
-    HistogramArgs, HistogramParams, LOCAL_BINS, Mask, MaskArgs, MaskParams, Nm, NmArgs, NmParams,
-    STATE_WORDS, Scan, ScanArgs, ScanParams, Score, Scores, Spend, SpendArgs, SpendParams, mask_words,
-    score_bits,
-};
-use crate::memory::{Element, View};
+use crate::kernels::select::{BLOCK_LEN, Score, Scores, score_bits};
+use crate::memory::View;
 use crate::methods::histogram::{Histogram, Place, Window};
 use crate::methods::source::CheckpointSource;
 use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::{DType, usize_of};
 use crate::stream::{
-    self, Budget, Buffers, Chunk, Clock, Cuts, Direction, End, Job, Layout, Plan, Sink, Source, Stage,
-    Stream, Sweep, TensorSpec, Timings,
+    self, Budget, Buffers, Chunk, Clock, Cuts, Direction, End, Job, Layout, Plan, Sink, Stage, Stream, Sweep,
+    TensorSpec, Timings,
 };
-
-/// How many are kept.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Keep {
-    /// This share of the elements: k = fraction · elements, rounded to the nearest integer, halves to the even one.
-    Fraction(f64),
-    /// Exactly so many.
-    Count(u64),
-}
-
-/// Among what the best are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// Among the elements of all tensors.
-    #[default]
-    Global,
-    /// In each tensor among its own.
-    Tensor,
-}
-
-impl Keep {
-    /// k for so many elements.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for a fraction outside 0 to 1, or more than there are.
-    pub fn of(self, op: &str, elements: u64) -> Result<u64> {
-        match self {
-            Self::Fraction(fraction) if (0.0..=1.0).contains(&fraction) => {
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "between 0 and a u64"
-                )]
-                let k = (fraction * elements as f64).round_ties_even() as u64;
-                Ok(k.min(elements))
-            }
-            Self::Fraction(fraction) => Err(Error::argument(
-                op,
-                format!("a share of {fraction} cannot be kept; give one from 0 to 1"),
-            )),
-            Self::Count(k) if k <= elements => Ok(k),
-            Self::Count(k) => {
-                let problem =
-                    format!("{k} elements cannot be kept, there are {elements}; give at most that many");
-                Err(Error::argument(op, problem))
-            }
-        }
-    }
-}
 
 /// How many elements may be in one chunk within a budget, three of which are on their way at a time; never more than the
 /// default, which is as fast as any.
@@ -144,39 +97,6 @@ pub fn piece_elements(budget: &Budget) -> Result<u64> {
 
 /// Elements of a chunk where nothing else is asked for: 4 MiB of f32.
 pub const PIECE_ELEMENTS: u64 = 1 << 20;
-
-/// Where the kept ones end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
-    /// The bits of the score of the last one kept; above every score where nothing is kept.
-    pub threshold: u32,
-    /// How many of the scores equal to it are kept.
-    pub ties: u64,
-    /// How many scores are equal to it.
-    pub equal: u64,
-}
-
-impl Cut {
-    /// Nothing is kept.
-    pub const NOTHING: Self = Self { threshold: u32::MAX, ties: 0, equal: 0 };
-
-    /// The cut after the `k` best, if `fine` has a bin for every score and the k-th best is in one.
-    #[must_use]
-    pub fn after(k: u64, fine: &Histogram) -> Option<Self> {
-        match fine.place(k) {
-            Place::In { bin, better, count } if fine.window.shift == 0 => {
-                Some(Self { threshold: fine.window.low + bin, ties: k - better, equal: count })
-            }
-            _ => None,
-        }
-    }
-
-    /// The score of the last one kept, if any is.
-    #[must_use]
-    pub fn score(&self) -> Option<f32> {
-        (self.threshold != u32::MAX).then(|| f32::from_bits(self.threshold))
-    }
-}
 
 /// A tensor to be ranked.
 #[derive(Clone, Copy, Debug)]
@@ -242,38 +162,9 @@ pub(super) struct Selector<'a> {
     pub(super) timings: Timings,
 }
 
-/// Memory that all chunks share; what a chunk has of its own is in the ring's slots.
-struct Lanes {
-    above: View,
-    ties: View,
-    /// How many ties are left, 64 bits.
-    left: View,
-    /// A fault of a step that writes other results too: no two of its buffers may share memory.
-    fault: View,
-    coarse: Lane,
-    fine: Lane,
-}
-
-/// A window being counted.
-struct Lane {
-    state: View,
-    counts: View,
-}
-
-/// Consecutive elements of one ranked tensor: what a pass makes a tensor of its plan from.
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    tensor: usize,
-    start: u64,
-    len: u64,
-}
-
 /// Samples for the guess: so many runs of so many neighbours.
 const RUNS: u64 = 512;
 const RUN: u64 = 128;
-
-/// A chunk's mask lies behind its fault word, 256 bytes on: the strictest device's alignment.
-const MASK_AT: u64 = 64;
 
 impl<'a> Selector<'a> {
     /// A selector in chunks of at most `room` elements.
@@ -594,323 +485,9 @@ impl<'a> Selector<'a> {
     }
 }
 
-/// Ranges of tensors as parts, in groups of at most `most` elements.
-fn parts(tensors: &[Ranked], range: Range<usize>, most: u64) -> Vec<Vec<Part>> {
-    let mut groups = vec![Vec::new()];
-    let mut room = most;
-    for tensor in range {
-        let mut start = 0;
-        while start < tensors[tensor].len {
-            if room == 0 {
-                groups.push(Vec::new());
-                room = most;
-            }
-            let len = (tensors[tensor].len - start).min(room);
-            groups.last_mut().expect("made with one group").push(Part { tensor, start, len });
-            (start, room) = (start + len, room - len);
-        }
-    }
-    groups
-}
-
-/// Classes of a plan that keep parts in order, and what belongs to each class.
-struct Classes {
-    of_part: Vec<u32>,
-    /// Elements that must not be cut apart.
-    units: Vec<u64>,
-    strides: Vec<u64>,
-    /// The cut of each class, and whether it is the first class of that cut.
-    cuts: Vec<(usize, bool)>,
-}
-
-impl Classes {
-    /// A class is a run of neighbours with one cut, one combination of types and one stride: a plan lays tensors out by
-    /// class and types, first come, first served, so that these stay in order.
-    fn of(tensors: &[Ranked], parts: &[Part], ranges: &[(Range<usize>, Cut)]) -> Self {
-        let mut classes =
-            Self { of_part: Vec::new(), units: Vec::new(), strides: Vec::new(), cuts: Vec::new() };
-        let mut last = None;
-        for part in parts {
-            let Ranked { theta, fisher, stride, unit, .. } = tensors[part.tensor];
-            let cut = ranges.partition_point(|(range, _)| range.end <= part.tensor);
-            let kind = (cut, theta.map(|theta| theta.1), fisher.1, stride, unit);
-            if last != Some(kind) {
-                let first = classes.cuts.last().is_none_or(|&(before, _)| before != cut);
-                classes.units.push(unit);
-                classes.strides.push(stride);
-                classes.cuts.push((cut, first));
-                last = Some(kind);
-            }
-            classes.of_part.push(u32::try_from(classes.units.len() - 1).expect("fewer classes than tensors"));
-        }
-        classes
-    }
-}
-
-/// A source of parts, from one of tensors.
-struct PartSource<'a> {
-    source: &'a CheckpointSource<'a>,
-    parts: &'a [Part],
-}
-
-impl Source for PartSource<'_> {
-    fn read(&self, part: usize, start: u64, out: &mut [u8]) -> Result<()> {
-        let Part { tensor, start: first, .. } = self.parts[part];
-        self.source.read(tensor, first + start, out)
-    }
-}
-
-/// A sink of parts, into one of tensors.
-struct PartSink<'a> {
-    sink: &'a dyn Sink,
-    parts: &'a [Part],
-}
-
-impl Sink for PartSink<'_> {
-    fn write(&self, part: usize, start: u64, bytes: &[u8]) -> Result<()> {
-        let Part { tensor, start: first, .. } = self.parts[part];
-        self.sink.write(tensor, first + start, bytes)
-    }
-}
-
-/// A pass that counts.
-struct Counting<'s, 'a> {
-    selector: &'s Selector<'a>,
-    parts: &'s [Part],
-    windows: &'s [Window],
-}
-
-impl Sweep for Counting<'_, '_> {
-    fn result_words(&self) -> u64 {
-        1
-    }
-
-    fn record(&self, recording: &mut Recording, chunk: &Chunk, buffers: &Buffers) -> Result<()> {
-        let (scores, theta, fisher) = self.selector.scored(chunk, buffers);
-        for &Window { low, shift, bins } in self.windows {
-            let lane = self.selector.lanes.lane(Window { low, shift, bins });
-            let args = HistogramArgs {
-                theta: theta.clone(),
-                fisher: fisher.clone(),
-                state: lane.state.clone(),
-                counts: lane.counts.clone(),
-                fault: results(buffers).first(1)?,
-            };
-            let kernel = HistogramKernel { scores, local: bins <= LOCAL_BINS };
-            recording.dispatch(&kernel, HistogramParams { len: len32(chunk), shift, bins }, args)?;
-        }
-        Ok(())
-    }
-
-    fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
-        self.selector.refuse_fault(self.parts, chunk, results[0])
-    }
-}
-
-/// By what the last pass keeps.
-#[derive(Clone, Copy)]
-enum Keeping<'s> {
-    /// What is above a cut, and the first of the ties.
-    Cuts(&'s [(Range<usize>, Cut)]),
-    /// So many of every so many.
-    Pattern(u32, u32),
-}
-
-/// The pass that makes masks, and zeros in the place of what is not kept.
-struct Applying<'s, 'a> {
-    selector: &'s Selector<'a>,
-    parts: &'s [Part],
-    classes: &'s Classes,
-    keeping: Keeping<'s>,
-    pruned: bool,
-    take: Take<'s>,
-    /// What `take` took.
-    seconds: f64,
-}
-
-impl Sweep for Applying<'_, '_> {
-    fn result_words(&self) -> u64 {
-        MASK_AT + mask_words(self.selector.room)
-    }
-
-    fn record(&self, recording: &mut Recording, chunk: &Chunk, buffers: &Buffers) -> Result<()> {
-        let results = results(buffers);
-        let mask = View::new(
-            results.memory().clone(),
-            results.offset() + 4 * MASK_AT,
-            mask_words(chunk.elements),
-            Element::U32,
-        )?;
-        match self.keeping {
-            Keeping::Cuts(cuts) => self.record_cut(recording, chunk, buffers, cuts, &mask)?,
-            Keeping::Pattern(keep, size) => {
-                self.record_pattern(recording, chunk, buffers, (keep, size), &mask)?;
-            }
-        }
-        if self.pruned {
-            let pruned = buffers.streams.last().expect("the last stream is the pruned model").clone();
-            recording.copy(&buffers.streams[0], &pruned)?;
-            let args = ChooseArgs { base: mask.clone(), mask, model: pruned };
-            let kernel = Choose { model: chunk.dtypes[0], zero: true };
-            recording.dispatch(&kernel, ChooseParams { len: len32(chunk) }, args)?;
-        }
-        Ok(())
-    }
-
-    fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
-        self.selector.refuse_fault(self.parts, chunk, results[0])?;
-        let started = Instant::now();
-        let mask: &[u8] = bytemuck::cast_slice(&results[usize_of(MASK_AT)..]);
-        for segment in &chunk.segments {
-            let part = self.parts[segment.tensor];
-            let mask = &mask[usize_of(segment.at)..usize_of(segment.at + segment.len)];
-            (self.take)(Kept { tensor: part.tensor, start: part.start + segment.start, mask })?;
-        }
-        self.seconds += started.elapsed().as_secs_f64();
-        Ok(())
-    }
-}
-
-impl Applying<'_, '_> {
-    /// The ties that are left run along the chunks, where the kernels are: the host never waits for them.
-    fn record_cut(
-        &self,
-        recording: &mut Recording,
-        chunk: &Chunk,
-        buffers: &Buffers,
-        cuts: &[(Range<usize>, Cut)],
-        mask: &View,
-    ) -> Result<()> {
-        let (scores, theta, fisher) = self.selector.scored(chunk, buffers);
-        let Lanes { above, ties, left, coarse, .. } = &self.selector.lanes;
-        let state = &coarse.state;
-        if let Some(cut) = self.beginning(chunk, cuts) {
-            let first = u32::try_from(cut.ties).unwrap_or(u32::MAX);
-            self.selector.backend.upload(state, bytemuck::cast_slice(&[cut.threshold, first]))?;
-            self.selector.backend.upload(left, &cut.ties.to_le_bytes())?;
-        }
-        let blocks = chunk.elements.div_ceil(BLOCK_LEN);
-        let (above, ties) = (above.first(blocks + 1)?, ties.first(blocks + 1)?);
-        let (theta, fisher) = (theta.clone(), fisher.clone());
-        let len = len32(chunk);
-        let args = CountArgs {
-            theta: theta.clone(),
-            fisher: fisher.clone(),
-            state: state.clone(),
-            above,
-            ties: ties.clone(),
-        };
-        recording.dispatch(&Count { scores }, CountParams { len }, args)?;
-        let blocks = u32::try_from(blocks).expect("fewer blocks than elements");
-        recording.dispatch(&Scan, ScanParams { len: blocks }, ScanArgs { counts: ties.clone() })?;
-        let args = MaskArgs { theta, fisher, state: state.clone(), ties: ties.clone(), mask: mask.clone() };
-        recording.dispatch(&Mask { scores }, MaskParams { len }, args)?;
-        let args = SpendArgs { ties, left: left.clone(), state: state.clone() };
-        recording.dispatch(&Spend, SpendParams { len: blocks }, args)?;
-        Ok(())
-    }
-
-    /// The cut that begins with this chunk, if one does.
-    fn beginning(&self, chunk: &Chunk, cuts: &[(Range<usize>, Cut)]) -> Option<Cut> {
-        let (cut, first) = self.classes.cuts[chunk.class as usize];
-        let segment = chunk.segments.first()?;
-        let of_class = self.classes.of_part.partition_point(|&class| class < chunk.class);
-        (first && segment.tensor == of_class && segment.start == 0).then(|| cuts[cut].1)
-    }
-
-    fn record_pattern(
-        &self,
-        recording: &mut Recording,
-        chunk: &Chunk,
-        buffers: &Buffers,
-        (keep, size): (u32, u32),
-        mask: &View,
-    ) -> Result<()> {
-        let (scores, theta, fisher) = self.selector.scored(chunk, buffers);
-        let stride = u32::try_from(self.classes.strides[chunk.class as usize]).unwrap_or(u32::MAX);
-        let args = NmArgs {
-            theta: theta.clone(),
-            fisher: fisher.clone(),
-            mask: mask.clone(),
-            fault: self.selector.lanes.fault.clone(),
-        };
-        recording.clear(&args.fault);
-        let fault = args.fault.clone();
-        recording.dispatch(&Nm { scores }, NmParams { len: len32(chunk), keep, size, stride }, args)?;
-        recording.copy(&fault, &results(buffers).first(1)?)?;
-        Ok(())
-    }
-}
-
-impl Lanes {
-    fn new(backend: &Backend, room: u64) -> Result<Self> {
-        let words = |len: u64| backend.alloc(len, Element::U32);
-        let lane = |bins: u32| {
-            Ok::<_, Error>(Lane { state: words(STATE_WORDS)?, counts: words(u64::from(bins) + 2)? })
-        };
-        let blocks = room.div_ceil(BLOCK_LEN) + 1;
-        Ok(Self {
-            above: words(blocks)?,
-            ties: words(blocks)?,
-            left: words(2)?,
-            fault: words(1)?,
-            coarse: lane(Window::COARSE.bins)?,
-            fine: lane(1 << Window::COARSE.shift)?,
-        })
-    }
-
-    fn lane(&self, window: Window) -> &Lane {
-        if window.bins <= LOCAL_BINS { &self.coarse } else { &self.fine }
-    }
-}
-
-fn results(buffers: &Buffers) -> &View {
-    buffers.results.as_ref().expect("this sweep asks for results")
-}
-
-fn len32(chunk: &Chunk) -> u32 {
-    u32::try_from(chunk.elements).expect("the room of a chunk is a u32")
-}
-
 /// A number that looks random, the same for the same `n` (splitmix64).
 fn scatter(n: u64) -> u64 {
     let z = (n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z ^ (z >> 27)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn k_is_rounded_half_to_even() {
-        for (fraction, elements, k) in [
-            (0.5, 1, 0),
-            (0.5, 3, 2),
-            (0.5, 5, 2),
-            (0.25, 6, 2),
-            (0.005, 5329, 27),
-            (1.0, 7, 7),
-            (0.0, 7, 0),
-            (1.0, 0, 0),
-        ] {
-            assert_eq!(
-                Keep::Fraction(fraction).of("t", elements).expect("a share"),
-                k,
-                "{fraction} of {elements}"
-            );
-        }
-        assert_eq!(Keep::Fraction(1.0).of("t", u64::MAX).expect("a share"), u64::MAX);
-    }
-
-    #[test]
-    fn shares_and_counts_that_cannot_be_kept_are_refused() {
-        for keep in [Keep::Fraction(-0.1), Keep::Fraction(1.1), Keep::Fraction(f64::NAN), Keep::Count(8)] {
-            let refused = keep.of("prune", 7).expect_err("it must be refused");
-            assert_eq!(refused.exit_code(), 2, "{refused}");
-        }
-        let refused = Keep::Count(8).of("prune", 7).expect_err("it must be refused").to_string();
-        assert!(refused.contains("8 elements cannot be kept, there are 7"), "{refused}");
-    }
 }

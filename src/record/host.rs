@@ -4,11 +4,16 @@ use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
+use super::merge::{self, MergeStep};
 use super::{Recording, Step};
 use crate::backend::wrong_backend;
 use crate::error::Result;
 use crate::kernel::{Access, Args, Binding, Cost, Kernel, Slice, SliceMut, Slot};
+use crate::kernels::merge::{
+    Fisher, FisherArgs, FisherParams, HostStep as MergeOnHost, Words, add_to, merge_on_host,
+};
 use crate::memory::{Memory, View, busy};
+use crate::shape::usize_of;
 
 /// One kernel's host execution with its arguments bound.
 pub(super) struct HostStep {
@@ -28,6 +33,11 @@ impl HostStep {
             Ok(())
         };
         Self { label: K::NAME, cost, run: Box::new(run) }
+    }
+
+    /// The steps of one merge, block by block.
+    pub(super) fn merge(steps: Vec<MergeStep>, cost: Cost) -> Self {
+        Self { label: Fisher::NAME, cost, run: Box::new(move || run_merge(&steps)) }
     }
 
     pub(super) fn label(&self) -> &'static str {
@@ -66,6 +76,32 @@ impl Recording {
         }
         Ok(())
     }
+}
+
+fn run_merge(steps: &[MergeStep]) -> Result<()> {
+    // Steps may count in the same place, or side by side in one.
+    for ((_, _, args), words) in steps.iter().zip(merge_blocks(steps)?) {
+        let Memory::Host(memory) = args.counts.memory() else { return Err(wrong_backend("run on the host")) };
+        memory.write(|bytes| add_to(cast_slice_mut(&mut bytes[range(&args.counts)]), words))?;
+    }
+    Ok(())
+}
+
+/// Writes the result, and tells what each step counts.
+fn merge_blocks(steps: &[MergeStep]) -> Result<Vec<Words>> {
+    let views: Vec<[View; 5]> = steps.iter().map(|(_, _, args)| merge::inputs(args)).collect();
+    let mut guards =
+        views.iter().map(|views| lock(views, FisherArgs::BINDINGS)).collect::<Result<Vec<_>>>()?;
+    let (_, FisherParams { len, .. }, FisherArgs { merged, .. }) = &steps[steps.len() - 1];
+    let binding = Binding { name: "merged", access: Access::Write };
+    let mut written = lock(std::slice::from_ref(merged), &[binding])?;
+    let mut bound = Vec::with_capacity(steps.len());
+    for (((kernel, params, _), views), guards) in steps.iter().zip(&views).zip(&mut guards) {
+        let mut slots = views.iter().zip(guards).map(|(view, guard)| guard.slot(view).read());
+        let inputs = std::array::from_fn(|_| slots.next().expect("as many guards as inputs"));
+        bound.push(MergeOnHost::new(*kernel, params, inputs));
+    }
+    Ok(merge_on_host(usize_of((*len).into()), &bound, written[0].slot(merged).write()))
 }
 
 /// A lock on one argument's memory, as long as the step runs.

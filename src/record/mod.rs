@@ -10,8 +10,11 @@ mod encode;
 pub mod fisher;
 mod host;
 pub mod likelihood;
+mod merge;
 pub mod ops;
 pub mod top_k;
+
+pub use merge::MergeStep;
 
 use std::any::TypeId;
 use std::fmt;

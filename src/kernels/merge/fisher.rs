@@ -151,22 +151,21 @@ impl Kernel for Fisher {
     }
 
     fn host(&self, params: &FisherParams, args: FisherSlices<'_>) {
-        let len = params.len as usize;
         let uses_state = !(self.first && self.last);
         let state = uses_state.then_some(args.state);
         let merged = self.last.then_some(args.merged);
-        let models = [
-            (args.theta_a, self.fisher[0].map(|_| args.fisher_a), params.model_a()),
-            (args.theta_b, self.fisher[1].map(|_| args.fisher_b), params.model_b()),
-        ];
-        let models = &models[..if self.pair { 2 } else { 1 }];
+        let step = HostStep::new(
+            *self,
+            params,
+            [args.theta_a, args.fisher_a, args.theta_b, args.fisher_b, args.reference],
+        );
         host::for_blocks(
-            len,
+            params.len as usize,
             state,
             merged,
             args.counts,
             #[inline(always)]
-            |scratch, counts, block| self.block(models, args.reference, scratch, counts, block),
+            |scratch, counts, block| step.block(scratch, counts, block),
         );
     }
 
@@ -187,14 +186,38 @@ impl Kernel for Fisher {
 static ONES: [f32; BLOCK] = [1.0; BLOCK];
 
 /// θ, F and the numbers of one model.
-type HostModel<'a> = (Slice<'a>, Option<Slice<'a>>, Model);
+pub(super) type HostModel<'a> = (Slice<'a>, Option<Slice<'a>>, Model);
+
+/// A step and what it reads.
+#[derive(Clone, Copy)]
+pub(crate) struct HostStep<'a> {
+    pub(super) kernel: Fisher,
+    /// The second one is none where the step has no pair.
+    models: [HostModel<'a>; 2],
+    pub(super) reference: Slice<'a>,
+}
 
 /// One model's numbers.
 #[derive(Clone, Copy)]
-struct Model {
-    factor: Factor,
+pub(super) struct Model {
+    pub(super) factor: Factor,
     share: f32,
     floor: u32,
+}
+
+impl Model {
+    /// In plain f32, with `shift` added to the exponents of weights.
+    #[inline(always)]
+    pub(super) fn plain<'a>(
+        self,
+        shift: i32,
+        theta: &'a [f32],
+        fisher: &'a [f32],
+        counted: bool,
+    ) -> Option<plain::Model<'a>> {
+        let Self { factor, share, floor: least } = self;
+        Some(plain::Model { theta, fisher, factor: PlainFactor::new(factor, shift)?, share, least, counted })
+    }
 }
 
 impl FisherParams {
@@ -209,17 +232,25 @@ impl FisherParams {
     }
 }
 
-impl Fisher {
+impl<'a> HostStep<'a> {
+    /// With θ_a, F_a, θ_b, F_b and θ_ref.
+    pub(crate) fn new(kernel: Fisher, params: &FisherParams, inputs: [Slice<'a>; 5]) -> Self {
+        let [theta_a, fisher_a, theta_b, fisher_b, reference] = inputs;
+        let models = [
+            (theta_a, kernel.fisher[0].map(|_| fisher_a), params.model_a()),
+            (theta_b, kernel.fisher[1].map(|_| fisher_b), params.model_b()),
+        ];
+        Self { kernel, models, reference }
+    }
+
+    pub(super) fn models(&self) -> &[HostModel<'a>] {
+        &self.models[..if self.kernel.pair { 2 } else { 1 }]
+    }
+
     #[inline(always)]
-    fn block(
-        &self,
-        models: &[HostModel<'_>],
-        reference: Slice<'_>,
-        scratch: &mut host::Scratch,
-        counts: &mut host::Words,
-        mut block: Block<'_>,
-    ) {
-        if self.plain_block(models, reference, scratch, counts, &mut block) {
+    pub(super) fn block(&self, scratch: &mut host::Scratch, counts: &mut host::Words, mut block: Block<'_>) {
+        let (kernel, models, reference) = (self.kernel, self.models(), self.reference);
+        if self.plain_block(scratch, counts, &mut block) {
             return;
         }
         let Block { start, len, state, merged } = block;
@@ -228,7 +259,7 @@ impl Fisher {
         let origin = origin.load(reference.range(start, len));
         let mut state = state.map(|state| state.cast::<u32>());
         match &state {
-            Some(state) if !self.first => tallies.load(&state[..4 * len]),
+            Some(state) if !kernel.first => tallies.load(&state[..4 * len]),
             _ => tallies.start(),
         }
         for (m, (t, f, model)) in models.iter().enumerate() {
@@ -243,7 +274,7 @@ impl Fisher {
             host::count_outcome(counts, tallies, len);
             out.store(merged, |merged| {
                 tallies.finish(origin, merged);
-                host::count_unrepresentable(counts, start, merged, self.merged);
+                host::count_unrepresentable(counts, start, merged, kernel.merged);
             });
         } else if let Some(state) = &mut state {
             tallies.save(&mut state[..4 * len]);
@@ -254,12 +285,11 @@ impl Fisher {
     #[inline(always)]
     fn plain_block(
         &self,
-        models: &[HostModel<'_>],
-        reference: Slice<'_>,
         scratch: &mut host::Scratch,
         counts: &mut host::Words,
         block: &mut Block<'_>,
     ) -> bool {
+        let (kernel, models, reference) = (self.kernel, self.models(), self.reference);
         let Block { start, len, .. } = *block;
         let host::Scratch { theta, fisher, origin, second, plain: scratch, .. } = scratch;
         let a = models[0];
@@ -271,35 +301,27 @@ impl Fisher {
             .get(1)
             .map(|&b| (b, second.0.load(b.0.range(start, len)), load_fisher(&mut second.1, b.1, start, len)));
         let step =
-            BlockStep { first: self.first, origin, exponent: a.2.factor.exponent, merged: self.merged };
+            BlockStep { first: kernel.first, origin, exponent: a.2.factor.exponent, merged: kernel.merged };
         step.merge(
             scratch,
             counts,
             block,
             #[inline(always)]
             |step| {
-                let model = |((_, f, model), theta, fisher): (HostModel<'_>, _, _)| {
-                    Some(plain::Model {
-                        theta,
-                        fisher,
-                        factor: PlainFactor::new(model.factor, step.shift)?,
-                        share: model.share,
-                        least: model.floor,
-                        counted: f.is_some(),
-                    })
-                };
                 let b = match b {
-                    Some(b) => Some(model(b)?),
+                    Some(((_, f, model), theta, fisher)) => {
+                        Some(model.plain(step.shift, theta, fisher, f.is_some())?)
+                    }
                     None => None,
                 };
-                Some(plain::fisher(model((a, theta, fisher))?, b, step))
+                Some(plain::fisher(a.2.plain(step.shift, theta, fisher, a.1.is_some())?, b, step))
             },
         )
     }
 }
 
 /// A block of Fishers, or of ones where there are none.
-fn load_fisher<'a>(
+pub(super) fn load_fisher<'a>(
     scratch: &'a mut Floats,
     fisher: Option<Slice<'a>>,
     start: usize,

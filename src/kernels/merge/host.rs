@@ -45,6 +45,8 @@ pub(super) struct Scratch {
     /// Weights and Fisher of a second model.
     pub(super) second: (Floats, Floats),
     pub(super) plain: plain::Scratch,
+    /// A block's state between steps that come straight after each other.
+    pub(super) state: Vec<u128>,
 }
 
 /// Pulls of a method that has none: a zero weight with the least exponent changes no exponent and no pull.
@@ -270,7 +272,7 @@ pub(super) fn load_origin<'a>(
 }
 
 /// The `counts` words of one task.
-pub(super) type Words = [u32; COUNT_WORDS as usize];
+pub(crate) type Words = [u32; COUNT_WORDS as usize];
 
 /// Adds `flags` of elements from `start` to the count at `slot` and its first place.
 pub(super) fn note(counts: &mut Words, slot: usize, start: usize, flags: impl Iterator<Item = bool>) {
@@ -359,6 +361,34 @@ pub(super) fn for_blocks(
     counts: SliceMut<'_>,
     each: impl Fn(&mut Scratch, &mut Words, Block<'_>) + Send + Sync,
 ) {
+    let [sum] = counted(
+        len,
+        state,
+        merged,
+        1,
+        #[inline(always)]
+        |scratch, words, block| each(scratch, &mut words[0], block),
+    )[..] else {
+        unreachable!("one step counts once")
+    };
+    add_to(counts.cast(), sum);
+}
+
+/// Adds what was counted to a `counts` buffer.
+pub(crate) fn add_to(counts: &mut [u32], sum: Words) {
+    let mut before = Words::default();
+    before.copy_from_slice(counts);
+    counts.copy_from_slice(&add(before, sum));
+}
+
+/// Shares the blocks of `len` parameters out to the cores, compiled for the widest vectors, and adds up what they count in each of `steps` steps.
+pub(super) fn counted(
+    len: usize,
+    state: Option<SliceMut<'_>>,
+    merged: Option<SliceMut<'_>>,
+    steps: usize,
+    each: impl Fn(&mut Scratch, &mut [Words], Block<'_>) + Send + Sync,
+) -> Vec<Words> {
     let task_len = task_len(len);
     let tasks = len.div_ceil(task_len);
     let mut states = state.map(|s| s.chunks(4 * task_len).into_iter());
@@ -370,10 +400,11 @@ pub(super) fn for_blocks(
             Block { start: task * task_len, len: task_len.min(len - task * task_len), state, merged }
         })
         .collect();
-    let sum = pieces
+    let nothing = || vec![Words::default(); steps];
+    pieces
         .into_par_iter()
         .map_init(Scratch::default, |scratch, piece| {
-            let mut words = Words::default();
+            let mut words = nothing();
             vectorised(
                 #[inline(always)]
                 || {
@@ -384,11 +415,7 @@ pub(super) fn for_blocks(
             );
             words
         })
-        .reduce(Words::default, add);
-    let counts: &mut [u32] = counts.cast();
-    let mut before = Words::default();
-    before.copy_from_slice(counts);
-    counts.copy_from_slice(&add(before, sum));
+        .reduce(nothing, |a, b| a.into_iter().zip(b).map(|(a, b)| add(a, b)).collect())
 }
 
 impl<'a> Block<'a> {

@@ -8,9 +8,13 @@
 mod fisher;
 mod host;
 mod plain;
+mod steps;
 mod ubgm;
 
+pub(crate) use fisher::HostStep;
 pub use fisher::{Fisher, FisherArgs, FisherParams, FisherSlices};
+pub(crate) use host::{Words, add_to};
+pub(crate) use steps::merge_on_host;
 pub use ubgm::{Ubgm, UbgmArgs, UbgmParams, UbgmSlices};
 
 use crate::error::Result;

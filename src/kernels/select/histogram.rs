@@ -164,10 +164,17 @@ impl Window {
 /// Increments of one address wait for each other, so neighbours in memory use different tables.
 const TABLES: usize = 4;
 
+/// A window that all scores lie in has bins of this many bits of them, or of several times as many.
+const SHIFT: u32 = 20;
+
+/// So many scores differ in the bits above.
+const BINS: usize = 1 << (31 - SHIFT);
+
 /// One thread's counts.
 struct Tally {
-    /// Where every score lies in the window: tables beside each other.
-    tables: Vec<[u32; TABLES]>,
+    window: Window,
+    /// Where every score lies in the window: tables beside each other, of a size that the compiler knows, so that no index needs a check.
+    tables: Option<Box<[[u32; TABLES]; BINS]>>,
     /// Where few do, and the window is small or many did: a table.
     sparse: Vec<u32>,
     /// Else the slots of those that did. A table of a large window would take longer to make than a chunk to count.
@@ -191,7 +198,8 @@ impl Tally {
         let small = window.bins <= LOCAL_BINS;
         let dense = window.holds_all() && small;
         let mut tally = Self {
-            tables: vec![[0; TABLES]; if dense { slots } else { 0 }],
+            window,
+            tables: dense.then(|| Box::new([[0; TABLES]; BINS])),
             sparse: vec![0; if small && !dense { slots } else { 0 }],
             hits: Vec::new(),
             outside: [0; 2],
@@ -207,29 +215,13 @@ impl Tally {
             }
             if top == BAD {
                 tally.careful(bits, start, window);
-            } else if dense {
-                tally.dense(bits, window);
+            } else if let Some(tables) = &mut tally.tables {
+                dense_block(tables, bits);
             } else {
                 tally.sparse(bits, window);
             }
         }
         tally
-    }
-
-    /// Where every score lies in the window.
-    #[inline(always)]
-    fn dense(&mut self, bits: &[u32], window: Window) {
-        let last = self.tables.len() - 1;
-        let mut fours = bits.chunks_exact(TABLES);
-        for four in &mut fours {
-            for (table, &b) in four.iter().enumerate() {
-                // The minimum never takes effect: it tells the compiler that the index is in range.
-                self.tables[((b >> window.shift) as usize + 1).min(last)][table] += 1;
-            }
-        }
-        for &b in fours.remainder() {
-            self.tables[window.slot(b)][0] += 1;
-        }
     }
 
     /// Where few scores lie in the window: only groups that have one are looked at one by one.
@@ -271,17 +263,17 @@ impl Tally {
             if b == BAD {
                 let index = u32::try_from(start + i).expect("the length of a step is a u32");
                 self.fault = self.fault.max(!index);
-            } else if self.tables.is_empty() {
-                self.hit(window.slot(b));
+            } else if let Some(tables) = &mut self.tables {
+                dense_block(tables, &[b]);
             } else {
-                self.tables[window.slot(b)][0] += 1;
+                self.hit(window.slot(b));
             }
         }
     }
 
     fn add_to(&self, counts: &mut [u32]) {
-        for (sum, table) in counts.iter_mut().zip(&self.tables) {
-            *sum += table.iter().sum::<u32>();
+        for (bin, table) in (0..).zip(self.tables.iter().flat_map(|tables| tables.iter())) {
+            counts[self.window.slot(bin << SHIFT)] += table.iter().sum::<u32>();
         }
         for (sum, count) in counts.iter_mut().zip(&self.sparse) {
             *sum += count;
@@ -294,12 +286,29 @@ impl Tally {
     }
 }
 
+/// Scores that all lie in the window.
+#[inline(always)]
+fn dense_block(tables: &mut [[u32; TABLES]; BINS], bits: &[u32]) {
+    // The remainder is the number itself.
+    let bin = |b: u32| (b >> SHIFT) as usize % BINS;
+    let mut fours = bits.chunks_exact(TABLES);
+    for four in &mut fours {
+        for (table, &b) in four.iter().enumerate() {
+            tables[bin(b)][table] += 1;
+        }
+    }
+    for &b in fours.remainder() {
+        tables[bin(b)][0] += 1;
+    }
+}
+
 impl Checked for Histogram {
     fn cases() -> Vec<Case<Self>> {
         let mut cases = Vec::new();
         for scores in all_scores() {
             let inputs = Inputs::mixed(scores, 1, 5000);
             cases.push(case("coarse", true, &inputs, (0, 20, LOCAL_BINS)));
+            cases.push(case("coarser", true, &inputs, (0, 24, 128)));
             cases.push(case("fine", false, &inputs, (0x3e80_0000, 12, 4096)));
         }
         let fish = all_scores()[0];

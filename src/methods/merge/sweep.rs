@@ -16,7 +16,7 @@ use crate::kernels::merge::{
 use crate::memory::{Element, View};
 use crate::methods::source::{CheckpointSource, FISHER_VALUES, OutputSink};
 use crate::progress::Progress;
-use crate::record::Recording;
+use crate::record::{MergeStep, Recording};
 use crate::shape::DType;
 use crate::stream::{self, Buffers, Chunk, End, Job, Sweep};
 
@@ -86,15 +86,16 @@ impl Sweep for MergeSweep<'_> {
     fn record(&self, recording: &mut Recording, chunk: &Chunk, buffers: &Buffers) -> Result<()> {
         let by_base = self.pass.weighted && self.inputs.options.method == Method::Ubgm;
         let steps = self.inputs.steps(self.pass.weighted);
+        let mut merge = Vec::with_capacity(steps);
         for step in 0..steps {
             let buffers = self.step_buffers(chunk, buffers, step, steps)?;
             if by_base {
                 self.record_ubgm(recording, chunk, &buffers, step, steps)?;
             } else {
-                self.record_fisher(recording, chunk, &buffers, step, steps)?;
+                merge.push(self.fisher_step(Owner::of(recording.caps()), chunk, &buffers, step, steps));
             }
         }
-        Ok(())
+        if by_base { Ok(()) } else { recording.merge(merge).map(|_| ()) }
     }
 
     fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
@@ -139,14 +140,14 @@ impl MergeSweep<'_> {
         Ok(StepBuffers { streams, state, merged, counts })
     }
 
-    fn record_fisher(
+    fn fisher_step(
         &self,
-        recording: &mut Recording,
+        owner: Owner,
         chunk: &Chunk,
         buffers: &StepBuffers<'_>,
         step: usize,
         steps: usize,
-    ) -> Result<()> {
+    ) -> MergeStep {
         let per_model = if self.pass.weighted { 2 } else { 1 };
         let models = self.inputs.models.len();
         let (a, pair) = (2 * step, 2 * step + 1 < models);
@@ -162,7 +163,7 @@ impl MergeSweep<'_> {
             first: step == 0,
             last: step + 1 == steps,
             pair,
-            owner: Owner::of(recording.caps()),
+            owner,
         };
         let (weight_a, weight_b) = (self.weight(a), self.weight(b));
         let params = FisherParams {
@@ -186,7 +187,7 @@ impl MergeSweep<'_> {
             merged: buffers.merged.clone(),
             counts: buffers.counts.clone(),
         };
-        recording.dispatch(&kernel, params, args).map(|_| ())
+        (kernel, params, args)
     }
 
     /// λ over the normaliser, λ's share of the plain average so far, and the floor.

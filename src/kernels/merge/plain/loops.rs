@@ -2,7 +2,7 @@
 
 use super::bounds::{Exponents, Extremes, span};
 use super::running::{Running, Tally, exponent_of};
-use super::{End, Model, OneModel, Seen, State, Step};
+use super::{End, Model, OneModel, Seen, State, Step, StepOfMany, Sums};
 use crate::kernel::{BLOCK, vectorised};
 
 /// Calls a loop that knows at compile time which of the flags are set.
@@ -20,12 +20,23 @@ macro_rules! with_flags {
 const YES: bool = true;
 const NO: bool = false;
 
-/// What a step of a Fisher merge starts from: the state of the step before,
+/// What a loop over Fisher merges starts from: the state of a step before,
 const BEFORE: u8 = 0;
 /// nothing,
 const NOTHING: u8 = 1;
-/// or nothing, and its first model is the reference itself, as in every merge of files: there is one stream less to read, and one division less.
+/// nothing, where the first model is the reference itself, as in every merge of files: there is one stream less to read, and one division less,
 const REFERENCE: u8 = 2;
+/// or sums. What it leaves: sums,
+const SUMS: u8 = 3;
+/// a state,
+const STATE: u8 = 4;
+/// or the result.
+const MERGED: u8 = 5;
+
+/// What a loop starts from that starts with these.
+fn beginning(a: Model<'_>, origin: &[f32]) -> u8 {
+    if std::ptr::eq(a.theta, origin) { REFERENCE } else { NOTHING }
+}
 
 /// One step of a Fisher merge, of one model or two.
 pub(in crate::kernels::merge) fn fisher(a: Model<'_>, b: Option<Model<'_>>, step: Step<'_>) -> Seen {
@@ -33,59 +44,98 @@ pub(in crate::kernels::merge) fn fisher(a: Model<'_>, b: Option<Model<'_>>, step
     let b = b.unwrap_or(a);
     let floor = a.least | b.least > 0;
     let Step { origin, before, end, shift } = step;
-    let (after, merged, limit): (&mut State, &mut [f32], f32) = match end {
-        End::State(after) => (after, &mut [], f32::INFINITY),
-        End::Merged(merged, limit) => (&mut [], merged, limit),
+    let (kind, after, merged, limit): (u8, &mut State, &mut [f32], f32) = match end {
+        End::State(after) => (STATE, after, &mut [], f32::INFINITY),
+        End::Merged(merged, limit) => (MERGED, &mut [], merged, limit),
     };
-    let last = !merged.is_empty();
-    let start = match before {
-        Some(_) => BEFORE,
-        None if std::ptr::eq(a.theta, origin) => REFERENCE,
-        None => NOTHING,
-    };
-    let before = before.unwrap_or_default();
-    let rest = (shift, limit);
+    let start = if before.is_some() { BEFORE } else { beginning(a, origin) };
+    let (before, rest) = (before.unwrap_or_default(), (shift, limit));
+    macro_rules! from_to {
+        ($start:ident, $end:ident) => {
+            with_flags!(fisher_loop::<$start, $end>(
+                a, b, origin, before, after, &mut [], &mut [], &mut [], &mut [], merged, rest
+            ); pair, floor)
+        };
+    }
     vectorised(
         #[inline(always)]
-        || match start {
-            BEFORE => {
-                with_flags!(fisher_loop::<BEFORE>(a, b, origin, before, after, merged, rest); last, pair, floor)
-            }
-            REFERENCE => {
-                with_flags!(fisher_loop::<REFERENCE>(a, b, origin, before, after, merged, rest); last, pair, floor)
-            }
-            _ => {
-                with_flags!(fisher_loop::<NOTHING>(a, b, origin, before, after, merged, rest); last, pair, floor)
-            }
+        || match (start, kind) {
+            (BEFORE, STATE) => from_to!(BEFORE, STATE),
+            (BEFORE, _) => from_to!(BEFORE, MERGED),
+            (REFERENCE, STATE) => from_to!(REFERENCE, STATE),
+            (REFERENCE, _) => from_to!(REFERENCE, MERGED),
+            (_, STATE) => from_to!(NOTHING, STATE),
+            _ => from_to!(NOTHING, MERGED),
         },
     )
 }
 
+/// The same of a step that is followed by others over the same block, or follows them.
+pub(in crate::kernels::merge) fn fisher_of_many(
+    a: Model<'_>,
+    b: Option<Model<'_>>,
+    step: StepOfMany<'_>,
+) -> Seen {
+    let pair = b.is_some();
+    let b = b.unwrap_or(a);
+    let floor = a.least | b.least > 0;
+    let StepOfMany { origin, first, merged, shift, sums } = step;
+    let last = merged.is_some();
+    let (merged, limit): (&mut [f32], f32) = merged.unwrap_or((&mut [], f32::INFINITY));
+    let Sums { mean, sum, largest, unfloored } = sums;
+    let (start, rest) = (if first { beginning(a, origin) } else { SUMS }, (shift, limit));
+    macro_rules! from_to {
+        ($start:ident, $end:ident) => {
+            with_flags!(fisher_loop::<$start, $end>(
+                a, b, origin, &[], &mut [], mean, sum, largest, unfloored, merged, rest
+            ); pair, floor)
+        };
+    }
+    vectorised(
+        #[inline(always)]
+        || match (start, last) {
+            (SUMS, true) => from_to!(SUMS, MERGED),
+            (SUMS, false) => from_to!(SUMS, SUMS),
+            (REFERENCE, _) => from_to!(REFERENCE, SUMS),
+            _ => from_to!(NOTHING, SUMS),
+        },
+    )
+}
+
+/// Every array is an argument of its own: only then does the compiler know that no two overlap, and vectorises the loop.
+#[expect(clippy::too_many_arguments, reason = "see above")]
 #[inline(always)]
-fn fisher_loop<const START: u8, const LAST: bool, const PAIR: bool, const FLOOR: bool>(
+fn fisher_loop<const START: u8, const END: u8, const PAIR: bool, const FLOOR: bool>(
     a: Model<'_>,
     b: Model<'_>,
     origin: &[f32],
     before: &State,
     after: &mut State,
+    mean: &mut [f32],
+    sum: &mut [f32],
+    largest: &mut [f32],
+    unfloored: &mut [u32],
     merged: &mut [f32],
     (shift, limit): (i32, f32),
 ) -> Seen {
     let n = origin.len().min(BLOCK);
     let (theta_a, fisher_a) = (&a.theta[..n], &a.fisher[..n]);
     let (theta_b, fisher_b, origin) = (&b.theta[..n], &b.fisher[..n], &origin[..n]);
-    let before = &before[..if START == BEFORE { n } else { 0 }];
-    let (after, merged) = (&mut after[..if LAST { 0 } else { n }], &mut merged[..if LAST { n } else { 0 }]);
+    let used = |by: bool| if by { n } else { 0 };
+    let (before, after) = (&before[..used(START == BEFORE)], &mut after[..used(END == STATE)]);
+    let sums = used(START == SUMS || END == SUMS);
+    let (mean, sum, largest) = (&mut mean[..sums], &mut sum[..sums], &mut largest[..sums]);
+    let (unfloored, merged) = (&mut unfloored[..sums], &mut merged[..used(END == MERGED)]);
     let mut tally = Tally::default();
     let (mut extremes_a, mut extremes_b) = (Extremes::NONE, Extremes::NONE);
     let mut exponents = Exponents::NONE;
     let counted = (u32::from(a.counted), u32::from(b.counted));
     for i in 0..n {
         let (mut bits_a, mut bits_b) = (fisher_a[i].to_bits(), fisher_b[i].to_bits());
-        let mut unfloored = 1;
+        let mut above = 1;
         if FLOOR {
             let (below_a, below_b) = (u32::from(bits_a < a.least), u32::from(bits_b < b.least));
-            unfloored = 1 - if PAIR { below_a & below_b } else { below_a };
+            above = 1 - if PAIR { below_a & below_b } else { below_a };
             tally.raised += (below_a & counted.0) + if PAIR { below_b & counted.1 } else { 0 };
             (bits_a, bits_b) = (bits_a.max(a.least), bits_b.max(b.least));
         }
@@ -93,14 +143,15 @@ fn fisher_loop<const START: u8, const LAST: bool, const PAIR: bool, const FLOOR:
         let weight = f32::from_bits(bits_a) * a.factor.value;
         let exponent = exponent_of(bits_a, a.factor);
         let distance = if START == REFERENCE { 0.0 } else { theta_a[i] - origin[i] };
-        let mut running = if START == BEFORE {
-            let mut running = Running::load(&before[i], shift, &mut exponents);
-            running.add(weight, weight, exponent, distance, a.share);
-            running.unfloored |= unfloored;
-            running
-        } else {
-            Running::first(weight, exponent, distance, a.share, unfloored)
+        let mut running = match START {
+            BEFORE => Running::load(&before[i], shift, &mut exponents),
+            SUMS => Running::of(mean[i], sum[i], largest[i], if FLOOR { unfloored[i] } else { 1 }),
+            _ => Running::first(weight, exponent, distance, a.share),
         };
+        if matches!(START, BEFORE | SUMS) {
+            running.add(weight, weight, exponent, distance, a.share);
+        }
+        running.unfloored |= above;
         if PAIR {
             extremes_b.add(bits_b);
             let weight = f32::from_bits(bits_b) * b.factor.value;
@@ -111,15 +162,22 @@ fn fisher_loop<const START: u8, const LAST: bool, const PAIR: bool, const FLOOR:
                 running.add(weight, weight, exponent, distance, b.share);
             }
         }
-        if LAST {
+        if END == MERGED {
             let value = running.result(origin[i]);
             merged[i] = value;
             tally.end(running, value);
-        } else {
+            continue;
+        }
+        tally.check(running.mean);
+        if START == REFERENCE {
+            tally.check(origin[i]);
+        }
+        if END == STATE {
             running.save(&mut after[i], shift);
-            tally.check(running.mean);
-            if START == REFERENCE {
-                tally.check(origin[i]);
+        } else {
+            (mean[i], sum[i], largest[i]) = (running.mean, running.sum, running.largest);
+            if FLOOR {
+                unfloored[i] = running.unfloored;
             }
         }
     }

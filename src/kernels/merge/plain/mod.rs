@@ -15,11 +15,11 @@ mod running;
 #[cfg(test)]
 mod tests;
 
-pub(super) use loops::{fisher, ubgm};
+pub(super) use loops::{fisher, fisher_of_many, ubgm};
 
 use super::Factor;
 use super::host::{self, Block, Words, pow2};
-use crate::kernel::Floats;
+use crate::kernel::{BLOCK, Floats, SliceMut};
 use crate::shape::DType;
 
 /// A factor of weights as one f32.
@@ -85,6 +85,34 @@ enum End<'a> {
     Merged(&'a mut [f32], f32),
 }
 
+/// What steps over a block hand on to each other where one comes straight after the other: all in units of the same power of two, and so without
+/// exponents.
+pub(super) struct Sums {
+    mean: [f32; BLOCK],
+    sum: [f32; BLOCK],
+    largest: [f32; BLOCK],
+    /// Kept where there are floors: without them no Fisher is below one.
+    unfloored: [u32; BLOCK],
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        Self { mean: [0.0; BLOCK], sum: [0.0; BLOCK], largest: [0.0; BLOCK], unfloored: [1; BLOCK] }
+    }
+}
+
+/// What such a step has besides models.
+pub(super) struct StepOfMany<'a> {
+    /// θ_ref.
+    origin: &'a [f32],
+    first: bool,
+    /// The result of the last one, and the least magnitude that cannot be stored.
+    merged: Option<(&'a mut [f32], f32)>,
+    /// What is added to the exponents of all weights.
+    pub(super) shift: i32,
+    sums: &'a mut Sums,
+}
+
 /// What a merge of a block has seen of it.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Seen {
@@ -108,6 +136,19 @@ impl Seen {
         (largest - smallest <= 110).then(|| -i32::midpoint(smallest, largest))
     }
 
+    /// Of weights that are added up: so many of each of these.
+    fn of_many(mut self, models: usize) -> Self {
+        let more = models.ilog2().cast_signed() + 1;
+        self.range = self.range.map(|(smallest, largest)| (smallest, largest + more));
+        self
+    }
+
+    /// What two steps have seen together, but for what they count.
+    fn and(self, other: &Self) -> Self {
+        let range = bounds::span([self.range, other.range].into_iter().flatten());
+        Self { unfit: self.unfit || other.unfit, range, ..Self::default() }
+    }
+
     fn count(&self, counts: &mut Words) {
         let seen = [self.fallback, self.floored, self.dominated, self.raised];
         counts.iter_mut().zip(seen).for_each(|(count, more)| *count += more);
@@ -122,6 +163,22 @@ pub(super) struct Scratch {
     /// A state that may have to be thrown away.
     state: Vec<[u32; 4]>,
     merged: Floats,
+    /// Of steps that come straight after each other, and what each has seen.
+    sums: Option<Box<Sums>>,
+    seen: Vec<Seen>,
+}
+
+/// What `attempt` has seen once a power of two fitted: twice at most, as what is found the first time is centred the second.
+#[inline(always)]
+fn fitted(scratch: &mut Scratch, mut attempt: impl FnMut(&mut Scratch) -> Option<Seen>) -> Option<Seen> {
+    for _ in 0..2 {
+        let seen = attempt(scratch).filter(|seen| !seen.unfit)?;
+        match seen.shift()? {
+            0 => return Some(seen),
+            more => scratch.shift += more,
+        }
+    }
+    None
 }
 
 /// One step over a block: what is not a model's.
@@ -146,22 +203,16 @@ impl BlockStep<'_> {
         block: &mut Block<'_>,
         mut merge: impl FnMut(Step<'_>) -> Option<Seen>,
     ) -> bool {
-        // Twice at most: what the first time finds is centred the second.
-        for _ in 0..2 {
-            let Some(seen) = self.attempt(scratch, block, &mut merge).filter(|seen| !seen.unfit) else {
-                return false;
-            };
-            match seen.shift() {
-                Some(0) => {
-                    seen.count(counts);
-                    self.keep(scratch, block);
-                    return true;
-                }
-                Some(more) => scratch.shift += more,
-                None => return false,
-            }
+        let seen = fitted(
+            scratch,
+            #[inline(always)]
+            |scratch| self.attempt(scratch, block, &mut merge),
+        );
+        if let Some(seen) = seen {
+            seen.count(counts);
+            self.keep(scratch, block);
         }
-        false
+        seen.is_some()
     }
 
     #[inline(always)]
@@ -171,7 +222,7 @@ impl BlockStep<'_> {
         block: &mut Block<'_>,
         merge: &mut impl FnMut(Step<'_>) -> Option<Seen>,
     ) -> Option<Seen> {
-        let Scratch { state: kept, merged: out, shift } = scratch;
+        let Scratch { state: kept, merged: out, shift, .. } = scratch;
         let shift = shift.checked_sub(self.exponent)?;
         let (origin, first) = (self.origin, self.first);
         let state: &mut State = block.state.as_mut().map_or(&mut [], |state| state.reborrow().cast());
@@ -184,10 +235,14 @@ impl BlockStep<'_> {
         };
         let limit = host::too_large(self.merged);
         let mut seen = None;
-        out.store(merged.reborrow(), |merged| {
-            let before = (!first).then_some(&*state);
-            seen = merge(Step { origin, before, end: End::Merged(merged, limit), shift });
-        });
+        out.store(
+            merged.reborrow(),
+            #[inline(always)]
+            |merged| {
+                let before = (!first).then_some(&*state);
+                seen = merge(Step { origin, before, end: End::Merged(merged, limit), shift });
+            },
+        );
         seen
     }
 
@@ -197,5 +252,71 @@ impl BlockStep<'_> {
         if let (false, None, Some(state)) = (self.first, &block.merged, &mut block.state) {
             state.reborrow().cast::<[u32; 4]>().copy_from_slice(&scratch.state);
         }
+    }
+}
+
+/// All steps of a merge over a block, one straight after the other: what is not a model's.
+pub(super) struct BlockSteps<'s> {
+    pub(super) steps: usize,
+    /// θ_ref.
+    pub(super) origin: &'s [f32],
+    /// As of [`BlockStep`].
+    pub(super) exponent: i32,
+    /// Storage of the result.
+    pub(super) merged: DType,
+}
+
+impl BlockSteps<'_> {
+    /// Merges a block by `merge`, which does the step of an index and is given the exponent to add to those of the weights (none if that leaves
+    /// f32's range). Tells whether the block was merged and counted, each step by itself; if not, the result is anything.
+    #[inline(always)]
+    pub(super) fn merge(
+        &self,
+        scratch: &mut Scratch,
+        counts: &mut [Words],
+        merged: &mut SliceMut<'_>,
+        mut merge: impl FnMut(usize, StepOfMany<'_>) -> Option<Seen>,
+    ) -> bool {
+        let seen = fitted(
+            scratch,
+            #[inline(always)]
+            |scratch| self.attempt(scratch, merged, &mut merge),
+        );
+        let fits = seen.is_some();
+        if fits {
+            counts.iter_mut().zip(&scratch.seen).for_each(|(counts, seen)| seen.count(counts));
+        }
+        fits
+    }
+
+    #[inline(always)]
+    fn attempt(
+        &self,
+        scratch: &mut Scratch,
+        merged: &mut SliceMut<'_>,
+        merge: &mut impl FnMut(usize, StepOfMany<'_>) -> Option<Seen>,
+    ) -> Option<Seen> {
+        let Scratch { shift, merged: out, sums, seen, .. } = scratch;
+        let (shift, origin) = (shift.checked_sub(self.exponent)?, self.origin);
+        let sums = &mut **sums.get_or_insert_default();
+        seen.clear();
+        let last = self.steps - 1;
+        for at in 0..last {
+            seen.push(merge(
+                at,
+                StepOfMany { origin, first: at == 0, merged: None, shift, sums: &mut *sums },
+            )?);
+        }
+        let limit = host::too_large(self.merged);
+        out.store(
+            merged.reborrow(),
+            #[inline(always)]
+            |merged| {
+                let merged = Some((merged, limit));
+                seen.extend(merge(last, StepOfMany { origin, first: last == 0, merged, shift, sums }));
+            },
+        );
+        let all = seen.iter().fold(Seen::default(), Seen::and);
+        (seen.len() == self.steps).then(|| all.of_many(2 * self.steps))
     }
 }

@@ -15,8 +15,8 @@ pub(super) fn exponent_of(bits: u32, factor: PlainFactor) -> i32 {
 #[derive(Clone, Copy)]
 pub(super) struct Running {
     pub(super) mean: f32,
-    sum: f32,
-    largest: f32,
+    pub(super) sum: f32,
+    pub(super) largest: f32,
     exponent: i32,
     pub(super) unfloored: u32,
 }
@@ -47,9 +47,15 @@ impl Running {
 
     /// The first model of a Fisher merge.
     #[inline(always)]
-    pub(super) fn first(weight: f32, exponent: i32, distance: f32, share: f32, unfloored: u32) -> Self {
+    pub(super) fn first(weight: f32, exponent: i32, distance: f32, share: f32) -> Self {
         let mean = distance * if weight > 0.0 { 1.0 } else { share };
-        Self { mean, sum: weight, largest: weight, exponent, unfloored }
+        Self { mean, sum: weight, largest: weight, exponent, unfloored: 0 }
+    }
+
+    /// One that never was a state, and will be none: it needs no exponent.
+    #[inline(always)]
+    pub(super) fn of(mean: f32, sum: f32, largest: f32, unfloored: u32) -> Self {
+        Self { mean, sum, largest, exponent: 0, unfloored }
     }
 
     /// The first model of a merge by a base.

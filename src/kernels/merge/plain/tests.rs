@@ -9,7 +9,7 @@ use crate::kernel::noise;
 use crate::kernels::Owner;
 use crate::kernels::merge::host::NOTHING;
 use crate::memory::{Element, View};
-use crate::record::Recording;
+use crate::record::{MergeStep, Recording};
 
 /// Models that are merged in several steps.
 #[derive(Clone)]
@@ -79,47 +79,84 @@ impl Models {
     }
 
     fn fisher(&self) -> Left {
-        let (thetas, fishers) = self.views();
-        let count = thetas.len();
-        let reference = if self.copied { self.views().0.swap_remove(0) } else { thetas[0].clone() };
-        self.run(count.div_ceil(2), |recording, step, [state, merged, counts]| {
-            let (a, pair) = (2 * step, 2 * step + 1 < count);
-            let b = if pair { a + 1 } else { a };
-            let f32s = DType::F32;
-            let kernel = Fisher {
-                theta: [f32s; 2],
-                fisher: [Some(f32s); 2],
-                reference: f32s,
-                merged: f32s,
-                first: step == 0,
-                last: b + 1 == count,
-                pair,
-                owner: Owner::Workgroup,
-            };
-            let share = |m: usize| 1.0 / (m as f32 + 1.0);
-            let params = FisherParams {
-                len: u32::try_from(self.len).expect("tests are small"),
-                lambda_a: self.factors[a].mantissa,
-                exponent_a: self.factors[a].exponent,
-                share_a: share(a),
-                floor_a: self.floor.to_bits(),
-                lambda_b: self.factors[b].mantissa,
-                exponent_b: self.factors[b].exponent,
-                share_b: share(b),
-                floor_b: self.floor.to_bits(),
-            };
-            let args = FisherArgs {
-                theta_a: thetas[a].clone(),
-                fisher_a: fishers[a].clone(),
-                theta_b: thetas[b].clone(),
-                fisher_b: fishers[b].clone(),
-                reference: reference.clone(),
-                state,
-                merged,
-                counts,
-            };
+        let inputs = self.inputs();
+        self.run(self.steps(), |recording, step, left| {
+            let (kernel, params, args) = self.fisher_step(&inputs, step, left);
             recording.dispatch(&kernel, params, args).expect("views fit");
         })
+    }
+
+    /// The result of all steps block by block, and what each counted.
+    fn fisher_at_once(&self) -> (Vec<u32>, Vec<Counts>) {
+        let (host, inputs) = (Backend::Host, self.inputs());
+        let alloc = |len: u64, element| host.alloc(len, element).expect("a small buffer");
+        let state = alloc(state_words(self.len as u64), Element::U32);
+        let merged = alloc(self.len as u64, Element::F32);
+        let counts: Vec<View> = (0..self.steps()).map(|_| alloc(COUNT_WORDS, Element::U32)).collect();
+        let step = |step: usize| {
+            self.fisher_step(&inputs, step, [state.clone(), merged.clone(), counts[step].clone()])
+        };
+        let mut recording = Recording::new(&host);
+        recording.merge((0..self.steps()).map(step).collect()).expect("views fit");
+        host.run(&recording).expect("the steps run on the host");
+        let words = |view: &View| host.download::<u32>(view).expect("the host's memory");
+        (words(&merged), counts.iter().map(|view| Counts::of(&words(view))).collect())
+    }
+
+    fn steps(&self) -> usize {
+        self.thetas.len().div_ceil(2)
+    }
+
+    /// Models, Fishers and the reference.
+    fn inputs(&self) -> (Vec<View>, Vec<View>, View) {
+        let (thetas, fishers) = self.views();
+        let reference = if self.copied { self.views().0.swap_remove(0) } else { thetas[0].clone() };
+        (thetas, fishers, reference)
+    }
+
+    fn fisher_step(
+        &self,
+        (thetas, fishers, reference): &(Vec<View>, Vec<View>, View),
+        step: usize,
+        [state, merged, counts]: [View; 3],
+    ) -> MergeStep {
+        let count = thetas.len();
+        let (a, pair) = (2 * step, 2 * step + 1 < count);
+        let b = if pair { a + 1 } else { a };
+        let f32s = DType::F32;
+        let kernel = Fisher {
+            theta: [f32s; 2],
+            fisher: [Some(f32s); 2],
+            reference: f32s,
+            merged: f32s,
+            first: step == 0,
+            last: b + 1 == count,
+            pair,
+            owner: Owner::Workgroup,
+        };
+        let share = |m: usize| 1.0 / (m as f32 + 1.0);
+        let params = FisherParams {
+            len: u32::try_from(self.len).expect("tests are small"),
+            lambda_a: self.factors[a].mantissa,
+            exponent_a: self.factors[a].exponent,
+            share_a: share(a),
+            floor_a: self.floor.to_bits(),
+            lambda_b: self.factors[b].mantissa,
+            exponent_b: self.factors[b].exponent,
+            share_b: share(b),
+            floor_b: self.floor.to_bits(),
+        };
+        let args = FisherArgs {
+            theta_a: thetas[a].clone(),
+            fisher_a: fishers[a].clone(),
+            theta_b: thetas[b].clone(),
+            fisher_b: fishers[b].clone(),
+            reference: reference.clone(),
+            state,
+            merged,
+            counts,
+        };
+        (kernel, params, args)
     }
 
     /// The last model is the base.
@@ -211,6 +248,26 @@ fn steps_of_many_models_leave_the_bits_of_steps_with_exponents() {
             let plain = models.fisher();
             for other in general(models) {
                 assert_same(&plain, &other.fisher(), &format!("{count} models, setting {setting}"));
+            }
+        }
+    }
+}
+
+/// Blocks that one power of two fits, that none fits, and that have something to be reported.
+#[test]
+fn steps_block_by_block_have_the_bits_and_counts_of_steps_one_by_one() {
+    for count in 1..=7 {
+        for (setting, models) in settings(count).iter().enumerate() {
+            for (case, models) in [models.clone()].into_iter().chain(general(models)).enumerate() {
+                let mut models = models;
+                models.thetas[count - 1][BLOCK + 3] = f32::INFINITY;
+                models.fishers[count / 2][2 * BLOCK + 5] = f32::NAN;
+                let one_by_one = models.fisher();
+                let (merged, counts) = models.fisher_at_once();
+                let what = format!("{count} models, setting {setting}, case {case}");
+                assert_eq!(merged, one_by_one[models.steps() - 1].0, "{what}");
+                let expected: Vec<Counts> = one_by_one.iter().map(|(_, counts)| *counts).collect();
+                assert_eq!(counts, expected, "{what}");
             }
         }
     }

@@ -1,0 +1,135 @@
+//! Merges of several steps.
+
+use super::host::HostStep;
+use super::{Recording, Step, check_views, overlap};
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::kernel::{Args, Cost, Kernel};
+use crate::kernels::merge::{Fisher, FisherArgs, FisherParams};
+use crate::memory::View;
+
+/// One step of a merge.
+pub type MergeStep = (Fisher, FisherParams, FisherArgs);
+
+impl Recording {
+    /// Appends the steps of one merge, in order, over the same parameters. On the host they are run block by block, which spares the state
+    /// between them; what it holds afterwards is not defined. The result has the bits of the steps dispatched one by one.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if the steps are not those of one merge, and as [`Recording::dispatch`].
+    pub fn merge(&mut self, steps: Vec<MergeStep>) -> Result<&mut Self> {
+        check_order(&steps)?;
+        if steps.len() < 2 || !matches!(self.backend, Backend::Host) || writes_inputs(&steps) {
+            for (kernel, params, args) in steps {
+                self.dispatch(&kernel, params, args)?;
+            }
+            return Ok(self);
+        }
+        let mut cost = Cost::default();
+        for (kernel, params, args) in &steps {
+            kernel.launch(params, args, &self.caps)?;
+            check_views::<Fisher>(args, &self.backend, &self.caps)?;
+            let step = kernel.cost(params, args);
+            // What a step hands on to the next is not moved.
+            let state = 16 * u64::from(params.len) * (u64::from(!kernel.first) + u64::from(!kernel.last));
+            cost.bytes += step.bytes - state;
+            cost.flops += step.flops;
+        }
+        if steps[0].1.len > 0 {
+            self.steps.push(Step::Host(HostStep::merge(steps, cost)));
+        }
+        Ok(self)
+    }
+}
+
+/// The first step starts from nothing, the last one writes the result, and all are over the same parameters.
+fn check_order(steps: &[MergeStep]) -> Result<()> {
+    let last = steps.len().saturating_sub(1);
+    let in_order = |(at, (kernel, params, _)): (usize, &MergeStep)| {
+        kernel.first == (at == 0) && kernel.last == (at == last) && params.len == steps[0].1.len
+    };
+    if !steps.is_empty() && steps.iter().enumerate().all(in_order) {
+        return Ok(());
+    }
+    let problem = "expected a first step, a last step, and all of the same length";
+    Err(Error::argument("merge", problem))
+}
+
+/// Whether the result lies where an earlier step reads: it may be written only after all blocks of that step then.
+fn writes_inputs(steps: &[MergeStep]) -> bool {
+    let merged = &steps[steps.len() - 1].2.merged;
+    steps.iter().any(|(_, _, args)| inputs(args).iter().any(|input| overlap(input, merged)))
+}
+
+/// What a step reads, in the order of its bindings.
+pub(super) fn inputs(args: &FisherArgs) -> [View; 5] {
+    let views = args.views();
+    std::array::from_fn(|binding| views[binding].clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Checked;
+    use crate::kernels::merge::{COUNT_WORDS, state_words};
+    use crate::memory::Element;
+
+    /// Steps that merge three models of 5000 parameters, the last one into `merged` (or a buffer of its own), and that buffer.
+    fn three(merged: impl Fn(&[View]) -> Option<View>) -> (Vec<MergeStep>, View) {
+        let host = Backend::Host;
+        let len = 5000_u32;
+        let values = |m: u32| (0..len).map(|p| ((p * 7 + m * 13) % 101) as f32).collect::<Vec<_>>();
+        let models: Vec<View> =
+            (0..6).map(|m| host.buffer(&values(m), Element::F32).expect("a small buffer")).collect();
+        let alloc = |len: u64, element| host.alloc(len, element).expect("a small buffer");
+        let merged = merged(&models).unwrap_or_else(|| alloc(len.into(), Element::F32));
+        let state = alloc(state_words(len.into()), Element::U32);
+        let bench = Fisher::bench(len.into());
+        let step = |at: usize| {
+            let (first, a, b) = (at == 0, 2 * at, (2 * at + 1).min(2));
+            let kernel = Fisher { first, last: !first, pair: first, ..bench.kernel };
+            let spare = alloc(8, Element::F32);
+            let args = FisherArgs {
+                theta_a: models[a].clone(),
+                fisher_a: models[3 + a].clone(),
+                theta_b: models[b].clone(),
+                fisher_b: models[3 + b].clone(),
+                reference: models[0].clone(),
+                state: state.clone(),
+                merged: if first { spare } else { merged.clone() },
+                counts: alloc(COUNT_WORDS, Element::U32),
+            };
+            (kernel, bench.params, args)
+        };
+        let steps = vec![step(0), step(1)];
+        (steps, merged)
+    }
+
+    fn merged((steps, merged): (Vec<MergeStep>, View)) -> Vec<u32> {
+        let mut recording = Recording::new(&Backend::Host);
+        recording.merge(steps).expect("the steps are those of one merge");
+        Backend::Host.run(&recording).expect("the host is there");
+        Backend::Host.download(&merged).expect("the host's memory")
+    }
+
+    /// The second model is read by the first step alone, so the last one may write over it.
+    #[test]
+    fn a_result_may_lie_where_an_earlier_step_reads() {
+        let apart = merged(three(|_| None));
+        assert!(apart.iter().any(|&word| word != 0));
+        assert_eq!(apart, merged(three(|models| Some(models[1].clone()))));
+    }
+
+    #[test]
+    fn steps_of_several_merges_are_refused() {
+        let mut recording = Recording::new(&Backend::Host);
+        let (steps, _) = three(|_| None);
+        for wrong in [vec![], steps[..1].to_vec(), steps[1..].to_vec(), [&steps[..], &steps[..]].concat()] {
+            assert!(matches!(recording.merge(wrong), Err(Error::Argument { .. })));
+        }
+        let mut shorter = steps;
+        shorter[1].1.len -= 1;
+        assert!(matches!(recording.merge(shorter), Err(Error::Argument { .. })));
+        assert!(recording.is_empty());
+    }
+}
