@@ -297,9 +297,12 @@ impl<'a> HostStep<'a> {
         let theta = theta.load(theta_a);
         let origin = host::load_origin(origin, reference, theta_a, theta);
         let fisher = load_fisher(fisher, a.1, start, len);
-        let b = models
-            .get(1)
-            .map(|&b| (b, second.0.load(b.0.range(start, len)), load_fisher(&mut second.1, b.1, start, len)));
+        // No `map`: its closure would be a function of its own, without the wide vectors.
+        let mut b = None;
+        if let Some(&model) = models.get(1) {
+            let theta = second.0.load(model.0.range(start, len));
+            b = Some((model, theta, load_fisher(&mut second.1, model.1, start, len)));
+        }
         let step =
             BlockStep { first: kernel.first, origin, exponent: a.2.factor.exponent, merged: kernel.merged };
         step.merge(
@@ -321,6 +324,7 @@ impl<'a> HostStep<'a> {
 }
 
 /// A block of Fishers, or of ones where there are none.
+#[inline(always)]
 pub(super) fn load_fisher<'a>(
     scratch: &'a mut Floats,
     fisher: Option<Slice<'a>>,
