@@ -58,11 +58,13 @@ pub fn all(backend: &Backend, report: impl FnMut(Verdict)) {
     kernels::visit_all(&mut Run { backend, report });
 }
 
-/// Runs one kernel's cases, without those that exchange values in subgroups of another size than the device's.
+/// Runs one kernel's cases, without those that the device cannot run and never does: that exchange values in subgroups of another size than
+/// its own, or bind more buffers than it allows.
 #[must_use]
 pub fn kernel<K: Kernel>(backend: &Backend, mut cases: Vec<Case<K>>) -> Verdict {
     let caps = backend.caps();
     cases.retain(|case| caps.is_host || [0, caps.subgroup].contains(&case.kernel.subgroup()));
+    cases.retain(|_| K::Args::BINDINGS.len() <= caps.max_storage_buffers as usize);
     let mut verdict =
         Verdict { kernel: K::NAME, cases: cases.len(), elements: 0, worst: 0.0, failures: Vec::new() };
     for case in cases {

@@ -148,11 +148,16 @@ fn a_dropped_factor_is_seen() {
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn swapped_operands_are_seen() {
     shader_is_refused::<Ema>("F32 } p=8 ", "update(v.lo, g.lo)", "update(g.lo, v.lo)", "exp_avg_sq[0]: got");
-    let (from, to) = ("model(tally, false, tb, fb", "model(tally, false, tb, fa");
+    let (from, to) = ("with_model(tally, false, tb, fb", "with_model(tally, false, tb, fa");
     shader_is_refused::<merge::Fisher>("magnitude: 38", from, to, "merged[");
     // What an invocation alone counts, not handed over.
-    let from = "atomicAdd(&counts[slot], count);";
+    let from = "atomicAdd(&counts[word_of_own(slot)], count);";
     shader_is_refused::<merge::Fisher>("magnitude: 38 } alone", from, "", "counts[");
+    let (from, to) = ("models.td, models.fd, zero, d)", "models.td, models.fc, zero, d)");
+    shader_is_refused::<merge::FisherFour>("magnitude: 38", from, to, "merged[");
+    // What the first of two steps raised, counted with the second's.
+    let (from, to) = ("raised[model / 2u]", "raised[1u]");
+    shader_is_refused::<merge::FisherFour>("floor: [0.25", from, to, "counts[3]");
 }
 
 #[test]
@@ -264,7 +269,7 @@ fn a_sum_that_overflows_is_seen() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_forgotten_floor_is_seen() {
-    let from = "select(good, vec4<u32>(least), raised)";
+    let from = "select(good, vec4<u32>(model.least), raised)";
     shader_is_refused::<merge::Fisher>("floor: [0.25", from, "good", "merged[");
 }
 
@@ -274,14 +279,29 @@ fn errors_in_selection_are_seen() {
     let (from, to) = ("score.hi == threshold", "score.hi >= threshold");
     shader_is_refused::<select::Count>("", from, to, "ties[");
     shader_is_refused::<select::Mask>("", "rank < most", "rank <= most", "mask[");
-    let (from, to) = ("ties[block + 1u] <= most", "before <= most");
+    let (from, to) = ("if ties[block + 1u] <= most", "if before <= most");
     shader_is_refused::<select::Mask>("", from, to, "mask[");
     shader_is_refused::<select::Gather>("", "end; strip++", "end; strip += 2u", "indices[");
     shader_is_refused::<select::Histogram>("", "atomicMax(&fault[0]", "atomicMin(&fault[0]", "fault[0]: got");
+    shader_is_refused::<select::Histogram>(
+        "sparse",
+        "both.x + both.y == 8u",
+        "both.x + both.y >= 7u",
+        "counts[",
+    );
+    shader_is_refused::<select::Histogram>("lengths", "octet * 8u >= 8u", "octet * 8u >= 7u", "counts[");
     shader_is_refused::<select::Scan>("2049", "carried += sum_of_all();", "", "counts[2048]: got");
     // A tie that goes to the later element.
     let (from, to) = ("group_scores[i] && j < i", "group_scores[i] && j > i");
-    shader_is_refused::<select::Nm>("", from, to, "mask[");
+    shader_is_refused::<select::Nm>("apart", from, to, "mask[");
+    // The forms without barriers, and of groups that lie beside each other.
+    let (from, to) = ("*before = rank.w + equal.w", "*before = rank.w");
+    shader_is_refused::<select::Mask>("alone", from, to, "mask[");
+    shader_is_refused::<select::Mask>("alone", "(score >= least) & inside", "score > least", "mask[");
+    shader_is_refused::<select::Gather>("in runs", "(*place).ties += u32(tie)", "", "indices[");
+    shader_is_refused::<select::Nm>("4:8 stride 1 beside", "better.lo + across.lo", "better.lo", "mask[");
+    shader_is_refused::<select::Nm>("2:4 stride 1 beside", "2u - zx - zy + wz", "2u - zx - zy", "mask[");
+    shader_is_refused::<select::Nm>("bad at 5 beside", "of_a, of_b", "of_b, of_b", "fault[0]");
     shader_is_refused::<select::Choose>("", "lo.yw, hi.yw", "lo.xz, hi.xz", "model[");
     // The borrow from the upper half.
     shader_is_refused::<select::Spend>("", "high -= 1u;", "", "left[1]: got");

@@ -1,4 +1,4 @@
-// Sums over the rows of each square, of neighbouring columns eight at a time: an invocation has up to four octets of them, WORKGROUP
+// Sums over the rows of each square, of neighbouring columns eight at a time: an invocation has up to eight octets of them, WORKGROUP
 // octets apart, and no barrier. Expects lib/dtype.wgsl, params.samples, params.fold and params.positions (rows of a sample), `weight`, the overrides
 // WORKGROUP and SQUARED, and the kernel's functions
 //   term(row, octet) -> Eight         one octet of one row
@@ -18,6 +18,10 @@ struct Columns {
     b: Eight,
     c: Eight,
     d: Eight,
+    e: Eight,
+    f: Eight,
+    g: Eight,
+    h: Eight,
 }
 
 fn plus(x: Eight, y: Eight) -> Eight {
@@ -36,6 +40,18 @@ fn with_row(sums: Columns, row: u32, octet: u32, last: u32) -> Columns {
     }
     if OCTETS > 3u {
         next.d = plus(next.d, term(row, min(octet + 3u * WORKGROUP, last)));
+    }
+    if OCTETS > 4u {
+        next.e = plus(next.e, term(row, min(octet + 4u * WORKGROUP, last)));
+    }
+    if OCTETS > 5u {
+        next.f = plus(next.f, term(row, min(octet + 5u * WORKGROUP, last)));
+    }
+    if OCTETS > 6u {
+        next.g = plus(next.g, term(row, min(octet + 6u * WORKGROUP, last)));
+    }
+    if OCTETS > 7u {
+        next.h = plus(next.h, term(row, min(octet + 7u * WORKGROUP, last)));
     }
     return next;
 }
@@ -57,6 +73,10 @@ fn of_square(square: u32, factor: f32, octet: u32, octets: u32) -> Columns {
         Eight(squared(sums.b.lo, factor), squared(sums.b.hi, factor)),
         Eight(squared(sums.c.lo, factor), squared(sums.c.hi, factor)),
         Eight(squared(sums.d.lo, factor), squared(sums.d.hi, factor)),
+        Eight(squared(sums.e.lo, factor), squared(sums.e.hi, factor)),
+        Eight(squared(sums.f.lo, factor), squared(sums.f.hi, factor)),
+        Eight(squared(sums.g.lo, factor), squared(sums.g.hi, factor)),
+        Eight(squared(sums.h.lo, factor), squared(sums.h.hi, factor)),
     );
 }
 
@@ -85,6 +105,10 @@ fn columns(begin: u32, end: u32, octet: u32, octets: u32, first: u32) {
             total.b = plus(total.b, sums.b);
             total.c = plus(total.c, sums.c);
             total.d = plus(total.d, sums.d);
+            total.e = plus(total.e, sums.e);
+            total.f = plus(total.f, sums.f);
+            total.g = plus(total.g, sums.g);
+            total.h = plus(total.h, sums.h);
         }
     }
     store_eight(first + 8u * octet, total.a);
@@ -96,5 +120,17 @@ fn columns(begin: u32, end: u32, octet: u32, octets: u32, first: u32) {
     }
     if OCTETS > 3u && octet + 3u * WORKGROUP < octets {
         store_eight(first + 8u * (octet + 3u * WORKGROUP), total.d);
+    }
+    if OCTETS > 4u && octet + 4u * WORKGROUP < octets {
+        store_eight(first + 8u * (octet + 4u * WORKGROUP), total.e);
+    }
+    if OCTETS > 5u && octet + 5u * WORKGROUP < octets {
+        store_eight(first + 8u * (octet + 5u * WORKGROUP), total.f);
+    }
+    if OCTETS > 6u && octet + 6u * WORKGROUP < octets {
+        store_eight(first + 8u * (octet + 6u * WORKGROUP), total.g);
+    }
+    if OCTETS > 7u && octet + 7u * WORKGROUP < octets {
+        store_eight(first + 8u * (octet + 7u * WORKGROUP), total.h);
     }
 }

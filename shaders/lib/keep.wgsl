@@ -8,7 +8,10 @@ struct Sixteen {
 }
 
 fn sixteen(block: u32, lane: u32) -> Sixteen {
-    let octet = block * 512u + 2u * lane;
+    return sixteen_from(block * 512u + 2u * lane);
+}
+
+fn sixteen_from(octet: u32) -> Sixteen {
     var out: Sixteen;
     if octet * 8u < params.len {
         out.first = scores(octet);

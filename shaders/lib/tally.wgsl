@@ -1,5 +1,5 @@
 // The running weighted mean of one parameter over models, four parameters at a time.
-// Expects lib/wide.wgsl.
+// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/count.wgsl.
 
 /// What is known of a parameter after some models. The denominator and the largest single weight share one exponent.
 struct Tally {
@@ -51,4 +51,31 @@ fn add_model(t: Tally, weight: Wide, pull: vec4<f32>, e: vec4<i32>, distance: ve
     let draw = select(pull / safe, vec4<f32>(share), none);
     let largest = max(t.largest * pow2(t.exponent - e), added);
     return Tally(t.mean * keep + distance * draw, sum, largest, e, t.unfloored);
+}
+
+/// What one model's step is given besides its values.
+struct Model {
+    lambda: f32,
+    exponent: i32,
+    share: f32,
+    least: u32,
+}
+
+/// One model's say about four parameters; `alone` if there is none before it.
+fn with_model(tally: Tally, alone: bool, theta: vec4<u32>, fisher: vec4<u32>, origin: vec4<f32>, model: Model) -> Tally {
+    let good = checked(fisher);
+    let raised = good < vec4<u32>(model.least);
+    let weight = wide_times(wide(select(good, vec4<u32>(model.least), raised)), model.lambda, model.exponent);
+    let distance = floats(theta) - origin;
+    var next: Tally;
+    if alone {
+        next = first_model(weight, distance, model.share);
+    } else {
+        let e = max(tally.exponent, weight.e);
+        next = add_model(tally, weight, mantissa_at(weight, e), e, distance, model.share);
+    }
+    if FLOORED {
+        next.unfloored |= select(vec4<u32>(1u), vec4<u32>(0u), raised);
+    }
+    return next;
 }

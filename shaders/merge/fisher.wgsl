@@ -99,29 +99,10 @@ fn load_state(quad: u32) -> Tally {
 }
 
 fn store_state(quad: u32, t: Tally) {
-    for (var lane = 0u; lane < 4u; lane++) {
-        state[4u * quad + lane] = pack(t, lane);
-    }
-}
-
-/// One model's say about four parameters; `alone` if there is none before it.
-fn model(
-    tally: Tally, alone: bool, theta: vec4<u32>, fisher: vec4<u32>, origin: vec4<f32>,
-    lambda: f32, exponent: i32, share: f32, least: u32,
-) -> Tally {
-    let good = checked(fisher);
-    let raised = good < vec4<u32>(least);
-    let weight = wide_times(wide(select(good, vec4<u32>(least), raised)), lambda, exponent);
-    let distance = floats(theta) - origin;
-    var next: Tally;
-    if alone {
-        next = first_model(weight, distance, share);
-    } else {
-        let e = max(tally.exponent, weight.e);
-        next = add_model(tally, weight, mantissa_at(weight, e), e, distance, share);
-    }
-    next.unfloored |= select(vec4<u32>(1u), vec4<u32>(0u), raised);
-    return next;
+    state[4u * quad] = pack(t, 0u);
+    state[4u * quad + 1u] = pack(t, 1u);
+    state[4u * quad + 2u] = pack(t, 2u);
+    state[4u * quad + 3u] = pack(t, 3u);
 }
 
 /// Four parameters through this step. Past the end, elements are computed but neither counted nor kept.
@@ -129,10 +110,12 @@ fn quad(index: u32, ta: vec4<u32>, fa: vec4<u32>, tb: vec4<u32>, fb: vec4<u32>, 
     let inside = vec4<u32>(4u * index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
     let zero = floats(origin);
     count_model(0u, index, ta, fa, params.floor_a, inside);
-    var tally = model(load_state(index), FIRST, ta, fa, zero, params.lambda_a, params.exponent_a, params.share_a, params.floor_a);
+    let a = Model(params.lambda_a, params.exponent_a, params.share_a, params.floor_a);
+    var tally = with_model(load_state(index), FIRST, ta, fa, zero, a);
     if PAIR {
+        let b = Model(params.lambda_b, params.exponent_b, params.share_b, params.floor_b);
         count_model(1u, index, tb, fb, params.floor_b, inside);
-        tally = model(tally, false, tb, fb, zero, params.lambda_b, params.exponent_b, params.share_b, params.floor_b);
+        tally = with_model(tally, false, tb, fb, zero, b);
     }
     if LAST {
         count_outcome(tally, inside);
@@ -142,7 +125,7 @@ fn quad(index: u32, ta: vec4<u32>, fa: vec4<u32>, tb: vec4<u32>, fb: vec4<u32>, 
     // Where the models agree the reference comes back bit for bit, signed zeros included.
     let value = select(patterns(zero + tally.mean), origin, tally.mean == vec4<f32>(0.0));
     if LAST {
-        note(12u, index, not_finite(stored(value, MERGED)) & inside);
+        note(RESULT, index, not_finite(stored(value, MERGED)) & inside);
     }
     return value;
 }
@@ -159,7 +142,11 @@ fn main(
         if octet * 8u < params.len {
             let ta = load_theta_a(octet);
             let fa = load_fisher_a(octet);
-            let origin = load_reference(octet);
+            // The reference of a first step is its own first model.
+            var origin = ta;
+            if !FIRST {
+                origin = load_reference(octet);
+            }
             var tb = ta;
             var fb = fa;
             if PAIR {

@@ -91,9 +91,10 @@ fn load_state(quad: u32, start: Wide) -> Tally {
 }
 
 fn store_state(quad: u32, t: Tally) {
-    for (var lane = 0u; lane < 4u; lane++) {
-        state[4u * quad + lane] = pack(t, lane);
-    }
+    state[4u * quad] = pack(t, 0u);
+    state[4u * quad + 1u] = pack(t, 1u);
+    state[4u * quad + 2u] = pack(t, 2u);
+    state[4u * quad + 3u] = pack(t, 3u);
 }
 
 /// Four parameters through this step. Past the end, elements are computed but neither counted nor kept.
@@ -101,8 +102,8 @@ fn quad(index: u32, t: vec4<u32>, f: vec4<u32>, origin: vec4<u32>, f0: vec4<u32>
     let inside = vec4<u32>(4u * index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
     count_model(0u, index, t, f, params.floor, inside);
     if FIRST {
-        note(8u, index, is_bad(f0) & inside);
-        note(10u, index, not_finite(origin) & inside);
+        note(2u, index, is_bad(f0) & inside);
+        note(3u, index, not_finite(origin) & inside);
     }
     let start = prior(f0);
     let least = vec4<u32>(params.floor);
@@ -122,7 +123,7 @@ fn quad(index: u32, t: vec4<u32>, f: vec4<u32>, origin: vec4<u32>, f0: vec4<u32>
     }
     let value = select(patterns(floats(origin) + next.mean), origin, next.mean == vec4<f32>(0.0));
     if LAST {
-        note(12u, index, not_finite(stored(value, MERGED)) & inside);
+        note(RESULT, index, not_finite(stored(value, MERGED)) & inside);
     }
     return value;
 }

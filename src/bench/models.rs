@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::kernel::{Checked, Cost, Fill};
 use crate::kernels::Owner;
-use crate::kernels::merge::{COUNT_WORDS, Fisher, FisherArgs, FisherParams, state_words};
+use crate::kernels::merge::{COUNT_STRIDE, COUNT_WORDS, Fisher, FisherArgs, FisherParams, state_words};
 use crate::memory::{Element, View};
 use crate::record::{MergeStep, Recording};
 
@@ -35,7 +35,7 @@ pub(super) fn recording(backend: &Backend, models: usize, elements: u64) -> Resu
         fishers,
         merged: stream(Fill::Zero)?,
         state: backend.alloc(state_words(chunk), Element::U32)?,
-        counts: backend.alloc(COUNT_WORDS, Element::U32)?,
+        counts: backend.alloc(COUNT_STRIDE * models.div_ceil(2) as u64, Element::U32)?,
     };
     let mut recording = Recording::new(backend);
     let mut start = 0;
@@ -72,6 +72,7 @@ impl Buffers {
             let offset = view.offset() + 4 * start;
             View::new(view.memory().clone(), offset, len, Element::F32)
         };
+        let counts = self.counts.offset() + 4 * COUNT_STRIDE * step as u64;
         let args = FisherArgs {
             theta_a: part(&self.thetas[a])?,
             fisher_a: part(&self.fishers[a])?,
@@ -80,7 +81,7 @@ impl Buffers {
             reference: part(&self.thetas[0])?,
             state: self.state.first(state_words(len))?,
             merged: part(&self.merged)?,
-            counts: self.counts.clone(),
+            counts: View::new(self.counts.memory().clone(), counts, COUNT_WORDS, Element::U32)?,
         };
         Ok((kernel, params, args))
     }

@@ -13,6 +13,8 @@ pub struct Caps {
     pub max_binding_bytes: u64,
     /// The most bytes of one buffer.
     pub max_buffer_bytes: u64,
+    /// The most storage buffers of one dispatch. WebGPU's least is 8, with which every kernel but one does.
+    pub max_storage_buffers: u32,
     /// The most workgroups of one dimension of a dispatch.
     pub max_groups: u32,
     /// The most invocations of one workgroup.
@@ -71,6 +73,7 @@ impl Caps {
             class,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_groups: limits.max_compute_workgroups_per_dimension,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
@@ -92,6 +95,7 @@ impl Caps {
             class: DeviceClass::Software,
             max_binding_bytes: u64::from(u32::MAX),
             max_buffer_bytes: u64::from(u32::MAX),
+            max_storage_buffers: u32::MAX,
             max_groups: u32::MAX,
             max_invocations: u32::MAX,
             max_workgroup_bytes: u32::MAX,

@@ -37,6 +37,7 @@ kernels! {
     optimizer::Amsgrad,
     optimizer::Scale,
     merge::Fisher,
+    merge::FisherFour,
     merge::Ubgm,
     fisher::LinearSq,
     fisher::LinearSqShared,

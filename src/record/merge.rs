@@ -5,8 +5,11 @@ use super::{Recording, Step, check_views, overlap};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::kernel::{Args, Cost, Kernel};
-use crate::kernels::merge::{Fisher, FisherArgs, FisherParams};
-use crate::memory::View;
+use crate::kernels::merge::{
+    COUNT_STRIDE, FOUR_COUNT_WORDS, Fisher, FisherArgs, FisherFour, FisherFourArgs, FisherFourParams,
+    FisherParams,
+};
+use crate::memory::{Element, View};
 
 /// One step of a merge.
 pub type MergeStep = (Fisher, FisherParams, FisherArgs);
@@ -20,9 +23,7 @@ impl Recording {
     pub fn merge(&mut self, steps: Vec<MergeStep>) -> Result<&mut Self> {
         check_order(&steps)?;
         if steps.len() < 2 || !matches!(self.backend, Backend::Host) || writes_inputs(&steps) {
-            for (kernel, params, args) in steps {
-                self.dispatch(&kernel, params, args)?;
-            }
+            self.dispatch_steps(steps)?;
             return Ok(self);
         }
         let mut cost = Cost::default();
@@ -39,6 +40,36 @@ impl Recording {
             self.steps.push(Step::Host(HostStep::merge(steps, cost)));
         }
         Ok(self)
+    }
+}
+
+impl Recording {
+    /// A dispatch for each step, or for two where that suits the device.
+    fn dispatch_steps(&mut self, steps: Vec<MergeStep>) -> Result<()> {
+        let mut steps = steps.into_iter().peekable();
+        while let Some((kernel, params, args)) = steps.next() {
+            let both = steps.peek().and_then(|next| self.counts_of_both(&kernel, &args, next));
+            let next = steps.next_if(|_| both.is_some());
+            if let Some((counts, (second, others, of_second))) = both.zip(next) {
+                let params = FisherFourParams::of(params, others);
+                let args = FisherFourArgs::of(args, of_second, counts);
+                self.dispatch(&FisherFour { first: kernel, second }, params, args)?;
+            } else {
+                self.dispatch(&kernel, params, args)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The counts of two steps, where they lie as one dispatch of both leaves them and the device has such dispatches.
+    fn counts_of_both(&self, first: &Fisher, args: &FisherArgs, next: &MergeStep) -> Option<View> {
+        let (second, _, of_second) = next;
+        let fits = FisherFour::suits(&self.caps) && first.pair && first.floored == second.floored;
+        let (counts, others) = (&args.counts, &of_second.counts);
+        let beside = others.offset() == counts.offset() + 4 * COUNT_STRIDE;
+        let both =
+            View::new(counts.memory().clone(), counts.offset(), FOUR_COUNT_WORDS, Element::U32).ok()?;
+        (fits && beside && overlap(&both, others)).then_some(both)
     }
 }
 
@@ -72,7 +103,6 @@ mod tests {
     use super::*;
     use crate::kernel::Checked;
     use crate::kernels::merge::{COUNT_WORDS, state_words};
-    use crate::memory::Element;
 
     /// Steps that merge three models of 5000 parameters, the last one into `merged` (or a buffer of its own), and that buffer.
     fn three(merged: impl Fn(&[View]) -> Option<View>) -> (Vec<MergeStep>, View) {

@@ -35,6 +35,7 @@
 
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::kernels::Owner;
 use crate::kernels::select::{
     BLOCK_LEN, Count, CountArgs, CountParams, Gather, GatherArgs, GatherParams, Histogram, HistogramArgs,
     HistogramParams, LOCAL_BINS, Mask, MaskArgs, MaskParams, Narrow, NarrowArgs, NarrowParams, STATE_WORDS,
@@ -141,7 +142,8 @@ impl TopK {
                 fault: self.fault.clone(),
             };
             let params = HistogramParams { len: self.len, shift, bins };
-            recording.dispatch(&Histogram { scores: self.scores, local: true }, params, args)?;
+            let sparse = bins != LOCAL_BINS;
+            recording.dispatch(&Histogram { scores: self.scores, local: true, sparse }, params, args)?;
             if self.k > 0 {
                 let args = NarrowArgs { counts, state: self.state.clone() };
                 recording.dispatch(&Narrow, NarrowParams { shift, bins }, args)?;
@@ -180,7 +182,8 @@ impl TopK {
             ties: self.ties.clone(),
             mask: mask.clone(),
         };
-        recording.dispatch(&Mask { scores: self.scores }, MaskParams { len: self.len }, args)?;
+        let kernel = Mask { scores: self.scores, owner: Owner::of(recording.caps()) };
+        recording.dispatch(&kernel, MaskParams { len: self.len }, args)?;
         Ok(())
     }
 
@@ -199,7 +202,8 @@ impl TopK {
             values: values.clone(),
         };
         let params = GatherParams { len: self.len, room: self.k };
-        recording.dispatch(&Gather { scores: self.scores }, params, args)?;
+        let kernel = Gather { scores: self.scores, owner: Owner::of(recording.caps()) };
+        recording.dispatch(&kernel, params, args)?;
         Ok(())
     }
 

@@ -227,6 +227,20 @@ fn the_order_of_models_changes_only_roundings() {
     }
 }
 
+/// Steps of two and of four models, alone and one after the other.
+#[test]
+fn any_number_of_models_is_merged_as_defined() {
+    for backend in support::backends() {
+        for count in 1..=9 {
+            let models = models(count);
+            let got = w(&Vectors::new(DType::F32, &models).options(Method::Fisher), &backend);
+            let lambda = vec![1.0; models.len()];
+            let want = defined(&models, &lambda, Method::Fisher);
+            assert_defined(&got, &want, models.len(), &format!("{count} models on {}", backend.name()));
+        }
+    }
+}
+
 #[test]
 fn host_and_device_agree_within_their_bounds() {
     let [host, device] = support::backends();

@@ -13,6 +13,8 @@ use squisher::kernel::{Access, Args, Binding, Field, Kernel, Params};
 
 /// WebGPU's default `max_storage_buffers_per_shader_stage`.
 const STORAGE_BUFFERS: usize = 8;
+/// Kernels that bind more, up to this many: each has another beside it that does the same within the limit.
+const MORE_BUFFERS: (&[&str], usize) = (&["merge.fisher_four"], 12);
 /// WebGPU's default `max_compute_invocations_per_workgroup`.
 const INVOCATIONS: u32 = 256;
 /// WebGPU's default `max_compute_workgroup_storage_size`.
@@ -134,8 +136,10 @@ impl Shader {
             let rust = rust.bindings.len() + 1;
             found.push(format!("{resources} resources are bound in WGSL, {rust} in Rust"));
         }
-        if rust.bindings.len() > STORAGE_BUFFERS {
-            found.push(format!("{} storage buffers, {STORAGE_BUFFERS} are allowed", rust.bindings.len()));
+        let (more, most) = MORE_BUFFERS;
+        let allowed = if more.contains(&rust.name) { most } else { STORAGE_BUFFERS };
+        if rust.bindings.len() > allowed {
+            found.push(format!("{} storage buffers, {allowed} are allowed", rust.bindings.len()));
         }
         found
     }

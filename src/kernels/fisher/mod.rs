@@ -256,25 +256,24 @@ fn samples_of(samples: u32, fold: u32, first: u32, count: u32) -> u64 {
 const COLUMN_LANES: u32 = 8;
 
 /// Octets of neighbouring columns for each invocation on a device, 0 where one invocation, or several, have one column: on a GPU, where that is
-/// as good, and for widths that are no multiple of eight. As many as leave four workgroups: the wider the piece of a row that is read
-/// at a time, the fewer pages are begun.
+/// as good, and for widths that are no multiple of eight. As many as leave a workgroup for each processor, or four: the wider the piece of a
+/// row that is read at a time, the fewer pages are begun. The number changes no bit: a column is summed by one invocation.
 fn octets_for(caps: &Caps, columns: u32, rows: u64) -> u32 {
     let software = caps.class == DeviceClass::Software && !caps.is_host;
     // A square so long meets `Caps::max_iterations`.
     if !software || !columns.is_multiple_of(8) || columns == 0 || rows >= 4096 {
         return 0;
     }
-    match columns / (8 * COLUMN_LANES) {
-        16.. => 4,
-        8.. => 2,
-        _ => 1,
-    }
+    let processors = std::thread::available_parallelism().map_or(4, |number| number.get().min(4));
+    let least = u32::try_from(processors).expect("at most four");
+    let of_one = columns / (8 * COLUMN_LANES);
+    [8, 4, 2].into_iter().find(|octets| of_one / octets >= least).unwrap_or(1)
 }
 
 /// Refuses octets that are none, or of columns that do not come in eights.
 fn check_octets(op: &str, octets: u32, columns: u32, together: bool) -> Result<()> {
-    if ![0, 1, 2, 4].contains(&octets) {
-        return Err(Error::argument(op, format!("{octets} octets an invocation, expected 0, 1, 2 or 4")));
+    if ![0, 1, 2, 4, 8].contains(&octets) {
+        return Err(Error::argument(op, format!("{octets} octets an invocation, expected 0, 1, 2, 4 or 8")));
     }
     if octets > 0 && !(together && columns.is_multiple_of(8)) {
         let problem =

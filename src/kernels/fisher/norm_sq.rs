@@ -529,11 +529,11 @@ impl Checked for NormSq {
     }
 }
 
-/// Around a workgroup's 64, 128 and 256 channels.
+/// Around a workgroup's 64, 128, 256 and 512 channels.
 fn cases_of_octets() -> Vec<Case<NormSq>> {
     let mut cases = Vec::new();
-    for octets in [1, 2, 4] {
-        for channels in [8, 56, 64, 72, 128, 200, 256, 264] {
+    for octets in [1, 2, 4, 8] {
+        for channels in [8, 56, 64, 72, 128, 200, 256, 264, 512, 520] {
             let layout = NormLayout::Last { positions: 5, channels };
             let kernel = NormSq { octets, ..NormSq::new(&layout, Mode::Squares, DType::F32, DType::F32) };
             for samples in [(1, 1), (5, 2)] {

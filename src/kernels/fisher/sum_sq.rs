@@ -341,9 +341,9 @@ impl Checked for SumSq {
                 }
             }
         }
-        for octets in [1, 2, 4] {
+        for octets in [1, 2, 4, 8] {
             let kernel = Self { octets, ..plain(1, false) };
-            for outputs in [8, 56, 64, 72, 128, 200, 256, 264] {
+            for outputs in [8, 56, 64, 72, 128, 200, 256, 264, 512, 520] {
                 out.push(case(kernel, (3, 1, 5, outputs), Numbers::OVERWRITE, None));
                 out.push(case(kernel, (9, 2, 3, outputs), Numbers::ADD, Some((1, 3))));
                 for mode in [Mode::Gradients, Mode::Each] {

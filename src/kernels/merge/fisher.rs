@@ -3,13 +3,13 @@
 use super::host::{self, Block};
 use super::plain::{self, BlockStep, PlainFactor};
 use super::{COUNT, COUNT_WORDS, Factor, TALLY, code, state_words};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Slice, Want, noise,
 };
 use crate::kernels::{BENCHED, DTYPE, LENGTHS, Owner, WIDE, shader};
-use crate::memory::Element;
+use crate::memory::{Element, View};
 use crate::reference;
 use crate::shape::DType;
 
@@ -24,7 +24,7 @@ use crate::shape::DType;
 ///
 /// - `theta_a`, `theta_b`    θ of two models `[p]`, f32, f16 or bf16
 /// - `fisher_a`, `fisher_b`  their Fishers `[p]`, any of the types (any view, unread, if there is none)
-/// - `reference`   θ_ref `[p]`: the first model, the same in every step
+/// - `reference`   θ_ref `[p]`: the first model, the same in every step; a first step takes `theta_a` for it
 /// - `state`       [`state_words`]`(p)` words between steps (unread by a step that is first and last)
 /// - `merged`      `[p]`, written by the last step, round to nearest even
 /// - `counts`      16 words, zeroed before the first step; see [`Counts`](super::Counts)
@@ -49,6 +49,8 @@ pub struct Fisher {
     pub last: bool,
     /// There is a second model.
     pub pair: bool,
+    /// Some model of the merge has a floor above zero.
+    pub floored: bool,
     /// Who adds up what is counted.
     pub owner: Owner,
 }
@@ -120,26 +122,17 @@ impl Kernel for Fisher {
             ("FIRST", f64::from(u8::from(self.first))),
             ("LAST", f64::from(u8::from(self.last))),
             ("PAIR", f64::from(u8::from(self.pair))),
+            ("FLOORED", f64::from(u8::from(self.floored))),
         ]);
         overrides
     }
 
     fn launch(&self, params: &FisherParams, args: &FisherArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
-        let expect = |view: &crate::memory::View, what: &str, element: Element| {
-            view.expect(Self::NAME, what, len, Some(element))
-        };
-        expect(&args.theta_a, "theta_a", self.theta[0].into())?;
+        let expect =
+            |view: &View, what: &str, element: Element| view.expect(Self::NAME, what, len, Some(element));
+        self.expect_models(Self::NAME, params, args)?;
         expect(&args.reference, "reference", self.reference.into())?;
-        if let Some(dtype) = self.fisher[0] {
-            expect(&args.fisher_a, "fisher_a", dtype.into())?;
-        }
-        if self.pair {
-            expect(&args.theta_b, "theta_b", self.theta[1].into())?;
-            if let Some(dtype) = self.fisher[1] {
-                expect(&args.fisher_b, "fisher_b", dtype.into())?;
-            }
-        }
         if !(self.first && self.last) {
             args.state.expect(Self::NAME, "state", state_words(len), Some(Element::U32))?;
         }
@@ -229,6 +222,27 @@ impl FisherParams {
     fn model_b(&self) -> Model {
         let factor = Factor { mantissa: self.lambda_b, exponent: self.exponent_b };
         Model { factor, share: self.share_b, floor: self.floor_b }
+    }
+}
+
+impl Fisher {
+    /// Checks the buffers of the models, and that floors are expected where there are some.
+    pub(super) fn expect_models(&self, op: &str, params: &FisherParams, args: &FisherArgs) -> Result<()> {
+        let models = [
+            (&args.theta_a, &args.fisher_a, ["theta", "fisher"]),
+            (&args.theta_b, &args.fisher_b, ["second theta", "second fisher"]),
+        ];
+        let wanted = if self.pair { 2 } else { 1 };
+        for (m, (theta, fisher, [of_theta, of_fisher])) in models.into_iter().take(wanted).enumerate() {
+            theta.expect(op, of_theta, params.len.into(), Some(self.theta[m].into()))?;
+            if let Some(dtype) = self.fisher[m] {
+                fisher.expect(op, of_fisher, params.len.into(), Some(dtype.into()))?;
+            }
+        }
+        if !self.floored && (params.floor_a, params.floor_b) != (0, 0) {
+            return Err(Error::argument(op, "a floor above zero in a step that expects none (`floored`)"));
+        }
+        Ok(())
     }
 }
 
@@ -475,6 +489,7 @@ impl Setup {
             first: self.first,
             last: true,
             pair: self.pair,
+            floored: self.floor != [0.0; 2],
             owner: Owner::Workgroup,
         };
         let inputs =

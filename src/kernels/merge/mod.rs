@@ -6,6 +6,7 @@
 //! overflow nor vanish, whatever factor normalises them. Equal models give distance 0 and so come back bit for bit.
 
 mod fisher;
+mod fisher_four;
 mod host;
 mod plain;
 mod steps;
@@ -13,6 +14,7 @@ mod ubgm;
 
 pub(crate) use fisher::HostStep;
 pub use fisher::{Fisher, FisherArgs, FisherParams, FisherSlices};
+pub use fisher_four::{FOUR_COUNT_WORDS, FisherFour, FisherFourArgs, FisherFourParams, FisherFourSlices};
 pub(crate) use host::{Words, add_to};
 pub(crate) use steps::merge_on_host;
 pub use ubgm::{Ubgm, UbgmArgs, UbgmParams, UbgmSlices};
@@ -25,6 +27,9 @@ use crate::shape::DType;
 
 /// Words of the `counts` buffer of a merge step.
 pub const COUNT_WORDS: u64 = 16;
+
+/// Words from one step's counts to the next one's, where several lie in one buffer: 256 bytes, the strictest device's alignment.
+pub const COUNT_STRIDE: u64 = 64;
 
 /// Words of the `state` buffer of `len` parameters: four each, in whole groups of eight parameters.
 #[must_use]
@@ -128,7 +133,7 @@ pub(crate) const COUNT: &str = crate::kernels::shader!("lib/count.wgsl");
 const fn sizes(owner: Owner) -> (u32, u32) {
     match owner {
         Owner::Workgroup => (WORKGROUP, 4),
-        Owner::Invocation => (8, 16),
+        Owner::Invocation => (8, 32),
     }
 }
 

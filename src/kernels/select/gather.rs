@@ -4,13 +4,13 @@ use rayon::prelude::*;
 
 use super::mask::cut;
 use super::score::{Inputs, Scorer, all_scores};
-use super::{BLOCK_LEN, KEEP, SCAN, SCORE, STATE_WORDS, Score, Scores};
+use super::{BLOCK_LEN, FEW, KEEP, SCAN, SCORE, STATE_WORDS, Score, Scores};
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for, vectorised,
 };
-use crate::kernels::{DTYPE, LENGTHS, shader};
+use crate::kernels::{BENCHED, DTYPE, LENGTHS, Owner, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -34,6 +34,8 @@ use crate::shape::DType;
 pub struct Gather {
     /// What is compared.
     pub scores: Scores,
+    /// Who has a block: a workgroup with a few elements each, or as many invocations as run in step, with runs of 512.
+    pub owner: Owner,
 }
 
 crate::params! {
@@ -76,7 +78,13 @@ impl Kernel for Gather {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        self.scores.overrides()
+        let workgroup = match self.owner {
+            Owner::Workgroup => WORKGROUP,
+            Owner::Invocation => FEW,
+        };
+        let few = f64::from(u8::from(self.owner == Owner::Invocation));
+        let own = [("WORKGROUP", workgroup.into()), ("FEW", few)];
+        self.scores.overrides().into_iter().chain(own).collect()
     }
 
     fn launch(&self, params: &GatherParams, args: &GatherArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -176,6 +184,8 @@ impl Checked for Gather {
             cases.push(case(&equal, share));
             cases.push(case(&Inputs::mixed(fish, 11, 9001), share));
         }
+        let few: Vec<_> = cases.iter().cloned().map(few).collect();
+        cases.extend(few);
         cases
     }
 
@@ -184,20 +194,36 @@ impl Checked for Gather {
         let scores = Scores { score: Score::Fish, theta: DType::F32, fisher: DType::F32 };
         let words = u64::from(len).div_ceil(BLOCK_LEN) + 1;
         Bench {
-            name: format!("{len} f32, none kept"),
-            kernel: Self { scores },
+            name: format!("{len} f32, none found"),
+            kernel: Self { scores, owner: Owner::Workgroup },
             params: GatherParams { len, room: len / 64 },
+            // Blocks of which nothing is kept need not be read: here each has one, the counts say, and none is found.
             buffers: vec![
-                (DType::F32.into(), len.into(), Fill::Positive),
-                (DType::F32.into(), len.into(), Fill::Positive),
-                (Element::U32, STATE_WORDS, Fill::Zero),
-                (Element::U32, words, Fill::Zero),
+                (DType::F32.into(), len.into(), Fill::Zero),
+                (DType::F32.into(), len.into(), Fill::Zero),
+                (Element::U32, STATE_WORDS, Fill::Positive),
+                (Element::U32, words, Fill::Count),
                 (Element::U32, words, Fill::Zero),
                 (Element::U32, u64::from(len / 64), Fill::Zero),
                 (Element::F32, u64::from(len / 64), Fill::Zero),
             ],
         }
     }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        let owner = Owner::of(caps);
+        BENCHED
+            .map(|elements| {
+                let bench = Self::bench(elements);
+                Bench { kernel: Self { owner, ..bench.kernel }, ..bench }
+            })
+            .into()
+    }
+}
+
+fn few(case: Case<Gather>) -> Case<Gather> {
+    let kernel = Gather { owner: Owner::Invocation, ..case.kernel };
+    Case { name: format!("{} in runs", case.name), kernel, ..case }
 }
 
 fn case(inputs: &Inputs, share: f64) -> Case<Gather> {
@@ -213,7 +239,7 @@ fn case(inputs: &Inputs, share: f64) -> Case<Gather> {
         .collect();
     Case {
         name: format!("{:?} p={} k={k}", inputs.scores, inputs.len()),
-        kernel: Gather { scores: inputs.scores },
+        kernel: Gather { scores: inputs.scores, owner: Owner::Workgroup },
         params: GatherParams { len: inputs.len(), room: u32::try_from(k).expect("cases are small") },
         buffers: vec![
             inputs.theta.clone(),

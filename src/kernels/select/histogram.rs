@@ -39,13 +39,15 @@ pub struct Histogram {
     pub scores: Scores,
     /// Counting in workgroup memory first; requires at most [`LOCAL_BINS`] bins.
     pub local: bool,
+    /// Few scores are expected in the window, as in every one but the first: those outside are counted in registers. Changes no count.
+    pub sparse: bool,
 }
 
 /// The bins that workgroup memory holds on every device, with the two counts outside.
 pub const LOCAL_BINS: u32 = 2048;
 
 /// Groups of eight elements an invocation counts before its workgroup hands its counts over.
-const OCTETS: u32 = 16;
+const OCTETS: u32 = 32;
 
 crate::params! {
     /// The numbers of one [`Histogram`] step.
@@ -89,6 +91,7 @@ impl Kernel for Histogram {
             ("WORKGROUP", WORKGROUP.into()),
             ("OCTETS", OCTETS.into()),
             ("LOCAL", u32::from(self.local).into()),
+            ("SPARSE", u32::from(self.sparse).into()),
         ];
         self.scores.overrides().into_iter().chain(own).collect()
     }
@@ -312,7 +315,7 @@ impl Checked for Histogram {
             cases.push(case("fine", false, &inputs, (0x3e80_0000, 12, 4096)));
         }
         let fish = all_scores()[0];
-        for len in LENGTHS.into_iter().chain([32_767, 32_768, 32_769, 70_000]) {
+        for len in LENGTHS.into_iter().chain([65_535, 65_536, 65_537, 140_000]) {
             let inputs = Inputs::mixed(fish, 2, len);
             cases.push(case("lengths", true, &inputs, (0, 20, LOCAL_BINS)));
             cases.push(case("window inside", true, &inputs, (0x3e00_0000, 12, 1024)));
@@ -329,6 +332,14 @@ impl Checked for Histogram {
         cases.push(case("extremes", true, &Inputs::new(fish, &[], &edge), (0, 20, LOCAL_BINS)));
         cases.push(case("window beyond all scores", false, &equal, (0x3e80_0000, 20, 4096)));
         cases.extend(bad(fish));
+        let sparse = |case: Case<Self>| Case {
+            name: format!("{} sparse", case.name),
+            kernel: Self { sparse: true, ..case.kernel },
+            ..case
+        };
+        let local = |case: &&Case<Self>| case.kernel.local;
+        let sparse: Vec<_> = cases.iter().filter(local).cloned().map(sparse).collect();
+        cases.extend(sparse);
         cases
     }
 
@@ -337,7 +348,7 @@ impl Checked for Histogram {
         let scores = Scores { score: Score::Fish, theta: DType::F32, fisher: DType::F32 };
         Bench {
             name: format!("{len} f32, 2048 bins"),
-            kernel: Self { scores, local: true },
+            kernel: Self { scores, local: true, sparse: false },
             params: HistogramParams { len, shift: 20, bins: LOCAL_BINS },
             buffers: vec![
                 (DType::F32.into(), len.into(), Fill::Positive),
@@ -370,7 +381,7 @@ fn case(name: &str, local: bool, inputs: &Inputs, (low, shift, bins): (u32, u32,
             inputs.scores,
             inputs.len()
         ),
-        kernel: Histogram { scores: inputs.scores, local },
+        kernel: Histogram { scores: inputs.scores, local, sparse: false },
         params: HistogramParams { len: inputs.len(), shift, bins },
         buffers: vec![
             inputs.theta.clone(),

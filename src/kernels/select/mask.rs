@@ -3,13 +3,13 @@
 use rayon::prelude::*;
 
 use super::score::{BAD, Inputs, Scorer, all_scores};
-use super::{BLOCK_LEN, KEEP, SCAN, SCORE, STATE_WORDS, Score, Scores, mask_words};
+use super::{BLOCK_LEN, FEW, KEEP, SCAN, SCORE, STATE_WORDS, Score, Scores, mask_words};
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for, vectorised,
 };
-use crate::kernels::{DTYPE, LENGTHS, shader};
+use crate::kernels::{BENCHED, DTYPE, LENGTHS, Owner, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
@@ -31,6 +31,8 @@ use crate::shape::DType;
 pub struct Mask {
     /// What is compared.
     pub scores: Scores,
+    /// Who looks for the end of the budget within a block: its workgroup together, or one invocation and nobody waits.
+    pub owner: Owner,
 }
 
 crate::params! {
@@ -67,7 +69,13 @@ impl Kernel for Mask {
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        self.scores.overrides()
+        let workgroup = match self.owner {
+            Owner::Workgroup => WORKGROUP,
+            Owner::Invocation => FEW,
+        };
+        let alone = f64::from(u8::from(self.owner == Owner::Invocation));
+        let own = [("WORKGROUP", workgroup.into()), ("ALONE", alone)];
+        self.scores.overrides().into_iter().chain(own).collect()
     }
 
     fn launch(&self, params: &MaskParams, args: &MaskArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -146,6 +154,8 @@ impl Checked for Mask {
             cases.push(case(&zeros, share));
             cases.push(case(&Inputs::mixed(fish, 8, 9001), share));
         }
+        let alone: Vec<_> = cases.iter().cloned().map(alone).collect();
+        cases.extend(alone);
         cases
     }
 
@@ -154,7 +164,7 @@ impl Checked for Mask {
         let scores = Scores { score: Score::Fish, theta: DType::F32, fisher: DType::F32 };
         Bench {
             name: format!("{len} f32"),
-            kernel: Self { scores },
+            kernel: Self { scores, owner: Owner::Workgroup },
             params: MaskParams { len },
             buffers: vec![
                 (DType::F32.into(), len.into(), Fill::Positive),
@@ -165,6 +175,21 @@ impl Checked for Mask {
             ],
         }
     }
+
+    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
+        let owner = Owner::of(caps);
+        BENCHED
+            .map(|elements| {
+                let bench = Self::bench(elements);
+                Bench { kernel: Self { owner, ..bench.kernel }, ..bench }
+            })
+            .into()
+    }
+}
+
+fn alone(case: Case<Mask>) -> Case<Mask> {
+    let kernel = Mask { owner: Owner::Invocation, ..case.kernel };
+    Case { name: format!("{} alone", case.name), kernel, ..case }
 }
 
 /// What the steps before would have left for the `share` best: threshold and budget, and ties before each block.
@@ -192,7 +217,7 @@ fn case(inputs: &Inputs, share: f64) -> Case<Mask> {
     let want: Vec<Want> = words.map(|word| Want::exact(word.into())).collect();
     Case {
         name: format!("{:?} p={} k={k}", inputs.scores, inputs.len()),
-        kernel: Mask { scores: inputs.scores },
+        kernel: Mask { scores: inputs.scores, owner: Owner::Workgroup },
         params: MaskParams { len: inputs.len() },
         buffers: vec![
             inputs.theta.clone(),

@@ -37,6 +37,9 @@ const SCORE: &str = shader!("lib/score.wgsl");
 const SCAN: &str = shader!("lib/scan.wgsl");
 const KEEP: &str = shader!("lib/keep.wgsl");
 
+/// Invocations of a workgroup that has a block where they run in step: as many as one vector of software Vulkan has.
+const FEW: u32 = 8;
+
 /// Elements of a block, whose ties and kept elements are counted together.
 pub const BLOCK_LEN: u64 = 4096;
 

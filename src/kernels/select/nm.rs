@@ -34,7 +34,26 @@ use crate::shape::DType;
 pub struct Nm {
     /// What is compared.
     pub scores: Scores,
+    /// M, where it is 2, 4 or 8 and a group's elements lie beside each other: then an invocation has whole groups and whole words of the mask.
+    pub beside: Option<u32>,
 }
+
+impl Nm {
+    /// The form for groups of `size` elements that lie `stride` apart.
+    #[must_use]
+    pub fn new(scores: Scores, size: u32, stride: u32) -> Self {
+        Self { scores, beside: (stride == 1 && matches!(size, 2 | 4 | 8)).then_some(size) }
+    }
+
+    /// Elements of a workgroup.
+    fn elements(self, size: u32) -> u64 {
+        let of_invocation = if self.beside.is_some() { 16 * SIXTEENS } else { size };
+        u64::from(of_invocation) * u64::from(WORKGROUP)
+    }
+}
+
+/// How many times sixteen elements an invocation has of groups that lie beside each other.
+const SIXTEENS: u32 = 4;
 
 /// The largest group: what an invocation holds.
 pub const MAX_GROUP: u32 = 32;
@@ -73,11 +92,20 @@ impl Kernel for Nm {
     type Args = NmArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("select/nm.wgsl"), DTYPE, SCORE]
+        let groups = match self.beside {
+            Some(_) => shader!("lib/groups_beside.wgsl"),
+            None => shader!("lib/groups_apart.wgsl"),
+        };
+        vec![shader!("select/nm.wgsl"), DTYPE, SCORE, groups]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
-        self.scores.overrides().into_iter().chain([("WORKGROUP", WORKGROUP.into())]).collect()
+        let mut overrides = self.scores.overrides();
+        overrides.push(("WORKGROUP", WORKGROUP.into()));
+        if let Some(size) = self.beside {
+            overrides.extend([("SIZE", size.into()), ("SIXTEENS", SIXTEENS.into())]);
+        }
+        overrides
     }
 
     fn launch(&self, params: &NmParams, args: &NmArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -95,7 +123,11 @@ impl Kernel for Nm {
             let problem = format!("{len} elements are no multiple of {size} times stride {stride}");
             return Err(Error::argument(Self::NAME, problem));
         }
-        groups_for(Self::NAME, u64::from(len / size), WORKGROUP.into(), caps)
+        if self.beside.is_some() && *self != Self::new(self.scores, size, stride) {
+            let problem = format!("groups of {size} with stride {stride} in the form for {:?}", self.beside);
+            return Err(Error::argument(Self::NAME, problem));
+        }
+        groups_for(Self::NAME, len.into(), self.elements(size), caps)
     }
 
     fn host(&self, params: &NmParams, args: NmSlices<'_>) {
@@ -247,6 +279,8 @@ impl Checked for Nm {
         for (keep, size, stride) in [
             (1, 4, 1),
             (4, 8, 1),
+            (1, 2, 1),
+            (3, 8, 1),
             (2, 4, 9),
             (16, 32, 3),
             (0, 4, 1),
@@ -261,7 +295,21 @@ impl Checked for Nm {
             }
         }
         cases.push(case(&Inputs::new(fish, &[], &[0.5; 64]), (2, 4, 1)));
+        // Around an invocation's elements and a workgroup's.
+        for len in [8, 16, 24, 56, 64, 72, 16_376, 16_384, 16_392, 40_000] {
+            cases.push(case(&Inputs::mixed(fish, 14, len), (2, 4, 1)));
+            cases.push(case(&Inputs::mixed(fish, 15, len), (4, 8, 1)));
+        }
         cases.extend([0, 5, 1199].map(bad));
+        // The general form, for sizes that have one of their own.
+        let apart = |case: Case<Self>| Case {
+            name: case.name.replace("beside", "apart"),
+            kernel: Self { beside: None, ..case.kernel },
+            ..case
+        };
+        let has_own = |case: &&Case<Self>| case.kernel.beside.is_some();
+        let apart: Vec<_> = cases.iter().filter(has_own).cloned().map(apart).collect();
+        cases.extend(apart);
         cases
     }
 
@@ -270,7 +318,7 @@ impl Checked for Nm {
         let scores = Scores { score: Score::Prune, theta: DType::F32, fisher: DType::F32 };
         Bench {
             name: format!("{len} f32, 2:4"),
-            kernel: Self { scores },
+            kernel: Self::new(scores, 4, 1),
             params: NmParams { len, keep: 2, size: 4, stride: 1 },
             buffers: vec![
                 (DType::F32.into(), len.into(), Fill::Noise),
@@ -288,9 +336,11 @@ fn case(inputs: &Inputs, (keep, size, stride): (u32, u32, u32)) -> Case<Nm> {
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     let words = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let want: Vec<Want> = words.map(|word| Want::exact(word.into())).collect();
+    let kernel = Nm::new(inputs.scores, size, stride);
+    let form = if kernel.beside.is_some() { " beside" } else { "" };
     Case {
-        name: format!("{:?} p={} {keep}:{size} stride {stride}", inputs.scores, inputs.len()),
-        kernel: Nm { scores: inputs.scores },
+        name: format!("{:?} p={} {keep}:{size} stride {stride}{form}", inputs.scores, inputs.len()),
+        kernel,
         params: NmParams { len: inputs.len(), keep, size, stride },
         buffers: vec![
             inputs.theta.clone(),
@@ -309,7 +359,7 @@ fn bad(first: usize) -> Case<Nm> {
     let buffer = CaseBuffer::floats(DType::F32, &fisher);
     let mut case = case(&Inputs::new(all_scores()[0], &[], &vec![1.0; 1200]), (2, 4, 1));
     (case.buffers[0], case.buffers[1]) = (buffer.clone(), buffer);
-    case.name = format!("bad at {first}");
+    case.name = format!("bad at {first} beside");
     let told = !u32::try_from(first).expect("cases are small");
     case.want = vec![(3, vec![Want::exact(told.into())])];
     case

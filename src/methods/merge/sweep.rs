@@ -10,8 +10,8 @@ use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::Owner;
 use crate::kernels::merge::{
-    COUNT_WORDS, Counts, Factor, Fisher, FisherArgs, FisherParams, Place, Ubgm, UbgmArgs, UbgmParams,
-    state_words,
+    COUNT_STRIDE, COUNT_WORDS, Counts, Factor, Fisher, FisherArgs, FisherParams, Place, Ubgm, UbgmArgs,
+    UbgmParams, state_words,
 };
 use crate::memory::{Element, View};
 use crate::methods::source::{CheckpointSource, FISHER_VALUES, OutputSink};
@@ -19,9 +19,6 @@ use crate::progress::Progress;
 use crate::record::{MergeStep, Recording};
 use crate::shape::DType;
 use crate::stream::{self, Buffers, Chunk, End, Job, Sweep};
-
-/// Each step's counts start at a multiple of this many words: 256 bytes, the strictest device's alignment.
-const COUNT_STRIDE: u64 = 64;
 
 /// Runs one pass and adds what it counts to `report`.
 pub(super) fn run(
@@ -163,6 +160,7 @@ impl MergeSweep<'_> {
             first: step == 0,
             last: step + 1 == steps,
             pair,
+            floored: (0..models).any(|m| self.weight(m).floor > 0.0),
             owner,
         };
         let (weight_a, weight_b) = (self.weight(a), self.weight(b));

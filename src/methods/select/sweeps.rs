@@ -7,6 +7,7 @@ use super::parts::{Classes, Part};
 use super::{Cut, Kept, Selector, Take};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
+use crate::kernels::Owner;
 use crate::kernels::select::{
     BLOCK_LEN, Choose, ChooseArgs, ChooseParams, Count, CountArgs, CountParams, Histogram as HistogramKernel,
     HistogramArgs, HistogramParams, LOCAL_BINS, Mask, MaskArgs, MaskParams, Nm, NmArgs, NmParams,
@@ -62,7 +63,8 @@ impl Sweep for Counting<'_, '_> {
                 counts: lane.counts.clone(),
                 fault: results(buffers).first(1)?,
             };
-            let kernel = HistogramKernel { scores, local: bins <= LOCAL_BINS };
+            let local = bins <= LOCAL_BINS;
+            let kernel = HistogramKernel { scores, local, sparse: !local };
             recording.dispatch(&kernel, HistogramParams { len: len32(chunk), shift, bins }, args)?;
         }
         Ok(())
@@ -167,16 +169,17 @@ impl Applying<'_, '_> {
             ties: ties.clone(),
             mask: mask.clone(),
         };
+        let mask_kernel = Mask { scores, owner: Owner::of(recording.caps()) };
         if cut.ties == cut.equal {
             // None of the ties is left out, so nothing has to be known of where they lie.
             recording.clear(&ties);
-            return recording.dispatch(&Mask { scores }, MaskParams { len }, mask_args).map(|_| ());
+            return recording.dispatch(&mask_kernel, MaskParams { len }, mask_args).map(|_| ());
         }
         let args = CountArgs { theta, fisher, state: state.clone(), above, ties: ties.clone() };
         recording.dispatch(&Count { scores }, CountParams { len }, args)?;
         let blocks = u32::try_from(blocks).expect("fewer blocks than elements");
         recording.dispatch(&Scan, ScanParams { len: blocks }, ScanArgs { counts: ties.clone() })?;
-        recording.dispatch(&Mask { scores }, MaskParams { len }, mask_args)?;
+        recording.dispatch(&mask_kernel, MaskParams { len }, mask_args)?;
         let args = SpendArgs { ties, left: left.clone(), state: state.clone() };
         recording.dispatch(&Spend, SpendParams { len: blocks }, args)?;
         Ok(())
@@ -208,7 +211,8 @@ impl Applying<'_, '_> {
         };
         recording.clear(&args.fault);
         let fault = args.fault.clone();
-        recording.dispatch(&Nm { scores }, NmParams { len: len32(chunk), keep, size, stride }, args)?;
+        let params = NmParams { len: len32(chunk), keep, size, stride };
+        recording.dispatch(&Nm::new(scores, size, stride), params, args)?;
         recording.copy(&fault, &results(buffers).first(1)?)?;
         Ok(())
     }

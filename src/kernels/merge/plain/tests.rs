@@ -132,6 +132,7 @@ impl Models {
             first: step == 0,
             last: b + 1 == count,
             pair,
+            floored: self.floor > 0.0,
             owner: Owner::Workgroup,
         };
         let share = |m: usize| 1.0 / (m as f32 + 1.0);
