@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use squisher::gpu::AdapterChoice;
-use squisher::kernel::{Case, Checked, Visitor};
+use squisher::kernel::{Args, Case, Checked, Visitor};
 use squisher::kernels::optimizer::{Ema, EmaArgs, EmaParams};
 use squisher::kernels::visit_all;
 use squisher::memory::{Element, Memory};
@@ -82,7 +82,10 @@ fn every_specialisation_runs_on_default_limits() {
     impl Visitor for Run {
         fn kernel<K: Checked>(&mut self) {
             let verdict = verify::kernel(&self.0, specialisations::<K>());
-            assert!(verdict.cases > 0, "{} has no case", K::NAME);
+            // The one kernel that binds more buffers than these limits allow is never chosen within them.
+            let fits = K::Args::BINDINGS.len() <= self.0.caps().max_storage_buffers as usize;
+            assert_eq!(verdict.cases > 0, fits, "{}", K::NAME);
+            assert!(fits || K::NAME == "merge.fisher_four", "{} runs on few devices", K::NAME);
             assert!(verdict.failures.is_empty(), "{} {:?}", K::NAME, verdict.failures);
         }
     }

@@ -82,8 +82,10 @@ impl From<Verdict> for Kernel {
 
 impl Kernel {
     fn cells(&self) -> [String; 5] {
-        let worst = format!("{:.2}", self.worst);
-        let failures = count(self.failures.len() as u64);
+        // A form that this device lacks something for, so that nothing ever runs it here.
+        let ran = self.cases > 0;
+        let worst = if ran { format!("{:.2}", self.worst) } else { "-".into() };
+        let failures = if ran { count(self.failures.len() as u64) } else { "not run".into() };
         [self.kernel.to_owned(), count(self.cases as u64), count(self.elements), worst, failures]
     }
 }
