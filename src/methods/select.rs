@@ -35,7 +35,7 @@
 //! # What it gives up
 //!
 //! The masks come in order, because the budget for ties runs along the stream: on a device in a buffer that each chunk takes its own
-//! from ([`Spend`]), so that reading, computing and writing overlap. Histograms of parts add up
+//! from ([`Spend`](crate::kernels::select::Spend)), so that reading, computing and writing overlap. Histograms of parts add up
 //! ([`Histogram::add`]), so counting can be spread over machines; handing out ties then needs each part's number of them.
 
 mod cut;
