@@ -11,6 +11,10 @@ use std::time::Duration;
 
 use squisher::gpu::AdapterChoice;
 use squisher::kernel::{Args, Case, Checked, Visitor};
+use squisher::kernels::Owner;
+use squisher::kernels::merge::{
+    COUNT_STRIDE, COUNT_WORDS, Factor, Fisher, FisherArgs, FisherParams, state_words,
+};
 use squisher::kernels::optimizer::{Ema, EmaArgs, EmaParams};
 use squisher::kernels::visit_all;
 use squisher::memory::{Element, Memory};
@@ -280,6 +284,59 @@ fn pipelines_are_made_with_the_cache_that_was_lent() {
     assert_eq!(runs_with(true).expect("the device's own cache"), [2.0; 8]);
     let refused = runs_with(false).expect_err("a cache of another device: so the one lent is used");
     assert!(matches!(&refused, Error::Shader { kernel, .. } if kernel == "optimizer.ema"), "{refused}");
+}
+
+/// The mean of four models of 100 parameters, all with Fisher 1.
+fn merge_of_four(backend: &Backend, over_the_second: bool) -> squisher::Result<Vec<f32>> {
+    let model = |m: f32| backend.buffer(&[m; 100], DType::F32);
+    let models = [model(1.0)?, model(2.0)?, model(3.0)?, model(6.0)?];
+    let fisher = model(1.0)?;
+    let merged = if over_the_second { models[1].clone() } else { backend.alloc(100, DType::F32)? };
+    let state = backend.alloc(state_words(100), Element::U32)?;
+    let counts = backend.alloc(2 * COUNT_STRIDE, Element::U32)?;
+    let kernel = Fisher { owner: Owner::of(&backend.caps()), ..Fisher::bench(100).kernel };
+    let step = |at: usize| {
+        let shares = [[1.0, 1.0 / 2.0], [1.0 / 3.0, 1.0 / 4.0]][at];
+        let one = Factor::ONE;
+        let params = FisherParams {
+            len: 100,
+            lambda_a: one.mantissa,
+            exponent_a: one.exponent,
+            share_a: shares[0],
+            floor_a: 0,
+            lambda_b: one.mantissa,
+            exponent_b: one.exponent,
+            share_b: shares[1],
+            floor_b: 0,
+        };
+        let offset = 4 * COUNT_STRIDE * at as u64;
+        let args = FisherArgs {
+            theta_a: models[2 * at].clone(),
+            fisher_a: fisher.clone(),
+            theta_b: models[2 * at + 1].clone(),
+            fisher_b: fisher.clone(),
+            reference: models[0].clone(),
+            state: state.clone(),
+            merged: if at == 0 { backend.alloc(100, DType::F32)? } else { merged.clone() },
+            counts: View::new(counts.memory().clone(), offset, COUNT_WORDS, Element::U32)?,
+        };
+        Ok((Fisher { first: at == 0, last: at == 1, ..kernel }, params, args))
+    };
+    let mut recording = Recording::new(backend);
+    backend.run(recording.merge(vec![step(0)?, step(1)?])?)?;
+    backend.download(&merged)
+}
+
+/// Also where one dispatch could make both steps: it could not bind the second model for both.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_merge_may_write_over_what_only_its_first_step_reads() {
+    for backend in [Backend::Host, Backend::Gpu(lent()), Backend::Gpu(support::gpu())] {
+        for over_the_second in [false, true] {
+            let merged = merge_of_four(&backend, over_the_second).expect("steps of one merge");
+            assert_eq!(merged, [3.0; 100], "on {}, over the second {over_the_second}", backend.name());
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::kernels::merge::{
     COUNT_STRIDE, FOUR_COUNT_WORDS, Fisher, FisherArgs, FisherFour, FisherFourArgs, FisherFourParams,
     FisherParams,
 };
-use crate::memory::{Element, View};
+use crate::memory::{Element, Memory, View};
 
 /// One step of a merge.
 pub type MergeStep = (Fisher, FisherParams, FisherArgs);
@@ -69,7 +69,9 @@ impl Recording {
         let beside = others.offset() == counts.offset() + 4 * COUNT_STRIDE;
         let both =
             View::new(counts.memory().clone(), counts.offset(), FOUR_COUNT_WORDS, Element::U32).ok()?;
-        (fits && beside && overlap(&both, others)).then_some(both)
+        // One dispatch would read and write what two do one after the other.
+        let apart = inputs(args).iter().all(|input| !same_buffer(input, &of_second.merged));
+        (fits && beside && apart && overlap(&both, others)).then_some(both)
     }
 }
 
@@ -90,6 +92,11 @@ fn check_order(steps: &[MergeStep]) -> Result<()> {
 fn writes_inputs(steps: &[MergeStep]) -> bool {
     let merged = &steps[steps.len() - 1].2.merged;
     steps.iter().any(|(_, _, args)| inputs(args).iter().any(|input| overlap(input, merged)))
+}
+
+/// Whether two views are of one device buffer, which a dispatch can't bind for reading and for writing, whatever the ranges.
+fn same_buffer(a: &View, b: &View) -> bool {
+    matches!((a.memory(), b.memory()), (Memory::Device(a), Memory::Device(b)) if a == b)
 }
 
 /// What a step reads, in the order of its bindings.
