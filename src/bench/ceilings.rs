@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::job::Job;
-use super::record::Row;
+use super::record::{Bound, Row};
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::gpu::DeviceClass;
 use crate::interrupt::Interrupt;
-use crate::kernel::Checked;
+use crate::kernel::{Checked, Cost};
 use crate::kernels::ceiling::Fma;
 
 /// The measured ceilings of one device.
@@ -45,14 +45,11 @@ impl Ceilings {
         memory_bytes: u64,
         interrupt: &Interrupt,
     ) -> Result<Self> {
-        let caps = backend.caps();
-        let most = (memory_bytes / 2).min(caps.max_binding_bytes).min(caps.max_buffer_bytes) / 32 * 32;
+        let most = most_bytes(backend, memory_bytes);
         let time = |job: Job| Row::measured(&job, budget / 6, interrupt);
-        // So many elements that each thread of the device has several.
-        let elements = if caps.class == DeviceClass::Gpu { 1 << 22 } else { 1 << 16 };
         Ok(Self {
-            copy: time(Job::copy(backend, COPY.min(most))?)?,
-            fma: time(Job::step(backend, Fma::bench(elements))?)?,
+            copy: time(copy(backend, memory_bytes)?)?,
+            fma: time(multiply_adds(backend)?)?,
             products: Job::products(backend).map(time).transpose()?,
             upload: Job::upload(backend, TRANSFER.min(most))?.map(time).transpose()?,
             readback: Job::readback(backend, TRANSFER.min(most))?.map(time).transpose()?,
@@ -87,9 +84,55 @@ impl Ceilings {
         self.products.as_ref().unwrap_or(&self.fma).flops_per_second()
     }
 
+    /// Which of them `cost` meets first.
+    #[must_use]
+    pub fn bound(&self, cost: Cost) -> Bound {
+        let [moving, computing] =
+            [cost.bytes as f64 / self.bandwidth(), cost.flops as f64 / self.arithmetic()];
+        if computing > moving { Bound::Arithmetic } else { Bound::Bandwidth }
+    }
+
     /// All that were measured.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         let optional = [&self.products, &self.upload, &self.readback].into_iter().flatten();
         [&self.copy, &self.fma].into_iter().chain(optional).chain([&self.latency])
     }
+}
+
+/// The two ceilings of kernels, kept to be run beside each of them.
+pub(super) struct Beside {
+    copy: Job,
+    arithmetic: Job,
+}
+
+impl Beside {
+    /// With at most `memory_bytes` in use.
+    pub(super) fn new(backend: &Backend, memory_bytes: u64) -> Result<Self> {
+        let arithmetic = Job::products(backend).map_or_else(|| multiply_adds(backend), Ok)?;
+        Ok(Self { copy: copy(backend, memory_bytes)?, arithmetic })
+    }
+
+    /// The one that is met first.
+    pub(super) fn of(&self, bound: Bound) -> &Job {
+        match bound {
+            Bound::Bandwidth => &self.copy,
+            Bound::Arithmetic => &self.arithmetic,
+        }
+    }
+}
+
+fn copy(backend: &Backend, memory_bytes: u64) -> Result<Job> {
+    Job::copy(backend, COPY.min(most_bytes(backend, memory_bytes)))
+}
+
+fn multiply_adds(backend: &Backend) -> Result<Job> {
+    // So many elements that each thread of the device has several.
+    let elements = if backend.caps().class == DeviceClass::Gpu { 1 << 22 } else { 1 << 16 };
+    Job::step(backend, Fma::bench(elements))
+}
+
+/// The most bytes of each of two buffers.
+fn most_bytes(backend: &Backend, memory_bytes: u64) -> u64 {
+    let caps = backend.caps();
+    (memory_bytes / 2).min(caps.max_binding_bytes).min(caps.max_buffer_bytes) / 32 * 32
 }

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::clock::DeviceClock;
 use super::fill::filled;
-use super::models;
+use super::{models, turns};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceClass, Gpu};
@@ -81,12 +81,6 @@ const PRODUCTS: usize = 16;
 
 /// Bytes that one thread copies at a time: they fit its second-level cache.
 const COPIED: usize = 256 << 10;
-
-/// Fewer runs than this have no median worth the name.
-pub(super) const RUNS: usize = 3;
-
-/// More runs than this say nothing new.
-const MOST_RUNS: usize = 10_000;
 
 impl Job {
     /// One step of a kernel, with its buffers filled. Its cases are not checked: [`run`](super::run) does that first.
@@ -266,29 +260,11 @@ impl Job {
     /// # Errors
     /// As [`Job::run`]; [`Error::Interrupted`].
     pub fn time(&self, budget: Duration, interrupt: &Interrupt) -> Result<Timing> {
-        let start = Instant::now();
-        self.run()?;
-        let clock = self.device_clock()?;
-        let mut times = Vec::new();
-        while times.len() < RUNS || (start.elapsed() < budget && times.len() < MOST_RUNS) {
-            interrupt.check()?;
-            times.push(match &clock {
-                Some((clock, recording)) => clock.time(recording)?,
-                None => {
-                    let start = Instant::now();
-                    self.run()?;
-                    start.elapsed().as_secs_f64()
-                }
-            });
-        }
-        times.sort_by(f64::total_cmp);
-        let clock = if clock.is_some() { Clock::Device } else { Clock::Host };
-        // A clock that is coarser than the work says 0.
-        Ok(Timing { seconds: times[times.len() / 2].max(1e-9), clock })
+        turns::alone(self, budget, interrupt)
     }
 
     /// The device's clock, if it has one and the work is dispatches only: timestamps are written around passes.
-    fn device_clock(&self) -> Result<Option<(DeviceClock<'_>, &Recording)>> {
+    pub(super) fn device_clock(&self) -> Result<Option<(DeviceClock<'_>, &Recording)>> {
         match (&self.backend, &self.work) {
             (Backend::Gpu(gpu), Work::Steps(recording)) if recording.is_one_pass() => {
                 Ok(DeviceClock::new(gpu)?.map(|clock| (clock, recording)))

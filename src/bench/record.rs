@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::Ceilings;
-use super::job::{Clock, Job};
+use super::job::{Clock, Job, Timing};
+use super::turns;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::kernel::Cost;
 
 /// One measured time with the least work that it stands for.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +33,17 @@ pub struct Row {
     pub clock: Clock,
     /// Of a kernel's smallest size on a device: the seconds that its very first run took, from the shader's text on.
     pub first_seconds: Option<f64>,
+    /// What limits it; nothing for a ceiling.
+    pub roof: Option<Roof>,
+}
+
+/// The ceiling that a kernel meets first at one size, as it was measured in turns with the kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Roof {
+    /// Which.
+    pub bound: Bound,
+    /// Bytes a second, or operations.
+    pub per_second: f64,
 }
 
 /// What limits a kernel at one size.
@@ -72,10 +85,25 @@ pub struct Record {
 }
 
 impl Row {
-    /// The job's time.
+    /// The job's time, by itself.
     pub(super) fn measured(job: &Job, budget: Duration, interrupt: &Interrupt) -> Result<Self> {
-        let timing = job.time(budget, interrupt)?;
-        Ok(Self {
+        Ok(Self::new(job, job.time(budget, interrupt)?))
+    }
+
+    /// The job's time, in turns with `ceiling`, which is the one that `bound` names.
+    pub(super) fn beside(
+        job: &Job,
+        (bound, ceiling): (Bound, &Job),
+        budget: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<Self> {
+        let (timing, runs) = turns::beside(job, ceiling, budget, interrupt)?;
+        let per_second = bound.work(ceiling.cost) as f64 / (timing.seconds * runs);
+        Ok(Self { roof: Some(Roof { bound, per_second }), ..Self::new(job, timing) })
+    }
+
+    fn new(job: &Job, timing: Timing) -> Self {
+        Self {
             kernel: job.name.clone(),
             shape: job.shape.clone(),
             bytes: job.cost.bytes,
@@ -83,7 +111,8 @@ impl Row {
             seconds: timing.seconds,
             clock: timing.clock,
             first_seconds: None,
-        })
+            roof: None,
+        }
     }
 
     /// Bytes moved in a second.
@@ -98,22 +127,29 @@ impl Row {
         self.flops as f64 / self.seconds
     }
 
-    /// What limits it under these ceilings.
+    /// The share of the roof that it reaches; nothing for a ceiling.
     #[must_use]
-    pub fn bound(&self, ceilings: &Ceilings) -> Bound {
-        let [moving, computing] = self.least_seconds(ceilings);
-        if computing > moving { Bound::Arithmetic } else { Bound::Bandwidth }
+    pub fn share(&self) -> Option<f64> {
+        let Roof { bound, per_second } = self.roof?;
+        let work = bound.work(Cost { bytes: self.bytes, flops: self.flops });
+        Some(work as f64 / self.seconds / per_second)
+    }
+}
+
+impl Bound {
+    /// The part of a cost that it limits.
+    const fn work(self, cost: Cost) -> u64 {
+        match self {
+            Self::Bandwidth => cost.bytes,
+            Self::Arithmetic => cost.flops,
+        }
     }
 
-    /// The share of the roof that it reaches.
-    #[must_use]
-    pub fn share(&self, ceilings: &Ceilings) -> f64 {
-        let [moving, computing] = self.least_seconds(ceilings);
-        moving.max(computing) / self.seconds
-    }
-
-    fn least_seconds(&self, ceilings: &Ceilings) -> [f64; 2] {
-        [self.bytes as f64 / ceilings.bandwidth(), self.flops as f64 / ceilings.arithmetic()]
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Bandwidth => "bandwidth",
+            Self::Arithmetic => "arithmetic",
+        }
     }
 }
 
@@ -140,13 +176,34 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     bound: Option<Bound>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    ceiling_per_second: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     share: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_seconds: Option<f64>,
 }
 
+impl<'a> From<&'a Row> for Line<'a> {
+    fn from(row: &'a Row) -> Self {
+        Self {
+            kernel: &row.kernel,
+            shape: &row.shape,
+            bytes: row.bytes,
+            flops: row.flops,
+            seconds: row.seconds,
+            clock: row.clock.name(),
+            bytes_per_second: row.bytes_per_second(),
+            flops_per_second: row.flops_per_second(),
+            bound: row.roof.map(|roof| roof.bound),
+            ceiling_per_second: row.roof.map(|roof| roof.per_second),
+            share: row.share(),
+            first_seconds: row.first_seconds,
+        }
+    }
+}
+
 /// The columns of the file: where and when, what was measured, and what follows from that.
-const COLUMNS: &str = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,share,first_seconds";
+const COLUMNS: &str = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,ceiling_per_second,share,first_seconds";
 
 impl Record {
     /// An empty record of today.
@@ -167,32 +224,13 @@ impl Record {
         Path::new(&folder).join(format!("{}.csv", today()))
     }
 
-    fn line<'a>(&'a self, row: &'a Row, is_kernel: bool) -> Line<'a> {
-        Line {
-            kernel: &row.kernel,
-            shape: &row.shape,
-            bytes: row.bytes,
-            flops: row.flops,
-            seconds: row.seconds,
-            clock: row.clock.name(),
-            bytes_per_second: row.bytes_per_second(),
-            flops_per_second: row.flops_per_second(),
-            bound: is_kernel.then(|| row.bound(&self.ceilings)),
-            share: is_kernel.then(|| row.share(&self.ceilings)),
-            first_seconds: row.first_seconds,
-        }
-    }
-
     /// The file's text.
     #[must_use]
     pub fn to_csv(&self) -> String {
         let mut text = format!("{COLUMNS}\n");
-        let ceilings = self.ceilings.rows().map(|row| self.line(row, false));
-        for line in ceilings.chain(self.rows.iter().map(|row| self.line(row, true))) {
-            let bound = line.bound.map_or("", |bound| match bound {
-                Bound::Bandwidth => "bandwidth",
-                Bound::Arithmetic => "arithmetic",
-            });
+        for line in self.ceilings.rows().chain(&self.rows).map(Line::from) {
+            let bound = line.bound.map_or("", Bound::name);
+            let ceiling = line.ceiling_per_second.map_or(String::new(), |rate| format!("{rate:e}"));
             let share = line.share.map_or(String::new(), |share| format!("{share:.4}"));
             let numbers = format!(
                 "{},{},{:e},{},{:e},{:e}",
@@ -205,7 +243,7 @@ impl Record {
             );
             let words = [&self.adapter, &self.date, &self.version, line.kernel, line.shape].map(quoted);
             let first = line.first_seconds.map_or(String::new(), |first| format!("{first:e}"));
-            let _ = writeln!(text, "{},{numbers},{bound},{share},{first}", words.join(","));
+            let _ = writeln!(text, "{},{numbers},{bound},{ceiling},{share},{first}", words.join(","));
         }
         text
     }
@@ -259,8 +297,8 @@ impl Serialize for Record {
             adapter: &self.adapter,
             date: &self.date,
             version: &self.version,
-            ceilings: self.ceilings.rows().map(|row| self.line(row, false)).collect(),
-            kernels: self.rows.iter().map(|row| self.line(row, true)).collect(),
+            ceilings: self.ceilings.rows().map(Line::from).collect(),
+            kernels: self.rows.iter().map(Line::from).collect(),
             skipped: &self.skipped,
         }
         .serialize(serializer)
@@ -296,22 +334,34 @@ fn fields(line: &str) -> Option<Vec<String>> {
 /// Where and when, and what was measured there.
 fn parse(line: &str) -> Option<([String; 3], Row)> {
     let fields = fields(line)?;
-    let [adapter, date, version, kernel, shape, bytes, flops, seconds, clock, _, _, _, _, first] =
-        &fields[..]
-    else {
+    let (device, measured) = fields.split_first_chunk::<3>()?;
+    let [kernel, shape, bytes, flops, seconds, clock, _, _, bound, ceiling, _, first] = measured else {
         return None;
     };
-    let time = |text: &str| text.parse().ok().filter(|&seconds: &f64| seconds > 0.0 && seconds.is_finite());
     let row = Row {
         kernel: kernel.clone(),
         shape: shape.clone(),
         bytes: bytes.parse().ok()?,
         flops: flops.parse().ok()?,
-        seconds: time(seconds)?,
+        seconds: positive(seconds)?,
         clock: [Clock::Device, Clock::Host].into_iter().find(|known| known.name() == clock)?,
-        first_seconds: if first.is_empty() { None } else { Some(time(first)?) },
+        first_seconds: if first.is_empty() { None } else { Some(positive(first)?) },
+        roof: roof(kernel, bound, ceiling)?,
     };
-    Some(([adapter.clone(), date.clone(), version.clone()], row))
+    Some((device.clone(), row))
+}
+
+/// What limits a kernel; an empty one for a ceiling, which nothing else has.
+fn roof(kernel: &str, bound: &str, per_second: &str) -> Option<Option<Roof>> {
+    if kernel.starts_with("ceiling.") {
+        return (bound.is_empty() && per_second.is_empty()).then_some(None);
+    }
+    let bound = [Bound::Bandwidth, Bound::Arithmetic].into_iter().find(|known| known.name() == bound)?;
+    Some(Some(Roof { bound, per_second: positive(per_second)? }))
+}
+
+fn positive(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|&value: &f64| value > 0.0 && value.is_finite())
 }
 
 /// Year, month and day in UTC.
@@ -344,7 +394,8 @@ mod tests {
 
     fn row(kernel: &str, bytes: u64, flops: u64, seconds: f64) -> Row {
         let shape = "n=1, \"two\"".to_owned();
-        Row { kernel: kernel.into(), shape, bytes, flops, seconds, clock: Clock::Device, first_seconds: None }
+        let clock = Clock::Device;
+        Row { kernel: kernel.into(), shape, bytes, flops, seconds, clock, first_seconds: None, roof: None }
     }
 
     fn record() -> Record {
@@ -356,16 +407,22 @@ mod tests {
             readback: None,
             latency: row("ceiling.latency", 12, 4, 1e-6),
         };
-        let first = Row { first_seconds: Some(0.25), ..row("a.b", 50, 100, 1.0) };
-        let rows = vec![first, row("a.c", 50, 900, 1.5)];
+        let roof = |bound, per_second| Some(Roof { bound, per_second });
+        let rows = vec![
+            Row { first_seconds: Some(0.25), roof: roof(Bound::Bandwidth, 80.0), ..row("a.b", 50, 100, 1.0) },
+            Row { roof: roof(Bound::Arithmetic, 1e3), ..row("a.c", 50, 900, 1.5) },
+        ];
         Record { rows, ..Record::new("a device (driver, 256 bits)".into(), ceilings) }
     }
 
     #[test]
     fn the_share_is_that_of_the_nearer_ceiling() {
         let Record { rows, ceilings, .. } = record();
-        assert_eq!((rows[0].bound(&ceilings), rows[0].share(&ceilings)), (Bound::Bandwidth, 0.5));
-        assert_eq!((rows[1].bound(&ceilings), rows[1].share(&ceilings)), (Bound::Arithmetic, 0.6));
+        let bound = |row: &Row| ceilings.bound(Cost { bytes: row.bytes, flops: row.flops });
+        // Held against the ceiling that took turns with it, 80, not against the one of the whole run, 100.
+        assert_eq!((bound(&rows[0]), rows[0].share()), (Bound::Bandwidth, Some(50.0 / 80.0)));
+        assert_eq!((bound(&rows[1]), rows[1].share()), (Bound::Arithmetic, Some(0.6)));
+        assert_eq!(ceilings.copy.share(), None);
     }
 
     #[test]
@@ -390,6 +447,9 @@ mod tests {
         assert!(of(&[lines[0], lines[1], &other]).contains("line 3 is of another adapter"));
         let negative = lines[1].replace(",1e0,", ",-1e0,");
         assert!(of(&[lines[0], &negative]).contains("line 2 is no measurement"));
+        let roofless = lines[5].replace("bandwidth", "");
+        assert_ne!(lines[5], roofless);
+        assert!(of(&[lines[0], lines[1], &roofless]).contains("line 3 is no measurement"));
     }
 
     #[test]

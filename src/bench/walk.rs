@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::Ceilings;
-use super::job::{Job, RUNS, first_run};
+use super::ceilings::Beside;
+use super::job::{Job, first_run};
 use super::models;
 use super::record::{Record, Row, Skipped};
+use super::turns::RUNS;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
@@ -66,6 +68,7 @@ pub fn run(backend: &Backend, options: &Options, interrupt: &Interrupt) -> Resul
         budget: options.budget * 8 / 10,
         kernels: wanted.kernels,
         record: Record::new(backend.name(), ceilings()?),
+        beside: Beside::new(backend, options.memory_bytes / BESIDE)?,
         problem: None,
     };
     kernels::visit_all(&mut walk);
@@ -95,6 +98,9 @@ pub fn steps<K: Checked>(caps: &Caps, sizes: &[u64]) -> Vec<Bench<K>> {
     }
     steps
 }
+
+/// The part of the memory that the ceiling beside the kernels takes.
+const BESIDE: u64 = 4;
 
 /// The name of the selection, by the module that records it.
 const TOP_K: &str = "record.top_k";
@@ -128,6 +134,7 @@ struct Walk<'a> {
     budget: Duration,
     kernels: u32,
     record: Record,
+    beside: Beside,
     problem: Option<Error>,
 }
 
@@ -226,7 +233,8 @@ impl Walk<'_> {
             match make().and_then(|job| self.time(&job, each.saturating_sub(began.elapsed()))) {
                 Ok(row) => {
                     log::info!("{kernel} {shape}: {:.3} ms", 1e3 * row.seconds);
-                    let runs = Duration::from_secs_f64((RUNS + 1) as f64 * row.seconds);
+                    // The ceiling's turns take as long as the kernel's.
+                    let runs = Duration::from_secs_f64(2.0 * (RUNS + 1) as f64 * row.seconds);
                     let least = began.elapsed().saturating_sub(each).max(runs);
                     // Real layers are few, and all of them are timed.
                     last = (!of_layers).then_some((bytes, least));
@@ -242,12 +250,13 @@ impl Walk<'_> {
     }
 
     fn time(&self, job: &Job, budget: Duration) -> Result<Row> {
-        Row::measured(job, budget, self.interrupt)
+        let bound = self.record.ceilings.bound(job.cost);
+        Row::beside(job, (bound, self.beside.of(bound)), budget, self.interrupt)
     }
 
     /// Why a step is not tried: its buffers, or the time it would take by that of the size before it.
     fn too_large(&self, bytes: u64, last: Option<(u64, Duration)>, left: Duration) -> Option<String> {
-        let most = self.options.memory_bytes;
+        let most = self.options.memory_bytes - self.options.memory_bytes / BESIDE;
         if bytes > most {
             let flag = if matches!(self.backend, Backend::Host) { "host" } else { "device" };
             return Some(format!("its buffers take {bytes} bytes of {most}; --{flag}-memory allows more"));

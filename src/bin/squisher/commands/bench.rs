@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use squisher::bench::{self, Bound, Ceilings, Options, Record, Row};
+use squisher::bench::{self, Bound, Options, Record, Row};
 use squisher::{Backend, Error};
 
 use crate::args::Global;
@@ -25,8 +25,9 @@ Examples:
 /// First the ceilings, measured in the same run: a large copy, multiply-adds in registers (on the host matrix products in cache too),
 /// the way to the device and back, and the smallest step. Then every kernel, checked before it is timed, at sizes from those that
 /// a launch dominates to 256 Mi elements, and products at the sizes of real layers. OF ROOF is the share that it reaches of what
-/// the ceilings allow: the copy's rate or the arithmetic's, whichever its fewest bytes and operations meet first. A share above
-/// 100 % says something about the ceiling: small sizes stay in a cache.
+/// the ceilings allow: the copy's rate or the arithmetic's, whichever its fewest bytes and operations meet first. A kernel and its
+/// ceiling take turns, since machines change their speed. A share above 100 % says something about the ceiling: small sizes stay in
+/// a cache.
 ///
 /// Sizes whose buffers exceed the memory (--device-memory, on the host --host-memory; 2 GiB without), or the time, are left out.
 #[derive(Args)]
@@ -116,15 +117,15 @@ fn rate(per_second: f64) -> String {
     if per_second == 0.0 { "-".into() } else { format!("{:.2}", 1e-9 * per_second) }
 }
 
-fn cells(row: &Row, ceilings: Option<&Ceilings>) -> [String; 9] {
-    let bound = ceilings.map(|ceilings| row.bound(ceilings));
+fn cells(row: &Row) -> [String; 9] {
+    let bound = row.roof.map(|roof| roof.bound);
     [
         row.kernel.clone(),
         row.shape.clone(),
         time(row.seconds),
         rate(row.bytes_per_second()),
         rate(row.flops_per_second()),
-        ceilings.map_or("-".into(), |ceilings| format!("{:.0} %", 100.0 * row.share(ceilings))),
+        row.share().map_or("-".into(), |share| format!("{:.0} %", 100.0 * share)),
         bound.map_or("-", |bound| if bound == Bound::Bandwidth { "copy" } else { "arithmetic" }).into(),
         if row.clock == bench::Clock::Device { "device" } else { "host" }.into(),
         row.first_seconds.map_or(String::new(), time),
@@ -145,8 +146,7 @@ impl fmt::Display for Measured {
             Column::Right("FIRST RUN"),
         ]);
         let record = &self.record;
-        record.ceilings.rows().for_each(|row| table.row(cells(row, None)));
-        record.rows.iter().for_each(|row| table.row(cells(row, Some(&record.ceilings))));
+        record.ceilings.rows().chain(&record.rows).for_each(|row| table.row(cells(row)));
         write!(f, "{}\n{table}", record.adapter)?;
         if !record.skipped.is_empty() {
             let left_out = counted(record.skipped.len() as u64, "measurement");

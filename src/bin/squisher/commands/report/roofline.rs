@@ -31,13 +31,13 @@ pub(super) fn section(record: &Record) -> String {
             &roofline(record, &largest),
             "Each number is a kernel at its largest measured size: how much it computes for each byte that it must move, and how \
              fast. The line is the roof: left of its edge the copy's rate, right of it the arithmetic's. The broken line below it is half \
-             of it. Points above the roof stayed in a cache. Kernels that compute nothing are in the next figure only.",
+             of it. It is drawn at the best of the whole run, and shares are of what the device did in turns with a kernel. Points above the roof stayed in a cache. Kernels that compute nothing are in the next figure only.",
         ),
         figure(
-            &shares("share of the roof by kernel", &bars(record, &largest)),
+            &shares("share of the roof by kernel", &bars(&largest)),
             "The share of the roof that each kernel reaches at its largest measured size.",
         ),
-        table(record, &largest),
+        table(&largest),
     )
 }
 
@@ -108,23 +108,27 @@ fn roofline(record: &Record, rows: &[&Row]) -> String {
             row.kernel,
             row.shape,
             1e-9 * row.flops_per_second(),
-            100.0 * row.share(&record.ceilings)
+            100.0 * share(row)
         ),
     };
     let marks: Vec<Mark> = points.iter().map(mark).collect();
     axes.decades(&[(line(0.0), false), (line(2.0_f64.log10()), true)], &marks)
 }
 
-fn bars(record: &Record, rows: &[&Row]) -> Vec<(String, f64, String)> {
+/// Of what the device did in turns with the kernel.
+fn share(row: &Row) -> f64 {
+    row.share().unwrap_or_default()
+}
+
+fn bars(rows: &[&Row]) -> Vec<(String, f64, String)> {
     let bar = |(number, row): (usize, &&Row)| {
-        let share = row.share(&record.ceilings);
         let title = format!("{} {}: {:.3} ms", row.kernel, row.shape, 1e3 * row.seconds);
-        (format!("{} {number}", row.kernel), share, title)
+        (format!("{} {number}", row.kernel), share(row), title)
     };
     (1..).zip(rows).map(bar).collect()
 }
 
-fn table(record: &Record, rows: &[&Row]) -> String {
+fn table(rows: &[&Row]) -> String {
     let mut html = String::from(
         "<details><summary>numbers</summary><table><tr><th></th><th>kernel</th><th>size</th><th>time</th><th>GB/s</th><th>GFLOP/s</th><th>of roof</th></tr>",
     );
@@ -138,7 +142,7 @@ fn table(record: &Record, rows: &[&Row]) -> String {
             1e3 * row.seconds,
             1e-9 * row.bytes_per_second(),
             1e-9 * row.flops_per_second(),
-            100.0 * row.share(&record.ceilings)
+            100.0 * share(row)
         );
     }
     html + "</table></details>"
