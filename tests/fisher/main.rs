@@ -1,0 +1,61 @@
+//! Fisher diagonals from captures: against autograd's answers, and what must hold whatever the numbers.
+//!
+//! `tests/data/fisher` holds captures that PyTorch's hooks left of small networks, and the Fishers that one autograd call a
+//! sample gave in f64.
+
+mod autograd;
+#[path = "../support/capture_files.rs"]
+mod capture_files;
+mod identities;
+mod parts;
+mod refusals;
+mod shared;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::PathBuf;
+
+use squisher::kernel::noise;
+use squisher::methods::fisher::{FisherOptions, FisherReport, Kind, fisher};
+use squisher::{Backend, Interrupt, Result, wgpu};
+
+use capture_files::{Draft, Tensors, folder, load};
+
+fn run(backend: &Backend, captures: &[PathBuf], options: FisherOptions) -> Result<(Tensors, FisherReport)> {
+    let folder = folder();
+    let out = folder.path().join("fisher.safetensors");
+    let report = fisher(backend, captures, &options, &out, &(), &Interrupt::default())?;
+    Ok((load(&out), report))
+}
+
+fn host(captures: &[PathBuf], options: FisherOptions) -> Tensors {
+    run(&Backend::Host, captures, options).expect("sound captures").0
+}
+
+fn of(kind: Kind) -> FisherOptions {
+    FisherOptions { kind, beta: 0.9, ..FisherOptions::default() }
+}
+
+fn refused(captures: &[PathBuf], options: FisherOptions) -> String {
+    run(&Backend::Host, captures, options).expect_err("must be refused").to_string()
+}
+
+fn refuses(draft: Draft, what: &str) {
+    let folder = folder();
+    let message = refused(&[draft.write(&folder, "bad.safetensors")], of(Kind::Empirical));
+    assert!(message.contains(what) && message.contains("bad.safetensors"), "{message}");
+}
+
+fn values(seed: u64, len: usize) -> Vec<f32> {
+    #[expect(clippy::cast_possible_truncation, reason = "noise is exact in f32")]
+    let narrow = |v: &f64| *v as f32;
+    noise(seed, len).iter().map(narrow).collect()
+}
+
+/// A device whose bindings have so many bytes.
+fn narrow_device(bytes: u64) -> Backend {
+    let limits = wgpu::Limits { max_storage_buffer_binding_size: bytes, ..wgpu::Limits::default() };
+    let backend = Backend::Gpu(support::device_with(limits));
+    assert_eq!(backend.caps().max_binding_bytes, bytes);
+    backend
+}
