@@ -1,7 +1,7 @@
 //! A kernel inside an application that has its own wgpu device, buffers, encoder, submission and waiting.
 //!
 //! The device has default limits and no features: nothing more is needed. The application records a copy, then the
-//! library's step, then a copy back, all into one encoder of its own, and submits once. The library neither submits nor
+//! library's step, then a copy back, all into one encoder, and submits once. The library neither submits nor
 //! polls, and sets no handler.
 
 use std::error::Error;

@@ -168,7 +168,7 @@ impl View {
         if !offset.is_multiple_of(GROUP_BYTES) {
             return Err(Error::argument(
                 "view",
-                format!("offset {offset} is no multiple of {GROUP_BYTES} bytes"),
+                format!("offset {offset} is not a multiple of {GROUP_BYTES} bytes"),
             ));
         }
         if let Memory::Device(buffer) = &memory

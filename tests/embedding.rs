@@ -181,7 +181,7 @@ fn a_view_past_the_end_is_refused() {
     assert!(
         message(view(0, u64::MAX, Element::BF16)).contains("expected 18446744073709551615 bf16 elements")
     );
-    assert_eq!(message(view(16, 1, Element::F32)), "view: offset 16 is no multiple of 32 bytes");
+    assert_eq!(message(view(16, 1, Element::F32)), "view: offset 16 is not a multiple of 32 bytes");
 }
 
 #[test]

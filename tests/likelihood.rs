@@ -433,7 +433,7 @@ fn faults_are_told_by_sample() {
         let infinite = told(&with(11, f32::INFINITY), &[0, 1, 2]).expect_err("infinity");
         assert!(infinite.contains("sample 2: a logit is NaN or plus infinity"), "{infinite}");
         let label = told(&sound, &[0, 4, 5]).expect_err("no class");
-        assert!(label.contains("sample 1: the label is no class of 4"), "{label}");
+        assert!(label.contains("sample 1: the label is not a class of 4"), "{label}");
         let large = told(&with(0, 1e6), &[0, 1, 2]).expect_err("too large to draw from");
         assert!(large.contains("sample 0: the largest logit is beyond"), "{large}");
     }

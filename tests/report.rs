@@ -168,6 +168,6 @@ fn a_bench_record_becomes_a_roofline_and_a_torn_one_is_refused() {
     std::fs::write(folder.path().join("a.csv"), torn).expect("a temporary folder is writable");
     let refused = report(folder.path(), &["a.csv"]).code(3);
     let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
-    assert!(message.contains("a.csv") && message.contains("line 4 is no measurement"), "{message}");
+    assert!(message.contains("a.csv") && message.contains("line 4 is not a measurement"), "{message}");
     assert!(!folder.path().join("report.html").exists());
 }

@@ -32,7 +32,7 @@ fn registry() -> Vec<Described> {
     registry.0
 }
 
-/// The files of `folder/FAMILY/` with this extension, as `family.name` with their text. `lib` and `mod.rs` are no kernels.
+/// The files of `folder/FAMILY/` with this extension, as `family.name` with their text. `lib` and `mod.rs` are not kernels.
 fn files(folder: &str, extension: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);

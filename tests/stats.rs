@@ -74,7 +74,7 @@ fn a_tensor_larger_than_a_binding_is_taken_in_pieces() {
 #[test]
 fn words_have_no_statistics() {
     let view = Backend::Host.buffer(&[1_u32, 2], Element::U32).expect("a small buffer");
-    let refused: Error = summary(&Backend::Host, &view).expect_err("words are no values");
+    let refused: Error = summary(&Backend::Host, &view).expect_err("words are not values");
     assert_eq!(refused.to_string(), "summary: values has u32 elements, expected f32, f16 or bf16 elements");
 }
 

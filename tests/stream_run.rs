@@ -185,7 +185,7 @@ struct Outcome {
 
 const UNWRITTEN: u32 = 0xdead_beef;
 
-/// Runs with faults in a thread of its own; not to come back within a minute is a hang.
+/// Runs with faults in its own thread; not to come back within a minute is a hang.
 fn outcome(backend: &Backend, faults: Faults) -> std::thread::Result<Outcome> {
     let (done, ended) = channel();
     let backend = backend.clone();
@@ -254,7 +254,7 @@ fn every_element_arrives_and_only_once_per_tensor_piece() {
     for backend in backends() {
         let outcome = sound(&backend, Faults::default());
         outcome.result.expect("nothing was planted");
-        assert!(outcome.chunks > 5, "{} chunks are no stream", outcome.chunks);
+        assert!(outcome.chunks > 5, "{} chunks are not a stream", outcome.chunks);
         for (tensor, words) in outcome.written.iter().enumerate() {
             let wrong =
                 words.iter().enumerate().find(|(i, word)| **word != value(tensor, *i as u64).to_bits());

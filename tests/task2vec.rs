@@ -369,7 +369,10 @@ fn distances_are_held_against_known_scores() {
     std::fs::write(&table, "source,task0\ntask1,high\n").expect("a temporary folder is writable");
     let refused = squisher(&args);
     assert_eq!(refused.status.code(), Some(3));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("line 2: \"high\" is no score"), "{refused:?}");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("line 2: \"high\" is not a score"),
+        "{refused:?}"
+    );
 }
 
 #[test]

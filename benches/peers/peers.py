@@ -9,7 +9,7 @@ Squisher and its peer take turns, round after round, and the medians are compare
 the host, with the same number of threads, or with --adapter and --device one GPU. Kernels are timed by `squisher bench` at the peer's shapes; whole jobs as processes, from files to a
 synced file. Every formulation of a peer is first held against a plain one on small inputs.
 
-`mergekit` pins versions of its own: install it into a virtual environment of its own (`python -m venv MERGEKIT`).
+`mergekit` pins its own versions: install it into its own virtual environment (`python -m venv MERGEKIT`).
 """
 
 import argparse

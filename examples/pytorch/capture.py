@@ -69,7 +69,7 @@ def trained_layers(net):
         if info is None or not any(p.requires_grad for p in module.parameters(recurse=False)):
             continue
         if getattr(module, "scale_grad_by_freq", False):
-            raise ValueError(f"{name}: its gradient is divided by how often an id occurs, which is no sum over positions")
+            raise ValueError(f"{name}: its gradient is divided by how often an id occurs, which is not a sum over positions")
         layers[name] = (module, {**info, "bias": getattr(module, "bias", None) is not None})
     return layers
 

@@ -290,7 +290,7 @@ fn views<K: Kernel>(backend: &Backend, step: &Bench<K>) -> Result<Vec<View>> {
 /// Seconds from a kernel's description to the end of its first run on a device: making its pipeline, and whatever the driver puts off until
 /// a pipeline runs. A driver that keeps compiled shaders in files has them from there.
 pub(super) fn first_run<K: Kernel>(gpu: &Gpu, step: Bench<K>) -> Result<f64> {
-    // With pipelines of its own: checking the kernel has made the others.
+    // With its own pipelines: checking the kernel has made the others.
     let fresh = Gpu::from_wgpu(gpu.device().clone(), gpu.queue().clone());
     let backend = Backend::Gpu(fresh.clone());
     let args = K::Args::from_views(views(&backend, &step)?);

@@ -251,7 +251,7 @@ impl Record {
     /// A record from its file's text. What follows from the measurements is computed again, not read.
     ///
     /// # Errors
-    /// [`Error::Argument`] for text that is no record of one device, with its line.
+    /// [`Error::Argument`] for text that is not a record of one device, with its line.
     pub fn from_csv(text: &str) -> Result<Self> {
         let mut lines = text.lines().zip(1..);
         let header = lines.next().map(|(line, _)| line);
@@ -261,7 +261,7 @@ impl Record {
         let mut head: Option<[String; 3]> = None;
         let mut rows = Vec::new();
         for (line, number) in lines {
-            let (device, row) = parse(line).ok_or_else(|| refuse(number, "is no measurement"))?;
+            let (device, row) = parse(line).ok_or_else(|| refuse(number, "is not a measurement"))?;
             if head.as_ref().is_some_and(|head| head[0] != device[0]) {
                 return Err(refuse(number, "is of another adapter than the lines before"));
             }
@@ -442,14 +442,14 @@ mod tests {
         assert!(of(&lines[..1]).contains("line 2 is missing"));
         assert!(of(&[lines[0], lines[2]]).contains("ceiling.copy is missing"));
         let torn = &lines[1][..lines[1].len() / 2];
-        assert!(of(&[lines[0], lines[1], torn]).contains("line 3 is no measurement"));
+        assert!(of(&[lines[0], lines[1], torn]).contains("line 3 is not a measurement"));
         let other = lines[1].replace("a device", "another");
         assert!(of(&[lines[0], lines[1], &other]).contains("line 3 is of another adapter"));
         let negative = lines[1].replace(",1e0,", ",-1e0,");
-        assert!(of(&[lines[0], &negative]).contains("line 2 is no measurement"));
+        assert!(of(&[lines[0], &negative]).contains("line 2 is not a measurement"));
         let roofless = lines[5].replace("bandwidth", "");
         assert_ne!(lines[5], roofless);
-        assert!(of(&[lines[0], lines[1], &roofless]).contains("line 3 is no measurement"));
+        assert!(of(&[lines[0], lines[1], &roofless]).contains("line 3 is not a measurement"));
     }
 
     #[test]

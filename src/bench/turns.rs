@@ -2,7 +2,7 @@
 //!
 //! A machine's speed changes within seconds, by a factor of two on shared ones: a ceiling that was measured a minute before says little of
 //! what a kernel could have reached. So the two take turns. A turn is as many runs of the kernel as take as long as the ceiling, and
-//! then the ceiling once; the kernel is held against the ceiling of its own turn, and the median of the turns counts.
+//! then the ceiling once; the kernel is held against the ceiling of that turn, and the median of the turns counts.
 
 use std::time::{Duration, Instant};
 

@@ -66,7 +66,7 @@ impl Capture {
     /// Opens a capture file and checks everything that its header tells.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; [`Error::File`] for a file that is no capture or describes layers wrongly;
+    /// As [`Checkpoint::open`]; [`Error::File`] for a file that is not a capture or describes layers wrongly;
     /// [`Error::Tensor`] for a tensor that is missing, of the wrong type or shape, or that belongs to no layer.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;

@@ -168,7 +168,7 @@ fn swap_by_renames(new: &Path, old: &Path, aside: &Path) -> io::Result<()> {
         fs::rename(aside, old)?;
         return Err(error);
     }
-    // The new content is in place: what is left of the old one is no failure.
+    // The new content is in place: what is left of the old one is not a failure.
     if let Err(error) = fs::rename(aside, new) {
         log::warn!("{}: the replaced output could not be removed: {error}", aside.display());
     }

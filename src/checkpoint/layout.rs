@@ -112,7 +112,7 @@ impl OutputLayout {
     }
 
     /// A folder of shards of at most `shard_bytes` bytes of tensors, in the order of the tensors' names, named as
-    /// Hugging Face does: `model-00001-of-00003.safetensors`. A tensor larger than that has a shard of its own.
+    /// Hugging Face does: `model-00001-of-00003.safetensors`. A tensor larger than that has its own shard.
     /// What fits in one shard becomes `model.safetensors` without an index.
     ///
     /// # Errors

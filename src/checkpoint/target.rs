@@ -80,7 +80,7 @@ fn refuse_strangers(folder: &Path, layout: &OutputLayout) -> Result<()> {
     strangers.truncate(5);
     let dots = if count > strangers.len() { ", …" } else { "" };
     let problem = format!(
-        "replacing this folder would delete {count} entries that are no part of a checkpoint ({}{dots}); \
+        "replacing this folder would delete {count} entries that are not part of a checkpoint ({}{dots}); \
          move them away or choose another name",
         strangers.join(", ")
     );

@@ -13,7 +13,8 @@ pub struct Caps {
     pub max_binding_bytes: u64,
     /// The most bytes of one buffer.
     pub max_buffer_bytes: u64,
-    /// The most storage buffers of one dispatch. WebGPU's least is 8, with which every kernel but one does.
+    /// The most storage buffers of one dispatch. WebGPU guarantees 8, enough for every kernel but
+    /// [`FisherFour`](crate::kernels::merge::FisherFour).
     pub max_storage_buffers: u32,
     /// The most workgroups of one dimension of a dispatch.
     pub max_groups: u32,

@@ -67,7 +67,7 @@ impl Floats {
 /// Widens the elements of `slice` to f32. Exact.
 ///
 /// # Panics
-/// If the elements are no floats, which a kernel's `launch` has refused.
+/// If the elements are not floats, which a kernel's `launch` has refused.
 #[inline(always)]
 pub fn widen_into(slice: Slice<'_>, out: &mut [f32]) {
     match slice.element() {
@@ -86,7 +86,7 @@ pub fn widen_into(slice: Slice<'_>, out: &mut [f32]) {
 /// Narrows f32 to the elements of `slice`, rounding to nearest, ties to even.
 ///
 /// # Panics
-/// If the elements are no floats, which a kernel's `launch` has refused.
+/// If the elements are not floats, which a kernel's `launch` has refused.
 #[inline(always)]
 pub fn narrow_into(values: &[f32], slice: SliceMut<'_>) {
     match slice.element() {

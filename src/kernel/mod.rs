@@ -6,7 +6,7 @@
 //! pure: it checks shapes and says how many workgroups. [`Kernel::host`] does the same step over slices.
 //!
 //! Both executions are held to the same f64 definition by the cases that a kernel brings along
-//! ([`Checked`]); tests, benches and `squisher verify` walk the registry and need no list of their own.
+//! ([`Checked`]); tests, benches and `squisher verify` walk the registry and need no other list.
 
 mod args;
 mod case;

@@ -62,7 +62,7 @@ pub(crate) struct Batch {
     layer: CaptureLayer,
     /// Samples of all its files.
     samples: u64,
-    /// Uses that count as samples of their own (convolutions and norms over channels).
+    /// Uses that count as separate samples (convolutions and norms over channels).
     parts: u64,
     /// Positions of a sample, or of a part.
     positions: u64,

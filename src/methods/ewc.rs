@@ -4,7 +4,7 @@
 //!
 //! Several anchors add up, and none of them decays another: each keeps its own Fisher whole. *Online*: several Fishers at one anchor, the
 //! oldest first, count as F ← F_new + γ F_old, with γ applied once at each step to all that came before and never to the newest. As the
-//! penalty is linear in F, each Fisher is a term of its own with λ γ^(newer ones at its anchor); nothing is combined in f32 first.
+//! penalty is linear in F, each Fisher is its own term, with λ γ^(newer ones at its anchor); nothing is combined in f32 first.
 //! γ where no anchor has two Fishers would change nothing, and is refused.
 //!
 //! A tensor without Fisher is free: it adds nothing and has no gradient, which is how new heads stay trainable. Tensors that
@@ -181,7 +181,7 @@ pub fn plan(options: &EwcOptions, backend: &Backend) -> Result<EwcPlan> {
 /// # Errors
 /// [`Error::Argument`](crate::Error::Argument) for λ or γ below 0, decayed Fishers without γ, or γ without any to decay;
 /// [`Error::Mismatch`](crate::Error::Mismatch) for files that do not fit the model, and a λ whose gradient leaves f32;
-/// [`Error::Tensor`](crate::Error::Tensor) for values that are no numbers and Fishers below 0; and all that files and devices do.
+/// [`Error::Tensor`](crate::Error::Tensor) for values that are not numbers and Fishers below 0; and all that files and devices do.
 pub fn ewc(
     options: &EwcOptions,
     backend: &Backend,

@@ -53,7 +53,7 @@ impl Window {
     /// Every score, in bins of an eighth of a power of two.
     pub const COARSE: Self = Self { low: 0, shift: 20, bins: 2048 };
 
-    /// The window over one of this window's bins, every score a bin of its own.
+    /// The window over one of this window's bins, every score its own bin.
     #[must_use]
     pub fn inside(self, bin: u32) -> Self {
         Self { low: self.low + (bin << self.shift), shift: 0, bins: 1 << self.shift }

@@ -141,7 +141,7 @@ pub struct MergeReport {
     pub averaged: u64,
     /// Fishers that were NaN, infinite or negative and counted as 0.
     pub non_finite: u64,
-    /// Elements of tensors that are no floats and were copied.
+    /// Elements of tensors that are not floating-point and were copied.
     pub copied: u64,
     /// Bytes read.
     pub bytes_read: u64,

@@ -250,7 +250,7 @@ pub fn plan_gates(model: &Checkpoint, captures: &[Capture], options: &PruneOptio
 ///
 /// # Errors
 /// [`Error::Argument`] for a budget that cannot be met or a structure other than filters; [`Error::Mismatch`] where the captures
-/// are not the model's, lack a layer, or a glob matches nothing; [`Error::Tensor`] for values that are no numbers; [`Error::Output`]
+/// are not the model's, lack a layer, or a glob matches nothing; [`Error::Tensor`] for values that are not numbers; [`Error::Output`]
 /// for outputs that cannot be written; what reading and the backend refuse.
 pub fn prune_gates(
     backend: &Backend,

@@ -73,7 +73,7 @@ use crate::stream::{
 pub fn piece_elements(budget: &Budget) -> Result<u64> {
     /// The counts of both windows, once where kernels run and once read back, and small change.
     const COUNTS: u64 = 5 << 20;
-    // In each of three slots θ, F, the pruned θ and the mask; before a device with memory of its own, mappable buffers of as much.
+    // In each of three slots θ, F, the pruned θ and the mask; before a device with its own memory, mappable buffers of as much.
     let held = [
         ("device memory", "--device-memory", budget.device_bytes, COUNTS, 40),
         ("host memory", "--host-memory", budget.host_bytes, 2 * COUNTS, 40),

@@ -1,4 +1,4 @@
-//! A recording into a command encoder.
+//! Writes a recording's steps into a command encoder.
 
 use super::{Dispatch, Recording, Step};
 use crate::backend::{Backend, wrong_backend};
@@ -20,7 +20,8 @@ impl Recording {
         self.encode_timed(encoder, None)
     }
 
-    /// The same, with the device's clock written before the first and after the last dispatch, where a query set is given.
+    /// As [`Recording::encode`], but writes timestamps before the first and after the last dispatch, where a query set
+    /// is given.
     ///
     /// # Errors
     /// As [`Recording::encode`].

@@ -1,4 +1,4 @@
-//! A recording on the host's threads.
+//! Runs a recording on the host's threads.
 
 use std::sync::{RwLockReadGuard, RwLockWriteGuard};
 

@@ -1,4 +1,4 @@
-//! Merges of several steps.
+//! Merges that take several steps, block by block on the host.
 
 use super::host::HostStep;
 use super::{Recording, Step, check_views, overlap};

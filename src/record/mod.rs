@@ -211,7 +211,7 @@ fn check_views<K: Kernel>(args: &K::Args, backend: &Backend, caps: &Caps) -> Res
             });
         }
         if !view.offset().is_multiple_of(caps.offset_alignment) {
-            let problem = format!("offset {} is no multiple of {}", view.offset(), caps.offset_alignment);
+            let problem = format!("offset {} is not a multiple of {}", view.offset(), caps.offset_alignment);
             return Err(Error::argument(op(), problem));
         }
     }

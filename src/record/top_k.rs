@@ -21,7 +21,7 @@
 //! An example: scores `10 8 8 8 6 5`, k = 3. Kept are the items 0, 1, 2; the threshold is 8; the pairs are (0, 10), (1, 8),
 //! (2, 8). A selection that promised less might keep 1 and 3, or 2 and 3.
 //!
-//! **What is refused.** A score that is NaN, or that comes of a Fisher that is negative or infinite, has no place in an
+//! **What is refused.** A score that is NaN, or that comes from a Fisher that is negative or infinite, has no place in an
 //! order. [`TopK::cut`] names the first. A recording cannot stop half-way: until `cut` was asked, the outputs are in
 //! bounds but mean nothing. k above the number of items is refused when the operation is made. k = 0 keeps nothing,
 //! and then there is no threshold.

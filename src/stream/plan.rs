@@ -207,7 +207,7 @@ impl Plan {
         self.peak_device_bytes
     }
 
-    /// The most host memory in use: the ring, or the mappable buffers before a device with memory of its own.
+    /// The most host memory in use: the ring, or the mappable buffers before a device with its own memory.
     #[must_use]
     pub fn peak_host_bytes(&self) -> u64 {
         self.peak_host_bytes

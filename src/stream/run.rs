@@ -128,7 +128,7 @@ pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
         let join = |stage: std::thread::ScopedJoinHandle<'_, Result<()>>| {
             stage.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
-        // A later stage's error is the cause when an earlier one merely found its channel closed, which is no error.
+        // A later stage's error is the cause when an earlier one merely found its channel closed, which is not an error.
         writer.and(join(computer)).and(join(reader))
     });
     failure.map(|()| clock.timings())
@@ -172,7 +172,7 @@ impl<'a> Ring<'a> {
 
     fn give(&self, lane: &'a Lane) {
         if let Some(give) = &*self.give.lock().unwrap_or_else(PoisonError::into_inner) {
-            // The reader ended early, with an error of its own.
+            // The reader ended early, with its own error.
             let _reader_gone = give.send(lane);
         }
     }

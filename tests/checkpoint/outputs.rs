@@ -280,7 +280,7 @@ fn an_input_is_never_the_output() {
     assert_says(&refusal(small("m/model-00001-of-00002.safetensors", "m")), &["lies inside the input"]);
     let by_index = small("m/model-00001-of-00002.safetensors", "m/model.safetensors.index.json");
     assert_says(&refusal(by_index), &["is linked to a file of the input"]);
-    // Beside an input is no fault.
+    // Beside an input is not a fault.
     drop(small("out.safetensors", "m.safetensors").expect("creates"));
     drop(small("m/fisher.safetensors", "m/model-00001-of-00002.safetensors").expect("creates"));
     let missing = small("out.safetensors", "missing").expect_err("an input that is not there");

@@ -67,7 +67,7 @@ fn timed(title: &str, work: impl FnOnce() -> Result<String>) -> Result<()> {
     Ok(())
 }
 
-/// The cargo that started us, at the repository's root. Documentation has no `-- -D warnings` of its own.
+/// The cargo that started us, at the repository's root. Documentation has no `-- -D warnings`.
 fn cargo(args: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -74,7 +74,7 @@ svg .frame{fill:none;stroke:var(--line)}svg .grid{stroke:var(--line);stroke-dash
 svg .bar{fill:var(--mark)}svg .track{fill:var(--track)}svg .line{fill:none;stroke:var(--mark);stroke-width:2}svg .broken{fill:none;stroke:var(--soft)}svg .dot{fill:var(--ink)}svg .point{fill:var(--mark);fill-opacity:.45}";
 
 impl Heatmap {
-    /// The chart as a file of its own, with its colours and a ground.
+    /// The chart as its own file, with its colours and a ground.
     pub(crate) fn file(&self) -> String {
         let chart = self.svg();
         let head = chart.find("</title>").map_or(0, |at| at + "</title>".len());

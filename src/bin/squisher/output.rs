@@ -83,7 +83,7 @@ fn readable(_: &std::fs::File) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Write a result as it stands. A reader that has gone away (`| head`) is no error: it has what it wanted.
+/// Write a result as it stands. A reader that has gone away (`| head`) is not an error: it has what it wanted.
 pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {

@@ -13,7 +13,7 @@ impl Capture {
     /// `sample_weight` `[n]`.
     ///
     /// # Errors
-    /// [`Error::File`] where there is none; [`Error::Tensor`] for a weight that is no number or below 0.
+    /// [`Error::File`] where there is none; [`Error::Tensor`] for a weight that is not a number or is below 0.
     pub fn sample_weight(&self) -> Result<Vec<f64>> {
         let tensor = self.checkpoint.get(WEIGHT).ok_or_else(|| {
             let problem = "has no sample_weight, which weighting needs; store one weight a sample, or leave --weighted out";
@@ -81,7 +81,7 @@ impl Capture {
         Ok(most)
     }
 
-    /// Which of a tensor's elements from `first` on is no number.
+    /// Which of a tensor's elements from `first` on is not a number.
     fn not_finite(&self, tensor: &TensorInfo, first: u64, bytes: &[u8], dtype: DType) -> Error {
         let is_number = |element: &[u8]| greatest(element, dtype).is_finite();
         let index = bytes.chunks(usize_of(dtype.size())).take_while(|element| is_number(element)).count();

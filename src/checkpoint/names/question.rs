@@ -364,7 +364,7 @@ fn read_names(path: &Path) -> Result<Vec<String>> {
     })?;
     if text.trim_start().starts_with(['[', '{']) {
         return serde_json::from_str(&text).map_err(|e| {
-            Error::file(path, format!("is no JSON list of names ({e}); expected [\"a.weight\", …]"))
+            Error::file(path, format!("is not a JSON list of names ({e}); expected [\"a.weight\", …]"))
         });
     }
     Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())

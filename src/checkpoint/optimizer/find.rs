@@ -76,7 +76,7 @@ fn optimizers_within(outline: &Outline) -> Vec<(Id, Vec<String>)> {
     found
 }
 
-/// Why a file is no optimizer state, with the way out for the kinds that are well known.
+/// Why a file is not an optimizer state, with the way out for the kinds that are well known.
 fn no_optimizer(outline: &Outline) -> String {
     let keys: Vec<&str> = outline
         .pairs(outline.root())

@@ -162,7 +162,7 @@ impl Machine {
         }
     }
 
-    /// Items added to an object that is no list (nothing called it into being) are dropped with it.
+    /// Items added to an object that is not a list (nothing called it into being) are dropped with it.
     fn extend(&mut self, items: &[Id]) -> Step {
         let list = self.top()?;
         if let Node::List(all) = &mut self.nodes[list.0 as usize] {

@@ -162,7 +162,7 @@ impl Outline {
     }
 
     /// What tells two tensors apart: their storage, offset and size. Tied parameters share it.
-    /// Nothing where the value is no tensor.
+    /// Nothing where the value is not a tensor.
     pub(crate) fn tensor_identity(&self, id: Id) -> Option<String> {
         let Node::Made { by, args } = self.node(id) else { return None };
         let args = self.items(*args)?;

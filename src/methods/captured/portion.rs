@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A part of a convolution is a convolution without padding along that axis. The gradient of a transposed one's bias is a sum over its
-//! output, whose parts overlap there; it gets parts of its own.
+//! output, whose parts overlap there; it gets its own parts.
 
 use std::ops::Range;
 

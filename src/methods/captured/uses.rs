@@ -14,7 +14,7 @@ pub(super) fn positions_of(layer: &CaptureLayer, tensor: &TensorInfo) -> u64 {
     }
 }
 
-/// Whether channels come before positions, so that the uses of a sample count as samples of their own.
+/// Whether channels come before positions, so that the uses of a sample count as separate samples.
 pub(super) fn by_channels(layer: &CaptureLayer) -> bool {
     matches!(
         layer.kind,

@@ -92,7 +92,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// The gradients of an index's runs, each a row of its own.
+    /// The gradients of an index's runs, each its own row.
     fn gradients_of_runs(&self, batch: &Batch, index: &EmbeddingIndex, scale: f64) -> Result<Vec<f32>> {
         let backend = self.job.backend;
         let len = index.run_sample.len() as u64 * self.captured().weight[1];

@@ -37,7 +37,7 @@ const TILE: u64 = 4 << 20;
 /// The `filter-gate` score of every filter of every layer with filters that `captures` describe, by the name of its weight.
 ///
 /// # Errors
-/// [`Error::Mismatch`] where the captures are not of `model`; [`Error::Tensor`] for values that are no numbers; what reading and
+/// [`Error::Mismatch`] where the captures are not of `model`; [`Error::Tensor`] for values that are not numbers; what reading and
 /// the backend refuse.
 pub fn gates(
     backend: &Backend,

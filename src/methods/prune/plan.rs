@@ -206,7 +206,7 @@ fn seen(checkpoint: &Checkpoint, name: &str) -> Result<(usize, DType)> {
     Ok((place, dtype))
 }
 
-/// Whether a tensor is no weight that could be ranked.
+/// Whether a tensor is not a weight that could be ranked.
 fn is_integer(dtype: Dtype) -> bool {
     use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
     matches!(dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
@@ -236,7 +236,7 @@ pub(super) fn plan_captured<'a>(
         return Ok((plan, keep));
     }
     let problem = format!(
-        "the captures have no layer with filters for {} of the model's tensors: {}; capture those layers, or leave them out with --exclude (a row of an embedding is no filter)",
+        "the captures have no layer with filters for {} of the model's tensors: {}; capture those layers, or leave them out with --exclude (a row of an embedding is not a filter)",
         missing.len(),
         listed(&missing)
     );

@@ -36,7 +36,7 @@ pub enum Warning {
     },
     /// The optimizer's own rule has no bias correction, so `unbiased` is v itself.
     NoBiasCorrection(Accumulator),
-    /// AMSGrad's maximum is no average.
+    /// AMSGrad's maximum is not an average.
     MaximumIsNoAverage,
     /// Adafactor's factors approximate v by one outer product a matrix.
     Factored {

@@ -30,7 +30,7 @@ impl Scores {
     /// Cells are separated by commas and trimmed. Quoted cells are not read, but refused.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read; [`Error::File`] naming the line of what is no such table.
+    /// [`Error::Io`] where the file cannot be read; [`Error::File`] naming the line of what is not such a table.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
@@ -116,7 +116,7 @@ fn score(line: usize, cell: &str) -> std::result::Result<Option<f64>, String> {
         return Ok(None);
     }
     let parsed = cell.parse::<f64>().ok().filter(|score| score.is_finite());
-    parsed.map(Some).ok_or_else(|| format!("line {line}: {} is no score", printable(cell)))
+    parsed.map(Some).ok_or_else(|| format!("line {line}: {} is not a score", printable(cell)))
 }
 
 /// The metrics of Li et al. (2025), table 7, after Vu et al. (2020): means over the target tasks.
@@ -249,8 +249,8 @@ mod tests {
             ("s,a,a\n", "target \"a\" stands twice"),
             ("s,a\nb,1\nb,2\n", "line 3 is a second row of source \"b\""),
             ("s,a\n\"b, c\",1\n", "line 2 has a quoted cell"),
-            ("s,a\nb,high\n", "line 2: \"high\" is no score"),
-            ("s,a\nb,nan\n", "line 2: \"nan\" is no score"),
+            ("s,a\nb,high\n", "line 2: \"high\" is not a score"),
+            ("s,a\nb,nan\n", "line 2: \"nan\" is not a score"),
         ] {
             let problem = Scores::parse(text).expect_err(says);
             assert!(problem.contains(says), "expected `{says}` in: {problem}");

@@ -1,4 +1,4 @@
-//! Of a layer's bias.
+//! Records the Fisher diagonal of a layer's bias.
 
 use super::Squares;
 use super::pieces::{Work, pieces};
@@ -11,11 +11,11 @@ use crate::record::Recording;
 /// `[samples, outputs, positions]` with `channels_first`, as convolutions have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bias {
-    /// n.
+    /// Number of samples n.
     pub samples: u32,
-    /// t.
+    /// Positions of a sample, t.
     pub positions: u32,
-    /// o.
+    /// Number of outputs o.
     pub outputs: u32,
     /// Whether positions are the last axis.
     pub channels_first: bool,

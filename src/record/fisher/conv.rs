@@ -1,4 +1,4 @@
-//! Of a convolution's weight.
+//! Records the Fisher diagonal of a convolution's weight.
 
 use std::ops::Range;
 
@@ -14,13 +14,13 @@ use crate::record::Recording;
 /// a transposed one `[inputs, outputs / groups, kernel]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv {
-    /// n.
+    /// Number of samples n.
     pub samples: u32,
     /// Input channels of the layer.
     pub inputs: u32,
     /// Output channels of the layer.
     pub outputs: u32,
-    /// Groups.
+    /// Number of groups, which share no weights.
     pub groups: u32,
     /// The layer's input sizes.
     pub input: [u32; 3],

@@ -1,4 +1,4 @@
-//! Of a linear layer's weight.
+//! Records the Fisher diagonal of a linear layer's weight.
 
 use std::ops::Range;
 
@@ -14,13 +14,13 @@ use crate::record::Recording;
 /// A linear layer's sizes: input `[samples, positions, inputs]`, output gradient `[samples, positions, outputs]`, weight `[outputs, inputs]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linear {
-    /// n.
+    /// Number of samples n.
     pub samples: u32,
-    /// t.
+    /// Positions of a sample, t.
     pub positions: u32,
-    /// i.
+    /// Number of inputs i.
     pub inputs: u32,
-    /// o.
+    /// Number of outputs o.
     pub outputs: u32,
 }
 

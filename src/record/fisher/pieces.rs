@@ -1,4 +1,4 @@
-//! Steps cut into dispatches that are short enough.
+//! Cuts the recorded steps of a layer into dispatches that are short enough.
 
 use std::ops::Range;
 

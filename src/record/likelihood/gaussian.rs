@@ -1,4 +1,4 @@
-//! Of a regression.
+//! Records the gradients at a regression's outputs.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Of a classifier.
+//! Records the gradients at a classifier's outputs.
 
 use std::ops::Range;
 
@@ -146,7 +146,7 @@ impl Softmax {
         let (largest, classes) = ("the largest logit is beyond ±16384", self.classes);
         let problems = [
             "a logit is NaN or plus infinity, or no class is possible".into(),
-            format!("the label is no class of {classes} and not the one to ignore, {}", self.ignored),
+            format!("the label is not a class of {classes} and not the one to ignore, {}", self.ignored),
             format!("{largest}: labels cannot be drawn"),
         ];
         check("likelihood.softmax", backend, &self.fault, problems)

@@ -72,7 +72,7 @@ impl Sizes {
         }
     }
 
-    /// Before a device with memory of its own, each of its buffers in the ring has one that is mapped.
+    /// Before a device with its own memory, each of its buffers in the ring has one that is mapped.
     pub(super) fn host(&self, elements: u64, slots: u32, memories: Memories) -> u64 {
         match memories {
             Memories::Host => self.work(elements, slots),

@@ -80,7 +80,7 @@ impl Bench {
         sizes.sort_unstable();
         sizes.dedup();
         let budget = Duration::try_from_secs_f64(self.seconds)
-            .map_err(|_| Error::argument("bench", format!("--seconds {} is no duration", self.seconds)))?;
+            .map_err(|_| Error::argument("bench", format!("--seconds {} is not a duration", self.seconds)))?;
         let given = global.memory.budget();
         let given = if matches!(backend, Backend::Host) { given.host_bytes } else { given.device_bytes };
         let memory_bytes = if given == u64::MAX { defaults.memory_bytes } else { given };
@@ -150,7 +150,7 @@ impl fmt::Display for Measured {
         write!(f, "{}\n{table}", record.adapter)?;
         if !record.skipped.is_empty() {
             let left_out = counted(record.skipped.len() as u64, "measurement");
-            write!(f, "\n{left_out} left out for want of memory or time; -v or --json says which")?;
+            write!(f, "\n{left_out} left out (too little memory or time); -v or --json says which")?;
         }
         if let Some(file) = &self.file {
             write!(f, "\nkept as {file}")?;

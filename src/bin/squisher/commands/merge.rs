@@ -174,9 +174,9 @@ impl fmt::Display for Done {
         line(report.dominated, "decided by one model alone (more than 99 % of the weight)")?;
         line(report.fallback, "without weight in any model: the fallback")?;
         line(report.floored, "decided by the floor")?;
-        line(report.averaged, "averaged linearly, for want of a Fisher")?;
+        line(report.averaged, "averaged linearly (no Fisher)")?;
         line(report.non_finite, "impossible in a Fisher, counted as 0")?;
-        line(report.copied, "copied, being no floats")?;
+        line(report.copied, "copied (not floating-point)")?;
         let rate = report.bytes_read as f64 / report.seconds.max(1e-9);
         write!(
             f,

@@ -45,7 +45,7 @@ impl Embeddings {
 fn list(file: &Checkpoint, key: &str) -> Result<Vec<String>> {
     let text = file.metadata().get(key).map_or("", String::as_str);
     serde_json::from_str(text).map_err(|error| {
-        Error::file(file.path(), format!("its metadata entry {key} is no JSON list of strings: {error}"))
+        Error::file(file.path(), format!("its metadata entry {key} is not a JSON list of strings: {error}"))
     })
 }
 

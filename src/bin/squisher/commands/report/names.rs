@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 /// A name taken apart at its first number: `model.layers.3.mlp.up.weight` is layer 3 of `model.layers`, module
-/// `mlp.up.weight`. A name without a number is a layer of its own.
+/// `mlp.up.weight`. A name without a number is its own layer.
 pub(super) fn split(name: &str) -> (String, String) {
     let parts: Vec<&str> = name.split('.').collect();
     let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
