@@ -14,8 +14,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use squisher::bench::Job;
 use squisher::gpu::AdapterChoice;
 use squisher::methods::merge::{MergeOptions, Method, Missing, Model, NonFinite, Normalize, merge};
-use squisher::stream::Budget;
-use squisher::{Backend, Gpu, Interrupt, Result};
+use squisher::{Backend, Gpu, Result, Run};
 
 fn main() -> Result<()> {
     let mut criterion = Criterion::default().configure_from_args();
@@ -25,7 +24,7 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let options = options(folder.path(), elements);
     let output = folder.path().join("merged.safetensors");
-    let merge_once = || merge(&options, &output, &backend, &(), &Interrupt::default());
+    let merge_once = || merge(&options, &output, &Run::new(&backend));
     let report = merge_once()?;
     check(&output, elements);
 
@@ -56,7 +55,7 @@ fn growth(backend: &Backend, times: usize, elements: usize) -> Result<()> {
     let mut seconds = Vec::new();
     forget_peak();
     for _ in 0..5 {
-        seconds.push(merge(&options, &output, backend, &(), &Interrupt::default())?.seconds);
+        seconds.push(merge(&options, &output, &Run::new(backend))?.seconds);
     }
     seconds.sort_by(f64::total_cmp);
     let (seconds, peak) =
@@ -119,7 +118,6 @@ fn options(folder: &Path, elements: usize) -> MergeOptions {
         shard_bytes: None,
         resume: None,
         overwrite: true,
-        budget: Budget::default(),
     }
 }
 

@@ -35,6 +35,7 @@ pub use memory::{Element, View};
 pub use progress::Progress;
 pub use record::Recording;
 pub use shape::DType;
+pub use stream::Run;
 pub use wgpu;
 
 /// The README's examples, compiled and run.

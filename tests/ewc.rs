@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use squisher::methods::NonFinite;
 use squisher::methods::ewc::{Anchor, EwcOptions, EwcReport, ewc};
 use squisher::stream::Budget;
-use squisher::{Backend, Interrupt, Result};
+use squisher::{Backend, Result, Run};
 
 const CASES: [(&str, f64); 2] = [("f32", 3.5), ("bf16", 1000.0)];
 
@@ -45,12 +45,11 @@ fn options(case: &str, lambda: f64) -> EwcOptions {
         non_finite: NonFinite::Error,
         gradient: None,
         overwrite: false,
-        budget: Budget::default(),
     }
 }
 
 fn run(options: &EwcOptions, backend: &Backend) -> Result<EwcReport> {
-    ewc(options, backend, &(), &Interrupt::default())
+    ewc(options, &Run::new(backend))
 }
 
 fn near(got: f64, want: f64) {
@@ -167,10 +166,9 @@ fn chunks_change_nothing_but_rounding() {
                 anchors,
                 gradient: Some(out.clone()),
                 overwrite: true,
-                budget,
                 ..options("f32", 3.0)
             };
-            let penalty = run(&options, &backend).expect("sound").penalty;
+            let penalty = ewc(&options, &Run { budget, ..Run::new(&backend) }).expect("sound").penalty;
             all.push((penalty, std::fs::read(out).expect("the gradient was written")));
         }
         assert!(all[0].1 == all[1].1, "the gradient has no sums, so its bits are the same");

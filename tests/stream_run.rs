@@ -10,7 +10,7 @@ use std::time::Duration;
 use squisher::stream::{
     Budget, Buffers, Chunk, Direction, End, Job, Layout, Plan, Sink, Source, Stream, Sweep, TensorSpec, run,
 };
-use squisher::{Backend, DType, Element, Error, Interrupt, Recording, Result, View, wgpu};
+use squisher::{Backend, DType, Element, Error, Interrupt, Recording, Result, Run, View, wgpu};
 
 /// The host, a device whose storage is mapped where it can be, and one whose storage never is.
 fn backends() -> [Backend; 3] {
@@ -227,7 +227,8 @@ fn run_with(backend: &Backend, faults: Faults) -> Outcome {
         interrupt: interrupt.clone(),
     };
     let ends = vec![End::Source(&source), End::Sink(&sink)];
-    let job = Job { backend, plan: &plan, ends, progress: &(), interrupt: &interrupt };
+    let with = Run { interrupt, ..Run::new(backend) };
+    let job = Job { run: &with, plan: &plan, ends };
     let result = run(&job, &mut sweep).map(drop);
     let events = events.lock().expect("no panic holds it").clone();
     Outcome {

@@ -9,11 +9,13 @@ use assert_cmd::cargo::CommandCargoExt;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use squisher::methods::NonFinite;
-use squisher::methods::task2vec::{
-    DistanceMetric, DistanceOptions, DistanceReport, EmbedOptions, Group, Metric, Trivial, distance, embed,
+use squisher::methods::task2vec::distance::{
+    DistanceMetric, DistanceOptions, DistanceReport, Trivial, distance,
 };
+use squisher::methods::task2vec::embed::{EmbedOptions, embed};
+use squisher::methods::task2vec::{Group, Metric};
 use squisher::stream::Budget;
-use squisher::{Backend, Error, Interrupt, Result, reference};
+use squisher::{Backend, Error, Result, Run, reference};
 
 const ORACLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/embed/four_tasks");
 
@@ -51,9 +53,8 @@ fn with(
     budget: Budget,
     backend: &Backend,
 ) -> Result<DistanceReport> {
-    let options =
-        DistanceOptions { inputs: inputs.to_vec(), metric, group, non_finite: NonFinite::Error, budget };
-    distance(&options, backend, &(), &Interrupt::default())
+    let options = DistanceOptions { metric, group, non_finite: NonFinite::Error };
+    distance(inputs, &options, &Run { budget, ..Run::new(backend) })
 }
 
 /// A file of one f32 tensor `w`.
@@ -77,15 +78,8 @@ fn embeddings_are_the_oracle_s() {
     for (at, backend) in support::backends().iter().enumerate() {
         for group in [Group::Tensor, Group::Row] {
             let out = folder.path().join(format!("{at}-{group}.safetensors"));
-            let budget = Budget::default();
-            let options = EmbedOptions {
-                fishers: tasks(),
-                group,
-                non_finite: NonFinite::Error,
-                overwrite: false,
-                budget,
-            };
-            embed(&options, &out, backend, &(), &Interrupt::default()).expect("the Fishers are sound");
+            let options = EmbedOptions { group, non_finite: NonFinite::Error, overwrite: false };
+            embed(&tasks(), &options, &out, &Run::new(backend)).expect("the Fishers are sound");
             near(&f64s(&out, "embedding"), &expected(&group.to_string()), f64::abs);
         }
     }
@@ -209,14 +203,8 @@ fn what_does_not_fit_is_refused_by_message() {
     refused(&[&one, &hole], Metric::Kl, Group::Element, "index 2 of \"w\" is 0 in one of one and hole alone");
     compare(&[one.clone(), hole], Metric::Normalized, Group::Element, &Backend::Host).expect("0 is a Fisher");
     let out = folder.path().join("out.safetensors");
-    let options = EmbedOptions {
-        fishers: vec![one, nan],
-        group: Group::Row,
-        non_finite: NonFinite::Error,
-        overwrite: false,
-        budget: Budget::default(),
-    };
-    embed(&options, &out, &Backend::Host, &(), &Interrupt::default()).expect_err("NaN is no Fisher");
+    let options = EmbedOptions { group: Group::Row, non_finite: NonFinite::Error, overwrite: false };
+    embed(&[one, nan], &options, &out, &Run::new(&Backend::Host)).expect_err("NaN is no Fisher");
     assert!(!out.exists(), "an output was written");
 }
 
@@ -410,13 +398,11 @@ fn impossible_values_count_as_zero_where_that_is_asked_for() {
     let other = fisher(folder.path(), "other", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let distance = |first: &PathBuf, group, backend: &Backend| {
         let options = DistanceOptions {
-            inputs: vec![first.clone(), other.clone()],
             metric: DistanceMetric::Symmetric(Metric::Normalized),
             group,
             non_finite: NonFinite::Zero,
-            budget: Budget::default(),
         };
-        distance(&options, backend, &(), &Interrupt::default()).expect("nothing is refused")
+        distance(&[first.clone(), other.clone()], &options, &Run::new(backend)).expect("nothing is refused")
     };
     for backend in support::backends() {
         for group in [Group::Element, Group::Row] {
@@ -425,14 +411,9 @@ fn impossible_values_count_as_zero_where_that_is_asked_for() {
             assert_eq!(want.non_finite, 0);
         }
         let out = folder.path().join("out.safetensors");
-        let options = EmbedOptions {
-            fishers: vec![bad.clone()],
-            group: Group::Row,
-            non_finite: NonFinite::Zero,
-            overwrite: true,
-            budget: Budget::default(),
-        };
-        let report = embed(&options, &out, &backend, &(), &Interrupt::default()).expect("nothing is refused");
+        let options = EmbedOptions { group: Group::Row, non_finite: NonFinite::Zero, overwrite: true };
+        let report = embed(std::slice::from_ref(&bad), &options, &out, &Run::new(&backend))
+            .expect("nothing is refused");
         assert_eq!(report.non_finite, 3);
         near(&f64s(&out, "embedding"), &[4.0 / 3.0, 2.0], |_| 1.0);
     }

@@ -25,13 +25,10 @@ use serde::Serialize;
 use inputs::{Inputs, OpenTerm};
 use sweep::PassInputs;
 
-use crate::backend::Backend;
 use crate::checkpoint::Output;
 use crate::error::Result;
-use crate::interrupt::Interrupt;
 use crate::methods::source::NonFinite;
-use crate::progress::Progress;
-use crate::stream::{Budget, Plan, Timings};
+use crate::stream::{Plan, Run, Timings};
 
 const OP: &str = "ewc";
 
@@ -52,8 +49,6 @@ pub struct EwcOptions {
     pub gradient: Option<PathBuf>,
     /// Replace an output that exists.
     pub overwrite: bool,
-    /// What memory the job may use.
-    pub budget: Budget,
 }
 
 /// Where an earlier task left the model, and what mattered there.
@@ -157,9 +152,9 @@ const FORMULA: &str = "penalty = 1/2 lambda sum F (theta - anchor)^2, gradient =
 ///
 /// # Errors
 /// What headers and budgets alone show to be wrong, as [`ewc`].
-pub fn plan(options: &EwcOptions, backend: &Backend) -> Result<EwcPlan> {
+pub fn plan(options: &EwcOptions, run: &Run<'_>) -> Result<EwcPlan> {
     let inputs = Inputs::open(options)?;
-    let passes = inputs.passes(options, backend)?;
+    let passes = inputs.passes(options, run)?;
     let term = |term: &OpenTerm| PlannedTerm {
         anchor: term.anchor.path().to_owned(),
         fisher: term.fisher.path().to_owned(),
@@ -182,15 +177,10 @@ pub fn plan(options: &EwcOptions, backend: &Backend) -> Result<EwcPlan> {
 /// [`Error::Argument`](crate::Error::Argument) for λ or γ below 0, decayed Fishers without γ, or γ without any to decay;
 /// [`Error::Mismatch`](crate::Error::Mismatch) for files that do not fit the model, and a λ whose gradient leaves f32;
 /// [`Error::Tensor`](crate::Error::Tensor) for values that are not numbers and Fishers below 0; and all that files and devices do.
-pub fn ewc(
-    options: &EwcOptions,
-    backend: &Backend,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<EwcReport> {
+pub fn ewc(options: &EwcOptions, run: &Run<'_>) -> Result<EwcReport> {
     let started = Instant::now();
     let inputs = Inputs::open(options)?;
-    let passes = inputs.passes(options, backend)?;
+    let passes = inputs.passes(options, run)?;
     let output = options
         .gradient
         .as_ref()
@@ -202,7 +192,7 @@ pub fn ewc(
     for ((terms, tensors), plan) in inputs.passes.iter().zip(&passes) {
         let zeroed = options.non_finite.counted(&zeroed);
         let pass = PassInputs::of(&inputs, terms, tensors, output.as_ref(), zeroed)?;
-        timings += pass.run(plan, &mut sums, backend, (progress, interrupt))?;
+        timings += pass.run(plan, &mut sums, run)?;
     }
     inputs.verify_unchanged()?;
     let bytes_written = output.as_ref().map_or(0, Output::total_bytes);
@@ -222,6 +212,6 @@ pub fn ewc(
         bytes_written,
         seconds: started.elapsed().as_secs_f64(),
         timings,
-        adapter: backend.name(),
+        adapter: run.backend.name(),
     })
 }

@@ -35,13 +35,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::backend::Backend;
 use crate::checkpoint::{Capture, Labels};
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
 use crate::methods::captured::{Ahead, units};
-use crate::progress::Progress;
-use crate::stream::{Budget, Clock, Stage, Timings};
+use crate::stream::{Clock, Run, Stage, Timings};
 
 use job::Job;
 pub use kind::{Kind, Reduction};
@@ -59,8 +56,6 @@ pub struct FisherOptions {
     pub weighted: bool,
     /// What the sum is divided by.
     pub reduction: Reduction,
-    /// What memory may be used. A result that does not fit is computed some rows at a time, each time from the captures.
-    pub budget: Budget,
     /// Replace an existing output.
     pub overwrite: bool,
 }
@@ -72,7 +67,6 @@ impl Default for FisherOptions {
             beta: 0.999,
             weighted: false,
             reduction: Reduction::Sum,
-            budget: Budget::default(),
             overwrite: false,
         }
     }
@@ -135,33 +129,33 @@ pub struct FisherReport {
     pub timings: Timings,
 }
 
-/// Computes the Fisher diagonal of every layer that `captures` describe and writes the Fisher file `out`.
+/// Computes the Fisher diagonal of every layer that `captures` describe and writes the Fisher file `out`. A result beyond the budget is computed
+/// some rows at a time, each time from the captures.
 ///
 /// # Errors
 /// What [`Capture::open`] and [`same_network`](crate::checkpoint::same_network) refuse; [`Error::Argument`] for options without a meaning; [`Error::Tensor`] for values that
 /// are not finite or ids out of range; [`Error::Limit`] and [`Error::Device`] from the backend; [`Error::Output`] where the output cannot
 /// be written; [`Error::Budget`] where not one row of a result fits the budget; [`Error::Interrupted`] between two batches of a layer.
 pub fn fisher(
-    backend: &Backend,
     captures: &[PathBuf],
     options: &FisherOptions,
     out: &Path,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
+    run: &Run<'_>,
 ) -> Result<FisherReport> {
     let clock = Clock::start();
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
-    let job = Job::new(backend, &captures, *options)?;
+    let job = Job::new(run, &captures, *options)?;
     let units = units(captures[0].layers())?;
     let plans = units.iter().map(|unit| job.plan(unit)).collect::<Result<Vec<_>>>()?;
     let output = job.create(out)?;
-    progress.begin(job.bytes());
+    run.progress.begin(job.bytes());
     std::thread::scope(|scope| {
         let job = &job;
-        let passes = || plans.iter().flat_map(|plan| plan.passes(&clock, interrupt));
+        let passes = || plans.iter().flat_map(|plan| plan.passes(&clock, &run.interrupt));
         let reads = passes().flat_map(|pass| job.batches(pass)).flat_map(|batch| job.portions(batch));
         let data = Ahead::new(scope, reads.map(|read| job.load(read)));
-        passes().try_for_each(|pass| job.pass(pass, &data, &output, if pass.first { progress } else { &() }))
+        passes()
+            .try_for_each(|pass| job.pass(pass, &data, &output, if pass.first { run.progress } else { &() }))
     })?;
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
     let report = job.report(&plans, &output);

@@ -21,7 +21,7 @@ mod resume;
 mod scales;
 mod sweep;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -31,12 +31,9 @@ pub use inputs::MergePlan;
 
 pub use super::source::NonFinite;
 
-use crate::backend::Backend;
 use crate::error::Result;
-use crate::interrupt::Interrupt;
-use crate::progress::Progress;
 use crate::shape::DType;
-use crate::stream::{Budget, Timings};
+use crate::stream::{Run, Timings};
 
 /// What is merged, and how.
 #[derive(Clone, Debug)]
@@ -66,8 +63,6 @@ pub struct MergeOptions {
     /// Keep what is done if the merge ends early, and go on from what an earlier run of the same merge has kept: at
     /// least every so many bytes of the result, what is done is synced and marked.
     pub resume: Option<u64>,
-    /// What memory the merge may use.
-    pub budget: Budget,
 }
 
 /// A model to merge.
@@ -161,40 +156,34 @@ pub struct MergeReport {
     pub warnings: Vec<String>,
 }
 
-/// Merges `options.models` into `output`.
+/// Merges `options.models` into `out`.
 ///
 /// Costs one read of every input (two of the Fishers if they are normalised or floored) and one write of the output.
 ///
 /// # Errors
 /// [`Error::Mismatch`](crate::Error::Mismatch) if inputs do not fit together, [`Error::Tensor`](crate::Error::Tensor)
 /// for a value that can't be merged, [`Error::Budget`](crate::Error::Budget), and everything files and devices do.
-pub fn merge(
-    options: &MergeOptions,
-    output: impl Into<PathBuf>,
-    backend: &Backend,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<MergeReport> {
+pub fn merge(options: &MergeOptions, out: &Path, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
     let inputs = Inputs::open(options)?;
-    let plan = inputs.plan(backend)?;
-    let (output, mut marks) = resume::output(&inputs, &plan, backend, output.into())?;
+    let plan = inputs.plan(run)?;
+    let (output, mut marks) = resume::output(&inputs, &plan, run.backend, out)?;
     let mut report = MergeReport {
         elements: plan.elements(),
         peak_device_bytes: plan.peak_device_bytes(),
         peak_host_bytes: plan.peak_host_bytes(),
-        adapter: backend.name(),
+        adapter: run.backend.name(),
         warnings: inputs.warnings.clone(),
         ..MergeReport::default()
     };
     let mut fill = || {
-        let scales = inputs.scales(interrupt, &mut report)?;
+        let scales = inputs.scales(&run.interrupt, &mut report)?;
         marks.restore(&mut report);
         for pass in plan.passes() {
             let reports = (&mut report, &mut marks);
-            sweep::run(&inputs, pass, &scales, &output, backend, (progress, interrupt), reports)?;
+            sweep::run(&inputs, pass, &scales, &output, run, reports)?;
         }
-        inputs.copy_others(&output, interrupt, &mut report)?;
+        inputs.copy_others(&output, &run.interrupt, &mut report)?;
         inputs.verify_unchanged()
     };
     if let Err(error) = fill() {
@@ -210,6 +199,6 @@ pub fn merge(
 ///
 /// # Errors
 /// As [`merge`], as far as headers show it.
-pub fn plan(options: &MergeOptions, backend: &Backend) -> Result<MergePlan> {
-    Inputs::open(options)?.plan(backend)
+pub fn plan(options: &MergeOptions, run: &Run<'_>) -> Result<MergePlan> {
+    Inputs::open(options)?.plan(run)
 }

@@ -41,11 +41,9 @@ mod weighted_sum;
 use crate::backend::Backend;
 use crate::checkpoint::{Capture, CaptureLayer, LossReduction, same_network};
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
 use crate::methods::captured::{by_size, units};
-use crate::progress::Progress;
 use crate::shape::usize_of;
-use crate::stream::Budget;
+use crate::stream::Run;
 
 use embedding::Runs;
 use layer::{Layer, LinearSizes, Slab};
@@ -54,9 +52,8 @@ const OP: &str = "per-sample gradients";
 
 /// Per-sample gradients of one network over some captures, samples in the order of the files.
 pub struct PerSample<'a> {
-    backend: &'a Backend,
     captures: &'a [Capture],
-    budget: Budget,
+    run: &'a Run<'a>,
     /// The first sample of each file, and their number.
     first: Vec<usize>,
     /// What the captured gradient of each sample is multiplied by: the batch size for a mean loss.
@@ -64,11 +61,11 @@ pub struct PerSample<'a> {
 }
 
 impl<'a> PerSample<'a> {
-    /// The gradients that `captures` hold.
+    /// The gradients that `captures` hold, to be formed with `run`.
     ///
     /// # Errors
     /// [`Error::Argument`] without captures; [`Error::Mismatch`] for captures of different networks.
-    pub fn new(backend: &'a Backend, captures: &'a [Capture], budget: Budget) -> Result<Self> {
+    pub fn new(captures: &'a [Capture], run: &'a Run<'a>) -> Result<Self> {
         let Some(network) = captures.first() else {
             return Err(Error::argument(OP, "no capture was given"));
         };
@@ -84,7 +81,7 @@ impl<'a> PerSample<'a> {
             unit.resize(unit.len() + samples, factor);
             first.push(unit.len());
         }
-        Ok(Self { backend, captures, budget, first, unit })
+        Ok(Self { captures, run, first, unit })
     }
 
     /// Samples of all files.
@@ -107,22 +104,22 @@ impl<'a> PerSample<'a> {
     }
 
     /// Shows `sum` every layer's gradients.
-    fn walk(&self, sum: &mut dyn Sum, progress: &dyn Progress, interrupt: &Interrupt) -> Result<()> {
-        progress.begin(self.bytes());
+    fn walk(&self, sum: &mut dyn Sum) -> Result<()> {
+        self.run.progress.begin(self.bytes());
         for unit in units(self.captures[0].layers())? {
             if let [at] = unit.layers[..] {
                 let parts = self.parts(&[at]);
-                let layer = Layer::new(self, &[at], &parts, interrupt);
+                let layer = Layer::new(self, &[at], &parts);
                 unit.parameters.iter().try_for_each(|parameter| layer.show(parameter, sum))?;
             } else {
                 // The gradients of the layers that share it are added in the slab.
                 for parameter in &unit.parameters {
                     let members: Vec<usize> = parameter.layers().collect();
                     let parts = self.parts(&members);
-                    Layer::new(self, &members, &parts, interrupt).show(parameter, sum)?;
+                    Layer::new(self, &members, &parts).show(parameter, sum)?;
                 }
             }
-            progress.advance(unit.layers.iter().map(|&at| self.bytes_of(at)).sum());
+            self.run.progress.advance(unit.layers.iter().map(|&at| self.bytes_of(at)).sum());
         }
         Ok(())
     }

@@ -9,7 +9,7 @@
 //! | elements, k of all | all tensors (`Scope::Global`) or each (`Scope::Tensor`) | ½ θ² F |
 //! | elements, N of every M | M consecutive along the input axis ([`Pattern`]) | ½ θ² F |
 //! | filters, k of all | all tensors or each | `filter-sum`: Σ ½ θ² F over the filter ([`prune`]) |
-//! | filters, k of all | all tensors or each | `filter-gate`: ½ Σ_n (Σ_{w ∈ filter} θ_w g_nw)² ([`prune_gates`]) |
+//! | filters, k of all | all tensors or each | `filter-gate`: ½ Σ_n (Σ_{w ∈ filter} θ_w g_nw)² ([`gates`]) |
 //!
 //! The output has the model's tensors, types and files. What is kept is kept bit for bit, the rest is zero. Integer and
 //! boolean tensors, and tensors that globs leave out, are copied. See [`select`](crate::methods::select) for which items of equal
@@ -21,7 +21,7 @@
 
 mod budget;
 mod filters;
-mod gate;
+pub mod gates;
 mod plan;
 mod report;
 mod writer;
@@ -32,7 +32,6 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-pub use gate::gates;
 pub use report::{SelectPlan, SelectReport, Selected};
 
 pub(super) use budget::cuts;
@@ -40,17 +39,16 @@ pub(super) use plan::{items_of_fisher, listed, plan_fisher};
 pub(super) use report::{report, sparsity};
 pub(super) use writer::fill_true;
 
-use crate::backend::Backend;
-use crate::checkpoint::{Capture, Checkpoint};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::select::{MAX_GROUP, Score};
 use crate::methods::globs::Globs;
-use crate::methods::select::{Inputs, Keep, Kept, PIECE_ELEMENTS, Scope, Selector};
+use crate::methods::select::{Inputs, Keep, Kept, Scope, Selector, piece_elements};
 use crate::methods::source::NonFinite;
-use crate::progress::Progress;
+use crate::stream::Run;
 
-use plan::{Plan, items_of_model, plan_captured, plan_model};
+use plan::{Plan, items_of_model, plan_model};
 use writer::Writer;
 
 const OP: &str = "prune";
@@ -99,7 +97,7 @@ pub enum Structure {
     Elements(Keep),
     /// Single elements, by a pattern.
     Pattern(Pattern),
-    /// Whole filters, by `filter-sum` in [`prune`], by `filter-gate` in [`prune_gates`]; the share or number is of filters.
+    /// Whole filters, by `filter-sum` in [`prune`], by `filter-gate` in [`gates`]; the share or number is of filters.
     Filters(Keep),
 }
 
@@ -118,8 +116,9 @@ pub struct PruneOptions {
     pub overwrite: bool,
     /// What to do with Fishers that are NaN, infinite or negative.
     pub non_finite: NonFinite,
-    /// Elements handled at once; no result depends on it.
-    pub piece_elements: u64,
+    /// Elements handled at once, where not as many as the budget allows. For tests: no result depends on it.
+    #[doc(hidden)]
+    pub piece_elements: Option<u64>,
 }
 
 impl PruneOptions {
@@ -133,7 +132,7 @@ impl PruneOptions {
             mask_out: None,
             overwrite: false,
             non_finite: NonFinite::Error,
-            piece_elements: PIECE_ELEMENTS,
+            piece_elements: None,
         }
     }
 }
@@ -142,9 +141,11 @@ impl PruneOptions {
 ///
 /// # Errors
 /// What headers alone show to be wrong, as [`prune`].
-pub fn plan(model: &Checkpoint, fisher: &Checkpoint, options: &PruneOptions) -> Result<SelectPlan> {
-    let plan = plan_model(model, fisher, options)?;
-    items_of_model(&plan, model, fisher, &options.structure)?;
+pub fn plan(model: &Path, fisher: &Path, options: &PruneOptions, run: &Run<'_>) -> Result<SelectPlan> {
+    let (model, fisher) = (Checkpoint::open(model)?, Checkpoint::open(fisher)?);
+    let plan = plan_model(&model, &fisher, options)?;
+    items_of_model(&plan, &model, &fisher, &options.structure)?;
+    piece_elements(&run.budget)?;
     let kept = match &options.structure {
         Structure::Elements(keep) => Some(plan.kept(OP, options.scope, *keep)?),
         Structure::Pattern(Pattern { keep, size }) => {
@@ -169,15 +170,14 @@ pub fn plan(model: &Checkpoint, fisher: &Checkpoint, options: &PruneOptions) -> 
 /// matches nothing, or the pattern does not divide an axis; [`Error::Tensor`] naming the first element without a score;
 /// [`Error::Output`] for outputs that cannot be written; what reading and the backend refuse.
 pub fn prune(
-    backend: &Backend,
-    model: &Checkpoint,
-    fisher: &Checkpoint,
+    model: &Path,
+    fisher: &Path,
     options: &PruneOptions,
     out: &Path,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
+    run: &Run<'_>,
 ) -> Result<SelectReport> {
     let began = Instant::now();
+    let (model, fisher) = (&Checkpoint::open(model)?, &Checkpoint::open(fisher)?);
     let plan = plan_model(model, fisher, options)?;
     let zeroed = AtomicU64::new(0);
     let inputs = Inputs {
@@ -186,12 +186,12 @@ pub fn prune(
         tensors: items_of_model(&plan, model, fisher, &options.structure)?,
         zeroed: options.non_finite.counted(&zeroed),
     };
-    let room = options.piece_elements;
-    let mut selector = Selector::new(backend, Score::Prune, inputs, room, progress, interrupt)?;
+    let room = options.piece_elements.map_or_else(|| piece_elements(&run.budget), Ok)?;
+    let mut selector = Selector::new(Score::Prune, inputs, room, run)?;
     let writer = Writer::create(model, &[fisher.path()], &plan, "prune", options, out)?;
     let mut kept = vec![0; plan.ranked.len()];
-    let threshold = write_best(&mut selector, &plan, options, &writer, &mut kept, interrupt)?;
-    writer.whole(&plan, interrupt)?;
+    let threshold = write_best(&mut selector, &plan, options, &writer, &mut kept, &run.interrupt)?;
+    writer.whole(&plan, &run.interrupt)?;
     model.verify_unchanged()?;
     fisher.verify_unchanged()?;
     let (passes, bytes_read, timings) = (selector.passes, selector.bytes_read, selector.timings);
@@ -203,7 +203,7 @@ pub fn prune(
         timings,
         non_finite: zeroed.into_inner(),
         seconds: began.elapsed().as_secs_f64(),
-        adapter: backend.name(),
+        adapter: run.backend.name(),
         ..report
     })
 }
@@ -236,49 +236,4 @@ fn write_best(
             filters::keep_best(plan, &sums, (options.scope, *keep), writer, kept, interrupt)
         }
     }
-}
-
-/// What [`prune_gates`] would do.
-///
-/// # Errors
-/// What headers alone show to be wrong, as [`prune_gates`].
-pub fn plan_gates(model: &Checkpoint, captures: &[Capture], options: &PruneOptions) -> Result<SelectPlan> {
-    plan_captured(model, captures, options).map(|(plan, _)| plan.shown(None))
-}
-
-/// Prunes whole filters of `model` by `filter-gate` from `captures` of it, and writes the result, and the mask where asked for.
-///
-/// # Errors
-/// [`Error::Argument`] for a budget that cannot be met or a structure other than filters; [`Error::Mismatch`] where the captures
-/// are not the model's, lack a layer, or a glob matches nothing; [`Error::Tensor`] for values that are not numbers; [`Error::Output`]
-/// for outputs that cannot be written; what reading and the backend refuse.
-pub fn prune_gates(
-    backend: &Backend,
-    model: &Checkpoint,
-    captures: &[Capture],
-    options: &PruneOptions,
-    out: &Path,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<SelectReport> {
-    let began = Instant::now();
-    let (plan, keep) = plan_captured(model, captures, options)?;
-    let paths: Vec<&Path> = captures.iter().map(Capture::path).collect();
-    let writer = Writer::create(model, &paths, &plan, "filter-gate", options, out)?;
-    let scores = gate::scores(backend, model, captures, &plan.ranked, progress, interrupt)?;
-    let mut kept = vec![0; plan.ranked.len()];
-    let threshold = filters::keep_best(&plan, &scores, (options.scope, keep), &writer, &mut kept, interrupt)?;
-    writer.whole(&plan, interrupt)?;
-    model.verify_unchanged()?;
-    captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
-    let report = writer.finish(&plan, &kept)?;
-    let of_captures: u64 = captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum();
-    Ok(SelectReport {
-        threshold,
-        passes: 1,
-        bytes_read: report.bytes_read + of_captures + plan.ranked.iter().map(|t| 2 * t.bytes).sum::<u64>(),
-        seconds: began.elapsed().as_secs_f64(),
-        adapter: backend.name(),
-        ..report
-    })
 }

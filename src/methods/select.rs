@@ -49,20 +49,17 @@ pub use cut::{Cut, Keep, Scope};
 use parts::{Classes, Part, PartSink, PartSource, parts};
 use sweeps::{Applying, Counting, Keeping, Lanes};
 
-use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
 use crate::kernels::select::{BLOCK_LEN, Score, Scores, score_bits};
 use crate::memory::View;
 use crate::methods::histogram::{Histogram, Place, Window};
 use crate::methods::source::CheckpointSource;
-use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::{DType, usize_of};
 use crate::stream::{
-    self, Budget, Buffers, Chunk, Clock, Cuts, Direction, End, Job, Layout, Plan, Sink, Stage, Stream, Sweep,
-    TensorSpec, Timings,
+    self, Budget, Buffers, Chunk, Clock, Cuts, Direction, End, Job, Layout, Plan, Run, Sink, Stage, Stream,
+    Sweep, TensorSpec, Timings,
 };
 
 /// How many elements may be in one chunk within a budget, three of which are on their way at a time; never more than the
@@ -70,7 +67,7 @@ use crate::stream::{
 ///
 /// # Errors
 /// [`Error::Budget`] where the counts alone do not fit.
-pub fn piece_elements(budget: &Budget) -> Result<u64> {
+pub(super) fn piece_elements(budget: &Budget) -> Result<u64> {
     /// The counts of both windows, once where kernels run and once read back, and small change.
     const COUNTS: u64 = 5 << 20;
     // In each of three slots θ, F, the pruned θ and the mask; before a device with its own memory, mappable buffers of as much.
@@ -96,7 +93,7 @@ pub fn piece_elements(budget: &Budget) -> Result<u64> {
 }
 
 /// Elements of a chunk where nothing else is asked for: 4 MiB of f32.
-pub const PIECE_ELEMENTS: u64 = 1 << 20;
+const PIECE_ELEMENTS: u64 = 1 << 20;
 
 /// A tensor to be ranked.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +140,7 @@ pub(super) type Scored<'s> = &'s mut dyn FnMut(usize, u64, &[f32]) -> Result<()>
 
 /// Passes over the tensors to be ranked. Each is one run of a [`Plan`](stream::Plan): reading, computing and writing overlap.
 pub(super) struct Selector<'a> {
-    backend: &'a Backend,
+    run: &'a Run<'a>,
     score: Score,
     pub(super) tensors: Vec<Ranked>,
     theta: Option<CheckpointSource<'a>>,
@@ -152,8 +149,6 @@ pub(super) struct Selector<'a> {
     /// Elements of a chunk.
     room: u64,
     lanes: Lanes,
-    progress: &'a dyn Progress,
-    interrupt: &'a Interrupt,
     /// Passes over the data to find thresholds: the most that any of them took.
     pub(super) passes: u32,
     /// Bytes read.
@@ -168,14 +163,7 @@ const RUN: u64 = 128;
 
 impl<'a> Selector<'a> {
     /// A selector in chunks of at most `room` elements.
-    pub(super) fn new(
-        backend: &'a Backend,
-        score: Score,
-        inputs: Inputs<'a>,
-        room: u64,
-        progress: &'a dyn Progress,
-        interrupt: &'a Interrupt,
-    ) -> Result<Self> {
+    pub(super) fn new(score: Score, inputs: Inputs<'a>, room: u64, run: &'a Run<'a>) -> Result<Self> {
         let Inputs { model, fisher, tensors, zeroed } = inputs;
         // Nothing needs more room than there are elements; a unit needs at least its own.
         let total: u64 = tensors.iter().map(|tensor| tensor.len).sum();
@@ -188,16 +176,14 @@ impl<'a> Selector<'a> {
             CheckpointSource::new(model, places)
         });
         Ok(Self {
-            backend,
+            run,
             score,
             tensors,
             theta,
             fisher,
             zeroed,
             room,
-            lanes: Lanes::new(backend, room)?,
-            progress,
-            interrupt,
+            lanes: Lanes::new(run.backend, room)?,
             passes: 0,
             bytes_read: 0,
             timings: Timings::default(),
@@ -277,7 +263,7 @@ impl<'a> Selector<'a> {
         let mut sums: Vec<Histogram> = windows.iter().map(|&window| Histogram::new(window)).collect();
         for &window in windows {
             let lane = self.lanes.lane(window);
-            self.backend.upload(&lane.state, bytemuck::cast_slice(&[window.low, 0]))?;
+            self.run.backend.upload(&lane.state, bytemuck::cast_slice(&[window.low, 0]))?;
             self.clear(&lane.counts)?;
         }
         // A device counts in 32 bits: as many at a time as cannot overflow.
@@ -295,7 +281,7 @@ impl<'a> Selector<'a> {
     fn collect(&self, sums: &mut [Histogram]) -> Result<()> {
         for sum in sums {
             let lane = self.lanes.lane(sum.window);
-            sum.add_words(&self.backend.download::<u32>(&lane.counts)?)?;
+            sum.add_words(&self.run.backend.download::<u32>(&lane.counts)?)?;
             self.clear(&lane.counts)?;
         }
         Ok(())
@@ -375,7 +361,7 @@ impl<'a> Selector<'a> {
         };
         let tensors = parts.iter().enumerate().map(spec).collect();
         let unit = |class: u32| classes.map_or(1, |(classes, _)| classes.units[class as usize]);
-        let budget = Budget::default().within(&self.backend.caps());
+        let budget = Budget::default().within(&self.run.backend.caps());
         let layout = Layout { streams, tensors, scratch_bytes: 0 };
         Plan::cut(&layout, &budget, &Cuts { most: self.room, unit: &unit })
     }
@@ -394,8 +380,7 @@ impl<'a> Selector<'a> {
         ends.push(End::Source(&fisher));
         let pruned = pruned.map(|sink| PartSink { sink, parts });
         ends.extend(pruned.iter().map(|sink| End::Sink(sink)));
-        let (progress, interrupt) = (self.progress, self.interrupt);
-        stream::run(&Job { backend: self.backend, plan, ends, progress, interrupt }, sweep)
+        stream::run(&Job { run: self.run, plan, ends }, sweep)
     }
 
     fn note(&mut self, plan: &Plan, timings: Timings) {
@@ -407,11 +392,13 @@ impl<'a> Selector<'a> {
     pub(super) fn scores(&mut self, each: Scored<'_>) -> Result<()> {
         let clock = Clock::start();
         self.zeroed.iter().for_each(|zeroed| zeroed.store(0, Ordering::Relaxed));
-        self.progress.begin((0..self.tensors.len()).map(|at| self.tensors[at].len * self.bytes_of(at)).sum());
+        self.run
+            .progress
+            .begin((0..self.tensors.len()).map(|at| self.tensors[at].len * self.bytes_of(at)).sum());
         for tensor in 0..self.tensors.len() {
             let len = self.tensors[tensor].len;
             for start in (0..len).step_by(usize_of(self.room)) {
-                self.interrupt.check()?;
+                self.run.interrupt.check()?;
                 let run = self.room.min(len - start);
                 let (thetas, fishers) = clock.time(Stage::Read, || self.values(tensor, start, run))?;
                 clock.time(Stage::Compute, || {
@@ -424,7 +411,7 @@ impl<'a> Selector<'a> {
                 })?;
                 let bytes = run * self.bytes_of(tensor);
                 self.bytes_read += bytes;
-                self.progress.advance(bytes);
+                self.run.progress.advance(bytes);
             }
         }
         self.passes = self.passes.max(1);
@@ -433,9 +420,9 @@ impl<'a> Selector<'a> {
     }
 
     fn clear(&self, view: &View) -> Result<()> {
-        let mut recording = Recording::new(self.backend);
+        let mut recording = Recording::new(self.run.backend);
         recording.clear(view);
-        self.backend.run(&recording)
+        self.run.backend.run(&recording)
     }
 
     /// Bytes of the inputs of one element.

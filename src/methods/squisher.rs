@@ -26,10 +26,8 @@ use crate::checkpoint::{
     OutputTensor, Scale, StateEntry, StateTensor, resolve,
 };
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
-use crate::progress::Progress;
 use crate::shape::{elements, shape_text};
-use crate::stream::{Clock, Stage, Timings};
+use crate::stream::{Clock, Run, Stage, Timings};
 
 use suspicions::{compare_momentum, warnings_of_headers};
 pub use warning::Warning;
@@ -172,8 +170,7 @@ pub fn extract(
     model: &ModelParams,
     options: &ExtractOptions,
     out: &Path,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
+    run: &Run<'_>,
 ) -> Result<ExtractReport> {
     let clock = Clock::start();
     let mut plan = plan(state, model, options)?;
@@ -185,7 +182,7 @@ pub fn extract(
         .collect();
     let output =
         Output::create(out, OutputLayout::single(slots, plan.metadata.clone()), options.overwrite, &inputs)?;
-    progress.begin(plan.tensors.iter().map(|t| 4 * t.elements).sum());
+    run.progress.begin(plan.tensors.iter().map(|t| 4 * t.elements).sum());
     let read = |at: usize| {
         let (tensor, named) = plan.tensors.get(at).zip(plan.names.named.get(at))?;
         let entry = &state.entries()[named.entry];
@@ -204,12 +201,12 @@ pub fn extract(
     let mut found = Vec::new();
     let (mut at, mut values) = (0, read(0));
     while let Some(these) = values {
-        interrupt.check()?;
+        run.interrupt.check()?;
         let these = these?;
         // The next one is read while this one is scaled and written.
         let (warnings, next) = rayon::join(|| write(at, these), || read(at + 1));
         found.extend(warnings?);
-        progress.advance(4 * plan.tensors[at].elements);
+        run.progress.advance(4 * plan.tensors[at].elements);
         (at, values) = (at + 1, next);
     }
     plan.warnings.extend(found);

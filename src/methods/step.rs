@@ -37,11 +37,9 @@ use serde::Serialize;
 use crate::backend::Backend;
 use crate::checkpoint::{Capture, CaptureLayer, Checkpoint, Labels};
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
 use crate::methods::per_sample::PerSample;
-use crate::progress::Progress;
 use crate::shape::elements;
-use crate::stream::Budget;
+use crate::stream::Run;
 
 use indicator::weights_of;
 pub use indicator::{Indicator, indicator};
@@ -93,8 +91,6 @@ pub struct StepOptions {
     pub gram: Option<PathBuf>,
     /// Captures of the same samples under the model's labels, by which the step is judged; none: it is not.
     pub indicator: Vec<PathBuf>,
-    /// What memory may be used.
-    pub budget: Budget,
     /// Replace existing outputs.
     pub overwrite: bool,
 }
@@ -142,17 +138,10 @@ pub struct StepReport {
 /// What [`Capture::open`], [`PerSample::new`] and [`indicator()`] refuse; [`Error::Argument`] for a damping that is negative or no number, for labels that are not the
 /// data's, and for K + λI without an inverse; [`Error::File`] for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does
 /// not fit in memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
-pub fn step(
-    backend: &Backend,
-    captures: &[PathBuf],
-    options: &StepOptions,
-    out: &Path,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<StepReport> {
+pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'_>) -> Result<StepReport> {
     check_damping(options.damping)?;
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
-    let job = PerSample::new(backend, &captures, options.budget)?;
+    let job = PerSample::new(&captures, run)?;
     check_labels(&captures, Labels::Data, "a step is defined by the data's labels")?;
     let exact = exact_captures(&captures, options)?;
     let target = match options.kind {
@@ -162,21 +151,19 @@ pub fn step(
     let inputs: Vec<&Path> = captures.iter().chain(&exact).map(Capture::path).collect();
     let outputs = Outputs::create(out, &captures, job.samples() as u64, options, &inputs)?;
 
-    let gram = job.gram(progress, interrupt)?;
+    let gram = job.gram()?;
     outputs.write_gram(&gram)?;
     let solution = Solution::of(gram, &target, options.damping)?;
-    job.weighted_sum(&solution.x, progress, interrupt, |name, first, values| {
-        outputs.write_step(name, first, values)
-    })?;
+    job.weighted_sum(&solution.x, |name, first, values| outputs.write_step(name, first, values))?;
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
 
-    let report = report(backend, (&captures, &exact), options, solution, &outputs);
+    let report = report(run.backend, (&captures, &exact), options, solution, &outputs);
     outputs.finish()?;
     if exact.is_empty() {
         return Ok(report);
     }
     let direction = Checkpoint::open(&report.output)?;
-    let judged = indicator(backend, &exact, &captures, &direction, options.budget, progress, interrupt)?;
+    let judged = indicator::judge(&exact, &captures, &direction, run)?;
     Ok(StepReport { indicator: Some(judged), ..report })
 }
 
@@ -222,9 +209,9 @@ fn exact_captures(data: &[Capture], options: &StepOptions) -> Result<Vec<Capture
 ///
 /// # Errors
 /// As [`step`], of what headers tell.
-pub fn check(captures: &[Capture], options: &StepOptions) -> Result<u64> {
+pub fn check(captures: &[Capture], options: &StepOptions, run: &Run<'_>) -> Result<u64> {
     check_damping(options.damping)?;
-    let job = PerSample::new(&Backend::Host, captures, options.budget)?;
+    let job = PerSample::new(captures, run)?;
     check_labels(captures, Labels::Data, "a step is defined by the data's labels")?;
     if options.kind == StepKind::Ief {
         let without = captures.iter().filter(|capture| !capture.has_logit_grad());

@@ -20,8 +20,8 @@
 //! **Given up:** on a device the sums behind a cosine carry about 1e-6 of relative error, so distances below that tell
 //! nothing; the host's are sums in f64, rounded once a share.
 
-mod distance;
-mod embed;
+pub mod distance;
+pub mod embed;
 mod inputs;
 mod ranking;
 
@@ -30,10 +30,6 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-pub use distance::{
-    DistanceMetric, DistanceOptions, DistancePlan, DistanceReport, Trivial, distance, plan_distance,
-};
-pub use embed::{EmbedOptions, EmbedPlan, EmbedReport, embed, plan_embed};
 pub use ranking::{Ranking, Scores, rank};
 
 pub use crate::kernels::task2vec::Metric;

@@ -27,11 +27,13 @@
 
 mod budget;
 mod lane;
+mod means;
 mod plan;
 mod run;
 mod timings;
 
 pub use budget::{Budget, Memories, parse_size};
+pub use means::Run;
 pub(crate) use plan::Cuts;
 pub use plan::{Chunk, Direction, Layout, Plan, Segment, Stream, TensorSpec, Traffic};
 pub use run::{Buffers, End, Job, Sink, Source, Sweep, run};

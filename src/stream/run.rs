@@ -8,12 +8,9 @@ use rayon::prelude::*;
 
 use super::lane::{Lane, Room, StripSize};
 use super::timings::{Clock, Stage, Timings};
-use super::{Chunk, Plan, Segment};
-use crate::backend::Backend;
+use super::{Chunk, Plan, Run, Segment};
 use crate::error::Result;
-use crate::interrupt::Interrupt;
 use crate::memory::{Element, View};
-use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::usize_of;
 
@@ -85,16 +82,12 @@ pub trait Sweep: Send + Sync {
 
 /// Everything a run needs besides its sweep.
 pub struct Job<'a> {
-    /// Where kernels run.
-    pub backend: &'a Backend,
+    /// Where it runs, who hears of it and who may end it. The plan has taken the budget into account.
+    pub run: &'a Run<'a>,
     /// Which bytes are where, when.
     pub plan: &'a Plan,
     /// One end a stream, in the layout's order.
     pub ends: Vec<End<'a>>,
-    /// Hears how far the run is.
-    pub progress: &'a dyn Progress,
-    /// Asked between chunks.
-    pub interrupt: &'a Interrupt,
 }
 
 /// Runs one pass.
@@ -108,11 +101,11 @@ pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
         return Ok(Timings::default());
     }
     let lanes: Vec<Lane> = (0..plan.slots())
-        .map(|_| Lane::new(job.backend, &strip_sizes(plan), sweep.result_words()))
+        .map(|_| Lane::new(job.run.backend, &strip_sizes(plan), sweep.result_words()))
         .collect::<Result<_>>()?;
     let scratch = match plan.scratch_bytes() {
         0 => None,
-        bytes => Some(job.backend.alloc(bytes.div_ceil(4), Element::U32)?),
+        bytes => Some(job.run.backend.alloc(bytes.div_ceil(4), Element::U32)?),
     };
     let ring = Ring::new(&lanes);
     let sweep = Mutex::new(sweep);
@@ -193,7 +186,7 @@ impl Drop for CloseAtEnd<'_, '_> {
 
 fn read_chunks<'a>(job: &Job<'_>, ring: &Ring<'a>, filled: Sender<Loaded<'a>>, clock: &Clock) -> Result<()> {
     for (index, chunk) in job.plan.chunks().iter().enumerate() {
-        job.interrupt.check()?;
+        job.run.interrupt.check()?;
         let Some(lane) = ring.take() else { return Ok(()) };
         clock.time(Stage::Read, || read_chunk(job, chunk, lane))?;
         if filled.send(Loaded { chunk: index, lane }).is_err() {
@@ -330,7 +323,7 @@ fn compute_chunk(
         scratch: scratch.clone(),
         results: lane.results().cloned(),
     };
-    let mut recording = Recording::new(job.backend);
+    let mut recording = Recording::new(job.run.backend);
     if let Some(results) = &buffers.results {
         recording.clear(results);
     }
@@ -346,7 +339,7 @@ fn write_chunks<'a>(
     launched: Receiver<Loaded<'a>>,
     clock: &Clock,
 ) -> Result<()> {
-    job.progress.begin(job.plan.traffic().read);
+    job.run.progress.begin(job.plan.traffic().read);
     for loaded in launched {
         let chunk = &job.plan.chunks()[loaded.chunk];
         let results = clock.time(Stage::Readback, || loaded.lane.wait())?;
@@ -356,7 +349,7 @@ fn write_chunks<'a>(
             sweep.lock().unwrap_or_else(PoisonError::into_inner).written(chunk)
         })?;
         ring.give(loaded.lane);
-        job.progress.advance(read_bytes(job, chunk));
+        job.run.progress.advance(read_bytes(job, chunk));
     }
     Ok(())
 }

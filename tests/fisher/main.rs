@@ -17,14 +17,18 @@ use std::path::PathBuf;
 
 use squisher::kernel::noise;
 use squisher::methods::fisher::{FisherOptions, FisherReport, Kind, fisher};
-use squisher::{Backend, Interrupt, Result, wgpu};
+use squisher::{Backend, Result, Run, wgpu};
 
 use capture_files::{Draft, Tensors, folder, load};
 
 fn run(backend: &Backend, captures: &[PathBuf], options: FisherOptions) -> Result<(Tensors, FisherReport)> {
+    with(&Run::new(backend), captures, options)
+}
+
+fn with(run: &Run<'_>, captures: &[PathBuf], options: FisherOptions) -> Result<(Tensors, FisherReport)> {
     let folder = folder();
     let out = folder.path().join("fisher.safetensors");
-    let report = fisher(backend, captures, &options, &out, &(), &Interrupt::default())?;
+    let report = fisher(captures, &options, &out, run)?;
     Ok((load(&out), report))
 }
 

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use squisher::Backend;
-use squisher::methods::fisher::{FisherOptions, Kind};
+use squisher::methods::fisher::Kind;
 use squisher::stream::Budget;
+use squisher::{Backend, Run};
 use tempfile::TempDir;
 
 use crate::capture_files::{Draft, LINEAR, folder, linear, worst};
-use crate::{host, narrow_device, of, run, support, values};
+use crate::{host, narrow_device, of, run, support, values, with};
 
 /// More samples than are read at a time, and more than one invocation's loops can take on software Vulkan. With a = 1 and b of 1 and 3 in turn,
 /// squares sum to 5 n and gradients to 2 n.
@@ -143,18 +143,20 @@ fn a_result_beyond_the_budget_takes_several_passes() {
     let folder = folder();
     let files = [wide(&folder, "a", 1), wide(&folder, "b", 2)];
     for backend in support::backends() {
-        let within = |bytes: u64| Budget { host_bytes: bytes, device_bytes: bytes, ..Budget::default() };
+        let within = |bytes: u64| {
+            let budget = Budget { host_bytes: bytes, device_bytes: bytes, ..Budget::default() };
+            Run { budget, ..Run::new(&backend) }
+        };
         for kind in Kind::ALL {
             let options = of(kind);
             let (want, once) = run(&backend, &files, options).expect("sound");
-            let (got, report) =
-                run(&backend, &files, FisherOptions { budget: within(6000), ..options }).expect("in passes");
+            let (got, report) = with(&within(6000), &files, options).expect("in passes");
             assert!(once.passes == 1 && report.passes > 2, "{kind}: {} passes", report.passes);
             let error = worst(&got, &want);
             assert!(error < 1e-6, "{kind} on {}: {error:e}", backend.name());
         }
-        let options = FisherOptions { budget: within(200), ..of(Kind::Empirical) };
-        let text = run(&backend, &files, options).expect_err("a row is more").to_string();
+        let refused = with(&within(200), &files, of(Kind::Empirical));
+        let text = refused.expect_err("a row is more").to_string();
         let flag = if backend.caps().is_host { "raise --host-memory" } else { "raise --device-memory" };
         assert!(text.contains("the budget is 200") && text.contains(flag), "{text}");
     }

@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use squisher::checkpoint::{Capture, Checkpoint};
 use squisher::methods::fisher::{FisherOptions, Kind, Reduction};
 use squisher::methods::prune::gates;
-use squisher::{Backend, Interrupt, reference};
+use squisher::{Backend, Run, reference};
 use tempfile::TempDir;
 
 use crate::capture_files::{Draft, LINEAR, Tensors, folder, worst};
@@ -227,9 +226,8 @@ fn gates_of_filters_that_layers_share_are_refused() {
         let draft = draft.with(&format!("{name}.input"), &[1, 2], &[1.0, 1.0]);
         draft.with(&format!("{name}.grad_output"), &[1, 1], &[1.0])
     });
-    let captures = [Capture::open(capture.write(&folder, "capture.safetensors")).expect("sound")];
-    let model = Checkpoint::open(model).expect("sound");
-    let refusal = gates(&Backend::Host, &model, &captures, &(), &Interrupt::default()).expect_err("shared");
+    let captures = [capture.write(&folder, "capture.safetensors")];
+    let refusal = gates::scores(&model, &captures, &Run::new(&Backend::Host)).expect_err("shared");
     let text = refusal.to_string();
     assert!(text.contains("\"a\" and \"b\" share a weight, whose gates are not supported"), "{text}");
 }

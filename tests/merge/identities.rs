@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use safetensors::tensor::Dtype;
 use squisher::methods::merge::{MergeOptions, Method, Model, Normalize};
 use squisher::stream::Budget;
-use squisher::{Backend, DType, Error};
+use squisher::{Backend, DType, Error, Run};
 
 use crate::definition::{Merged, Parameter};
 use crate::files::{self, Tensor, floats, raw};
 use crate::oracle::rounding;
-use crate::{METHODS, Vectors, fishers, folder, merged, noise, options, run, support, with_base};
+use crate::{METHODS, Vectors, fishers, folder, merged, noise, options, run, run_within, support, with_base};
 
 /// The merged `w` of a set of vectors.
 #[track_caller]
@@ -313,8 +313,7 @@ fn random_model(seed: u64, lengths: &[(usize, u8)]) -> (Vec<Tensor>, Vec<Tensor>
 fn least_budget(options: &MergeOptions, backend: &Backend) -> Budget {
     let mut budget = Budget { host_bytes: 0, device_bytes: 0, ..Budget::default() };
     loop {
-        let asked = MergeOptions { budget, ..options.clone() };
-        match squisher::methods::merge::plan(&asked, backend) {
+        match squisher::methods::merge::plan(options, &Run { budget, ..Run::new(backend) }) {
             Ok(_) => return budget,
             Err(Error::Budget { need, flag, .. }) if flag == "--device-memory" => budget.device_bytes = need,
             Err(Error::Budget { need, .. }) => budget.host_bytes = need,
@@ -353,7 +352,7 @@ fn chunked_equals_whole(
     };
     let out = |what: &str| folder.path().join(what);
     run(&whole, &out("whole"), backend).expect("a sound merge");
-    run(&MergeOptions { budget, ..whole.clone() }, &out("chunked"), backend).expect("the budget works");
+    run_within(budget, &whole, &out("chunked"), backend).expect("the budget works");
     let bytes = |what: &str| std::fs::read(out(what)).expect("it was written");
     assert!(bytes("whole") == bytes("chunked"), "{method:?} of {count} models, {lengths:?}");
 }

@@ -17,7 +17,7 @@ use squisher::methods::merge::{
     Base, MergeOptions, MergeReport, Method, Missing, Model, NonFinite, Normalize, merge,
 };
 use squisher::stream::Budget;
-use squisher::{Backend, Error, Interrupt};
+use squisher::{Backend, Error, Run};
 use tempfile::TempDir;
 
 const METHODS: [Method; 3] = [Method::Linear, Method::Fisher, Method::Ubgm];
@@ -46,7 +46,6 @@ fn options(method: Method, models: &[(&Path, &Path)]) -> MergeOptions {
         shard_bytes: None,
         overwrite: false,
         resume: None,
-        budget: Budget::default(),
     }
 }
 
@@ -56,7 +55,16 @@ fn with_base(options: MergeOptions, path: &Path, fisher: &Path) -> MergeOptions 
 }
 
 fn run(options: &MergeOptions, output: &Path, backend: &Backend) -> Result<MergeReport, Error> {
-    merge(options, output, backend, &(), &Interrupt::default())
+    merge(options, output, &Run::new(backend))
+}
+
+fn run_within(
+    budget: Budget,
+    options: &MergeOptions,
+    output: &Path,
+    backend: &Backend,
+) -> Result<MergeReport, Error> {
+    merge(options, output, &Run { budget, ..Run::new(backend) })
 }
 
 /// Merges and reads the result.

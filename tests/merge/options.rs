@@ -5,11 +5,12 @@ use std::path::Path;
 
 use safetensors::Dtype;
 use squisher::methods::merge::{Base, MergeOptions, Method, Missing, NonFinite, Normalize};
+use squisher::stream::Budget;
 use squisher::{Backend, DType};
 
 use crate::definition::Parameter;
 use crate::files::{self, Tensor, doubles, floats, integers, raw, shaped, write};
-use crate::{Vectors, command, fishers, folder, merged, noise, options, run, support};
+use crate::{Vectors, command, fishers, folder, merged, noise, options, run, run_within, support};
 
 const F: DType = DType::F32;
 
@@ -55,9 +56,10 @@ fn counts_do_not_depend_on_the_budget_or_the_backend() {
     let models: Vec<_> = (0..5).map(|m| (noise(m, 60_001), fishers(m + 9, 60_001))).collect();
     let vectors = Vectors::new(F, &models);
     let counts = |backend: &Backend, bytes: u64| {
-        let mut options = MergeOptions { floor: 1e-6, ..vectors.options(Method::Fisher) };
-        (options.budget.host_bytes, options.budget.device_bytes) = (bytes, bytes);
-        let report = merged(&options, backend).1;
+        let options = MergeOptions { floor: 1e-6, ..vectors.options(Method::Fisher) };
+        let budget = Budget { host_bytes: bytes, device_bytes: bytes, ..Budget::default() };
+        let folder = folder();
+        let report = run_within(budget, &options, &folder.path().join("merged"), backend).expect("sound");
         [report.elements, report.fallback, report.floored, report.raised, report.dominated]
     };
     let [host, device] = support::backends();

@@ -7,11 +7,11 @@ use std::process::Output;
 use squisher::methods::merge::{Base, MergeOptions, Method, Missing, Model, Normalize};
 use squisher::progress::Progress;
 use squisher::stream::Budget;
-use squisher::{Backend, DType, Error, Interrupt, wgpu};
+use squisher::{Backend, DType, Error, Run, wgpu};
 use tempfile::TempDir;
 
 use crate::files::{Tensor, everything, floats, integers, raw, shaped, write, write_with};
-use crate::{command, folder, options, run, support, with_base};
+use crate::{command, folder, options, run, run_within, support, with_base};
 
 /// Two models with Fishers, and an old output that nothing may touch.
 struct Scene {
@@ -453,7 +453,7 @@ fn a_budget_that_is_too_small_names_the_smallest_that_works() {
                 true => Budget { device_bytes: bytes, ..Budget::default() },
                 false => Budget { host_bytes: bytes, ..Budget::default() },
             };
-            run(&MergeOptions { budget, ..options.clone() }, &scene.output(), &backend)
+            run_within(budget, &options, &scene.output(), &backend)
         };
         let error = with(1).expect_err("nothing fits one byte");
         assert_eq!(error.exit_code(), 2, "{error}");
@@ -492,13 +492,8 @@ fn an_input_that_changes_while_it_is_read_yields_nothing() {
             fs::write(scene.file(victim), bytes).expect("it can be written");
         });
         let options = scene.options(Method::Fisher);
-        let result = squisher::methods::merge::merge(
-            &options,
-            scene.output(),
-            &Backend::Host,
-            &appends,
-            &Interrupt::default(),
-        );
+        let run = Run { progress: &appends, ..Run::new(&Backend::Host) };
+        let result = squisher::methods::merge::merge(&options, &scene.output(), &run);
         let error = result.expect_err("an input changed");
         assert_eq!(error.exit_code(), 3, "{error}");
         assert_says(&error.to_string(), &[&format!("{victim}.safetensors")]);
@@ -510,12 +505,11 @@ fn an_input_that_changes_while_it_is_read_yields_nothing() {
 fn an_interrupt_yields_nothing() {
     let scene = Scene::new();
     let before = everything(&scene.path("old"));
-    let interrupt = Interrupt::default();
-    interrupt.request(15);
+    let run = Run::new(&Backend::Host);
+    run.interrupt.request(15);
     for floor in [0.0, 0.1] {
         let options = MergeOptions { floor, ..scene.options(Method::Fisher) };
-        let result =
-            squisher::methods::merge::merge(&options, scene.output(), &Backend::Host, &(), &interrupt);
+        let result = squisher::methods::merge::merge(&options, &scene.output(), &run);
         assert_eq!(result.expect_err("it was asked to end").exit_code(), 143);
         assert!(everything(&scene.path("old")) == before, "the old output changed");
     }
@@ -534,10 +528,9 @@ fn a_device_lost_on_the_way_yields_nothing() {
     let device = gpu.device().clone();
     let backend = Backend::Gpu(gpu);
     let lost = AtBegin(|| device.destroy());
-    let mut options = scene.options(Method::Fisher);
-    options.budget.device_bytes = 2 << 20;
-    let result =
-        squisher::methods::merge::merge(&options, scene.output(), &backend, &lost, &Interrupt::default());
+    let budget = Budget { device_bytes: 2 << 20, ..Budget::default() };
+    let run = Run { budget, progress: &lost, ..Run::new(&backend) };
+    let result = squisher::methods::merge::merge(&scene.options(Method::Fisher), &scene.output(), &run);
     let error = result.expect_err("nothing of a lost device can be trusted");
     assert_eq!(error.exit_code(), 6, "{error}");
     assert!(everything(&scene.path("old")) == before, "the old output changed");

@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use squisher::checkpoint::{Dtype, Output, OutputLayout, OutputTensor};
 use squisher::methods::merge::{MergeOptions, MergeReport, Method, Missing, NonFinite, merge};
 use squisher::stream::Budget;
-use squisher::{Backend, DType, Error, Interrupt, Progress};
+use squisher::{Backend, DType, Error, Interrupt, Progress, Run};
 use tempfile::TempDir;
 
-use crate::{files, fishers, folder, noise, options, support};
+use crate::{files, fishers, folder, noise, options, run_within, support};
 
 /// Ends the run when so many chunks are done.
-struct EndAfter<'a> {
+struct EndAfter {
     chunks: AtomicU64,
-    interrupt: &'a Interrupt,
+    interrupt: Interrupt,
 }
 
-impl Progress for EndAfter<'_> {
+impl Progress for EndAfter {
     fn begin(&self, _bytes: u64) {}
 
     fn advance(&self, _bytes: u64) {
@@ -36,6 +36,11 @@ struct Scene {
 }
 
 const LEN: usize = 90_000;
+
+/// The least that works, so that there are several chunks.
+fn least() -> Budget {
+    Budget { host_bytes: 1 << 20, device_bytes: 1 << 20, ..Budget::default() }
+}
 
 impl Scene {
     fn new() -> Self {
@@ -66,8 +71,7 @@ impl Scene {
             missing: Missing::Average,
             non_finite: NonFinite::Zero,
             floor: 1e-3,
-            // The least that works, so that there are several chunks; and a mark after each.
-            budget: Budget { host_bytes: 1 << 20, device_bytes: 1 << 20, ..Budget::default() },
+            // A mark after each chunk.
             resume: Some(1),
             ..options(Method::Fisher, &[(&m0, &f0), (&m1, &f1)])
         };
@@ -87,14 +91,15 @@ impl Scene {
     }
 
     fn run(&self, options: &MergeOptions, backend: &Backend) -> Result<MergeReport, Error> {
-        merge(options, self.output(), backend, &(), &Interrupt::default())
+        run_within(least(), options, &self.output(), backend)
     }
 
     /// Runs until `chunks` are done; whether it was interrupted.
     fn interrupted(&self, options: &MergeOptions, backend: &Backend, chunks: u64) -> bool {
         let interrupt = Interrupt::default();
-        let progress = EndAfter { chunks: AtomicU64::new(chunks), interrupt: &interrupt };
-        match merge(options, self.output(), backend, &progress, &interrupt) {
+        let progress = EndAfter { chunks: AtomicU64::new(chunks), interrupt: interrupt.clone() };
+        let run = Run { budget: least(), progress: &progress, interrupt, ..Run::new(backend) };
+        match merge(options, &self.output(), &run) {
             Ok(_) => false,
             Err(Error::Interrupted { signal: 15 }) => true,
             Err(other) => panic!("{other}"),
@@ -227,20 +232,20 @@ fn what_another_job_left_is_refused_and_stays() {
     let scene = Scene::new();
     assert!(scene.interrupted(&scene.options, &Backend::Host, 2));
     let left = (fs::read(scene.partial()).expect("reads"), fs::read(scene.journal()).expect("reads"));
-    let refused = |options: &MergeOptions, says: &str| {
-        let error = scene.run(options, &Backend::Host).expect_err("another job");
+    let refused_within = |budget: Budget, options: &MergeOptions, says: &str| {
+        let error = run_within(budget, options, &scene.output(), &Backend::Host).expect_err("another job");
         assert_eq!(error.exit_code(), 7);
         assert!(error.to_string().contains(says), "`{says}` is not in: {error}");
         let now = (fs::read(scene.partial()).expect("reads"), fs::read(scene.journal()).expect("reads"));
         assert!(now == left && !scene.output().exists());
     };
+    let refused = |options: &MergeOptions, says: &str| refused_within(least(), options, says);
     let mut other = scene.options.clone();
     other.models[1].weight = 0.5;
     refused(&other, "it had `weight: 1`, this one has `weight: 0.5`");
     let other = MergeOptions { dtype: Some(DType::BF16), ..scene.options.clone() };
     refused(&other, "left by another job");
-    let other = MergeOptions { budget: Budget::default(), ..scene.options.clone() };
-    refused(&other, "memory limits that make");
+    refused_within(Budget::default(), &scene.options, "memory limits that make");
     refused(
         &MergeOptions { resume: None, ..scene.options.clone() },
         "go on from it with --resume, or remove it",
@@ -313,8 +318,9 @@ fn child_that_waits_to_be_killed() {
         (model.path, model.fisher) = (theta, Some(fisher));
     }
     let shards = MergeOptions { shard_bytes: Some(400_000), ..options };
-    let _ended =
-        merge(&shards, path("merged"), &Backend::Host, &Waits(AtomicU64::new(3)), &Interrupt::default());
+    let waits = Waits(AtomicU64::new(3));
+    let run = Run { budget: least(), progress: &waits, ..Run::new(&Backend::Host) };
+    let _ended = merge(&shards, &path("merged"), &run);
 }
 
 #[cfg(unix)]

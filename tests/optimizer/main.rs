@@ -17,7 +17,7 @@ use squisher::checkpoint::{
     Accumulator, Checkpoint, ModelParams, NameHints, NameMap, OptimizerState, Scale, resolve,
 };
 use squisher::methods::squisher::{ExtractOptions, ExtractReport, extract};
-use squisher::{Error, Interrupt};
+use squisher::{Backend, Error, Run};
 
 /// 2⁻²⁴, the relative error of one rounding to f32.
 const U: f64 = 1.0 / 16_777_216.0;
@@ -133,7 +133,7 @@ fn run_file(
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("fisher.safetensors");
     let state = OptimizerState::open(path)?;
-    let result = extract(&state, model, options, &out, &(), &Interrupt::default());
+    let result = extract(&state, model, options, &out, &Run::new(&Backend::Host));
     match result {
         Ok(report) => Ok((f32_tensors(&out), report)),
         Err(e) => {

@@ -4,7 +4,7 @@ use std::fs;
 
 use squisher::checkpoint::{Checkpoint, OptimizerState, Scale};
 use squisher::methods::squisher::{ExtractOptions, extract};
-use squisher::{Error, Interrupt};
+use squisher::{Backend, Error, Run};
 
 use crate::{data, model, open, refused, scale};
 
@@ -14,7 +14,7 @@ fn the_output_says_what_it_is() {
     let out = folder.path().join("fisher.safetensors");
     let state = open("adamw_f32");
     let options = ExtractOptions { batch_size: Some(16), samples: Some(500), ..scale(Scale::Mean) };
-    let report = extract(&state, &model("adamw_f32"), &options, &out, &(), &Interrupt::default()).unwrap();
+    let report = extract(&state, &model("adamw_f32"), &options, &out, &Run::new(&Backend::Host)).unwrap();
     let checkpoint = Checkpoint::open(&out).unwrap();
     let get = |key: &str| checkpoint.metadata().get(&format!("squisher.{key}")).map(String::as_str);
     assert_eq!(get("kind"), Some("accumulator"));
@@ -45,7 +45,7 @@ fn the_output_says_what_it_is() {
     assert_eq!(json["scale"], "mean");
     assert_eq!(report.bytes_written, fs::metadata(&out).unwrap().len());
     refused(
-        extract(&state, &model("adamw_f32"), &options, &out, &(), &Interrupt::default()),
+        extract(&state, &model("adamw_f32"), &options, &out, &Run::new(&Backend::Host)),
         &["exists", "--overwrite"],
     );
 }
@@ -59,7 +59,7 @@ fn the_output_may_not_be_an_input() {
     let before = fs::read(&path).unwrap();
     let options = ExtractOptions { overwrite: true, ..scale(Scale::Raw) };
     refused(
-        extract(&state, &model("adamw_f32"), &options, &path, &(), &Interrupt::default()),
+        extract(&state, &model("adamw_f32"), &options, &path, &Run::new(&Backend::Host)),
         &["the output is the input"],
     );
     assert_eq!(fs::read(&path).unwrap(), before);
@@ -68,10 +68,10 @@ fn the_output_may_not_be_an_input() {
 #[test]
 fn an_interrupt_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let interrupt = Interrupt::default();
-    interrupt.request(2);
+    let run = Run::new(&Backend::Host);
+    run.interrupt.request(2);
     let out = folder.path().join("fisher.safetensors");
-    let result = extract(&open("adamw_f32"), &model("adamw_f32"), &scale(Scale::Raw), &out, &(), &interrupt);
+    let result = extract(&open("adamw_f32"), &model("adamw_f32"), &scale(Scale::Raw), &out, &run);
     assert!(matches!(result, Err(Error::Interrupted { signal: 2 })));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }

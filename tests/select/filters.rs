@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use squisher::checkpoint::{Capture, CaptureLayer, Checkpoint, LayerKind};
-use squisher::methods::prune::{PruneOptions, Structure, gates, prune_gates};
+use squisher::checkpoint::{Capture, CaptureLayer, LayerKind};
+use squisher::methods::prune::{PruneOptions, Structure, gates};
 use squisher::methods::select::{Keep, Scope};
-use squisher::{Backend, Interrupt, reference, wgpu};
+use squisher::{Backend, Run, reference, wgpu};
 
 use crate::{
     Tensors, applied, f32s, folder, network, read, run_prune, saliency, squisher, support, values, write,
@@ -20,7 +20,7 @@ fn filters_go_as_a_whole_by_the_sum_of_their_scores() {
         let options = PruneOptions {
             scope,
             mask_out: Some(mask.clone()),
-            piece_elements: piece,
+            piece_elements: Some(piece),
             ..PruneOptions::new(Structure::Filters(Keep::Fraction(0.5)))
         };
         run_prune(&Backend::Host, (&model, &fisher), &options, &pruned).expect("sound inputs");
@@ -150,6 +150,10 @@ fn gates_of(place: usize, captures: &[Capture], theta: &[f32]) -> Vec<(f64, f64)
     sums
 }
 
+fn files_of(captures: &[Capture]) -> Vec<PathBuf> {
+    captures.iter().map(|capture| capture.path().to_owned()).collect()
+}
+
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn gates_are_half_the_squares_of_weights_times_gradients() {
@@ -157,12 +161,12 @@ fn gates_are_half_the_squares_of_weights_times_gradients() {
     {
         let out = folder();
         let (captures, path) = captured(case, files, out.path());
-        let (model, tensors) = (Checkpoint::open(&path).expect("a sound model"), read(&path));
+        let tensors = read(&path);
         // Some samples at a time, too, where that is what a binding takes.
         let limits = wgpu::Limits { max_storage_buffer_binding_size: 8192, ..wgpu::Limits::default() };
         let [host, device] = support::backends();
         for backend in [host, device, Backend::Gpu(support::device_with(limits))] {
-            let got = gates(&backend, &model, &captures, &(), &Interrupt::default()).expect("sound inputs");
+            let got = gates::scores(&path, &files_of(&captures), &Run::new(&backend)).expect("sound inputs");
             assert!(!got.contains_key("embed.weight"), "an embedding has no filters");
             for (name, scores) in &got {
                 let layer = |l: &CaptureLayer| format!("{}.weight", l.name) == *name;
@@ -185,16 +189,14 @@ fn gates_are_half_the_squares_of_weights_times_gradients() {
 fn filters_go_by_their_gates() {
     let out = folder();
     let (captures, path) = captured("conv2d", 2, out.path());
-    let model = Checkpoint::open(&path).expect("a sound model");
     let (pruned, mask) = (out.path().join("pruned.safetensors"), out.path().join("mask.safetensors"));
     let options = PruneOptions {
         mask_out: Some(mask.clone()),
         ..PruneOptions::new(Structure::Filters(Keep::Fraction(0.5)))
     };
-    let stop = Interrupt::default();
-    let report =
-        prune_gates(&Backend::Host, &model, &captures, &options, &pruned, &(), &stop).expect("sound inputs");
-    let scores = gates(&Backend::Host, &model, &captures, &(), &stop).expect("sound inputs");
+    let (files, run) = (files_of(&captures), Run::new(&Backend::Host));
+    let report = gates::prune(&path, &files, &options, &pruned, &run).expect("sound inputs");
+    let scores = gates::scores(&path, &files, &run).expect("sound inputs");
     let mut order: Vec<(&String, usize, f64)> = (scores.iter())
         .flat_map(|(name, scores)| scores.iter().enumerate().map(move |(i, &score)| (name, i, score)))
         .collect();
@@ -242,9 +244,7 @@ fn captures_that_do_not_fit_are_refused() {
     let (captures, path) = captured("sequence", 1, out.path());
     let pruned = out.path().join("pruned.safetensors");
     let run = |path: &Path, captures: &[Capture], options: &PruneOptions| {
-        let model = Checkpoint::open(path).expect("a sound model");
-        let (host, stop) = (Backend::Host, Interrupt::default());
-        let refused = prune_gates(&host, &model, captures, options, &pruned, &(), &stop);
+        let refused = gates::prune(path, &files_of(captures), options, &pruned, &Run::new(&Backend::Host));
         assert!(!pruned.exists(), "something was written");
         refused.expect_err("it must be refused").to_string()
     };

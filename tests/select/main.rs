@@ -19,10 +19,9 @@ use assert_cmd::cargo::CommandCargoExt;
 use proptest::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use squisher::checkpoint::Checkpoint;
 use squisher::methods::mask::{MaskOptions, mask};
 use squisher::methods::prune::{PruneOptions, SelectReport, prune};
-use squisher::{Backend, Error, Interrupt};
+use squisher::{Backend, Error, Run};
 
 /// Type, shape and bytes.
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
@@ -79,7 +78,7 @@ fn run_mask(
     options: &MaskOptions,
     out: &Path,
 ) -> Result<SelectReport, Error> {
-    mask(backend, &Checkpoint::open(fisher)?, options, out, &(), &Interrupt::default())
+    mask(fisher, options, out, &Run::new(backend))
 }
 
 fn run_prune(
@@ -88,8 +87,7 @@ fn run_prune(
     options: &PruneOptions,
     out: &Path,
 ) -> Result<SelectReport, Error> {
-    let (model, fisher) = (Checkpoint::open(model)?, Checkpoint::open(fisher)?);
-    prune(backend, &model, &fisher, options, out, &(), &Interrupt::default())
+    prune(model, fisher, options, out, &Run::new(backend))
 }
 
 /// The definition: a stable sort of (score descending, index ascending), −0 equal to 0.

@@ -32,7 +32,7 @@ proptest! {
             start += len;
         }
         write(&fisher, &tensors);
-        let options = MaskOptions { piece_elements: piece, ..MaskOptions::new(Keep::Fraction(share)) };
+        let options = MaskOptions { piece_elements: Some(piece), ..MaskOptions::new(Keep::Fraction(share)) };
         let path = out.path().join("mask.safetensors");
         run_mask(&Backend::Host, &fisher, &options, &path).expect("a sound Fisher");
         let got: Vec<u8> = read(&path).into_values().flat_map(|(_, _, bytes)| bytes).collect();
@@ -197,7 +197,7 @@ fn ties_are_handed_out_along_tensors_of_any_type() {
             let out = folder();
             let (fisher, path) = (out.path().join("fisher.safetensors"), out.path().join("mask.safetensors"));
             write(&fisher, &tensors);
-            let options = MaskOptions { piece_elements: piece, ..MaskOptions::new(Keep::Count(k)) };
+            let options = MaskOptions { piece_elements: Some(piece), ..MaskOptions::new(Keep::Count(k)) };
             let report = run_mask(&backend, &fisher, &options, &path).expect("a sound Fisher");
             let got: Vec<u8> = read(&path).into_values().flat_map(|(_, _, bytes)| bytes).collect();
             let k = usize::try_from(k).expect("small");

@@ -13,7 +13,7 @@ fn patterns_run_along_the_input_axis() {
             let (pruned, mask) = (out.path().join("pruned.safetensors"), out.path().join("mask.safetensors"));
             let options = PruneOptions {
                 mask_out: Some(mask.clone()),
-                piece_elements: piece,
+                piece_elements: Some(piece),
                 ..PruneOptions::new(Structure::Pattern(Pattern { keep: 3, size: 8 }))
             };
             let report = run_prune(&backend, (&model, &fisher), &options, &pruned).expect("sound inputs");

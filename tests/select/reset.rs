@@ -1,9 +1,8 @@
 //! Models taken back to their base but for a mask.
 
 use safetensors::Dtype;
-use squisher::Interrupt;
-use squisher::checkpoint::Checkpoint;
-use squisher::methods::mask::{ResetOptions, Unmasked, reset};
+use squisher::methods::reset::{ResetOptions, Unmasked, reset};
+use squisher::{Backend, Run};
 
 use crate::{Tensor, Tensors, folder, read, write};
 
@@ -22,9 +21,7 @@ fn a_reset_takes_masked_elements_from_the_model_and_the_rest_from_the_base() {
     write(&at("base"), &of([("h", halves(0xffd1)), ("n", longs(20)), ("same", longs(5))]));
     write(&at("mask"), &[("h".to_owned(), bools([1, 0, 1])), ("n".to_owned(), bools([0, 0, 1]))].into());
     let run = |options: &ResetOptions| {
-        let open = |name: &str| Checkpoint::open(at(name)).expect("a sound file");
-        let (mask, model, base) = (open("mask"), open("model"), open("base"));
-        reset(&mask, &model, &base, options, &at("out"), &(), &Interrupt::default())
+        reset(&at("mask"), &at("model"), &at("base"), options, &at("out"), &Run::new(&Backend::Host))
     };
     let report = run(&ResetOptions::default()).expect("sound inputs");
     assert_eq!((report.elements, report.kept, report.copied), (6, 3, vec!["same".to_owned()]));

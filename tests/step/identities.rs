@@ -3,7 +3,7 @@
 use squisher::methods::per_sample::PerSample;
 use squisher::methods::step::{self, StepKind};
 use squisher::stream::Budget;
-use squisher::{Backend, reference};
+use squisher::{Backend, Run, reference};
 
 use crate::capture_files::{Draft, LINEAR, captures, folder, linear, load, worst};
 use crate::{along, gram, gram_within, noise, norms, open, options, run, share, support, wide};
@@ -15,7 +15,8 @@ fn steps_meet_their_targets_where_nothing_is_damped() {
         for case in ["mlp", "mlp_wide", "sequence", "conv2d", "conv2d_bf16", "conv2d_f16"] {
             let paths = captures(case);
             let opened = open(&paths);
-            let job = PerSample::new(&backend, &opened, Budget::default()).expect("one network");
+            let with = Run::new(&backend);
+            let job = PerSample::new(&opened, &with).expect("one network");
             for kind in [StepKind::Ef, StepKind::Ief] {
                 let folder = folder();
                 let (_, report) =

@@ -1,15 +1,15 @@
 //! How good a step is, in closed form.
 
-use squisher::checkpoint::{Capture, Checkpoint};
+use std::path::{Path, PathBuf};
+
 use squisher::methods::step::{Indicator, indicator};
-use squisher::stream::Budget;
-use squisher::{Backend, Interrupt};
+use squisher::{Backend, Run};
 
 use crate::capture_files::{Draft, folder, load};
-use crate::{open, support, tool};
+use crate::{support, tool};
 
 /// Logistic regression: F = Σ_n p_n (1 − p_n) x_n x_nᵀ, ∇L = Σ_n (p_n − y_n) x_n.
-fn logistic(folder: &tempfile::TempDir) -> (Vec<Capture>, Vec<Capture>) {
+fn logistic(folder: &tempfile::TempDir) -> ([PathBuf; 1], [PathBuf; 1]) {
     let (x, p, y) = ([1.0_f32, 2.0, -1.0, 0.5], [0.25_f32, 0.5], [1.0_f32, 0.0]);
     let layer = r#"{"fc": {"kind": "linear", "bias": false}}"#;
     let draft = |input: &[f32], gradient: &[f32]| {
@@ -21,12 +21,11 @@ fn logistic(folder: &tempfile::TempDir) -> (Vec<Capture>, Vec<Capture>) {
         .note("labels", "all")
         .write(folder, "exact");
     let data = draft(&x, &[p[0] - y[0], p[1] - y[1]]).write(folder, "data");
-    (open(&[exact]), open(&[data]))
+    ([exact], [data])
 }
 
-fn direction(folder: &tempfile::TempDir, name: &str, values: &[f32]) -> Checkpoint {
-    let path = Draft::default().with("fc.weight", &[1, 2], values).write(folder, name);
-    Checkpoint::open(path).expect("sound")
+fn direction(folder: &tempfile::TempDir, name: &str, values: &[f32]) -> PathBuf {
+    Draft::default().with("fc.weight", &[1, 2], values).write(folder, name)
 }
 
 #[test]
@@ -36,8 +35,7 @@ fn the_indicator_of_logistic_regression_is_the_closed_form() {
     for backend in support::backends() {
         let of = |name: &str, values: &[f32]| -> Indicator {
             let delta = direction(&folder, name, values);
-            indicator(&backend, &exact, &data, &delta, Budget::default(), &(), &Interrupt::default())
-                .expect("sound captures")
+            indicator(&exact, &data, &delta, &Run::new(&backend)).expect("sound captures")
         };
         // F = 3/16 (1, 2)(1, 2)ᵀ + 1/4 (−1, 1/2)(−1, 1/2)ᵀ, ∇L = −3/4 (1, 2) + 1/2 (−1, 1/2) = (−5/4, −5/4).
         let got = of("unit", &[1.0, 1.0]);
@@ -58,16 +56,15 @@ fn the_indicator_of_logistic_regression_is_the_closed_form() {
         let flat = of("flat", &[1.0, -1.0]);
         assert!(flat.slope.abs() < 1e-6 && flat.gamma > 1e5, "{flat:?}");
     }
-    let refusal = |exact: &[Capture], data: &[Capture], delta: &Checkpoint| {
-        indicator(&Backend::Host, exact, data, delta, Budget::default(), &(), &Interrupt::default())
-            .expect_err("must be refused")
-            .to_string()
+    let refusal = |exact: &[PathBuf], data: &[PathBuf], delta: &Path| {
+        let refused = indicator(exact, data, delta, &Run::new(&Backend::Host));
+        refused.expect_err("must be refused").to_string()
     };
     let delta = direction(&folder, "delta", &[1.0, 1.0]);
     assert!(refusal(&data, &data, &delta).contains("is of the data's; capture all classes"));
     assert!(refusal(&exact, &exact, &delta).contains("∇L is defined by the data's labels"));
     let other = Draft::default().with("fc.weight", &[2, 1], &[1.0, 1.0]).write(&folder, "shape");
-    let text = refusal(&exact, &data, &Checkpoint::open(other).expect("sound"));
+    let text = refusal(&exact, &data, &other);
     assert!(text.contains(r#""fc.weight" is F32 [2, 1], expected floats of [1, 2]"#), "{text}");
     let nan = direction(&folder, "nan", &[1.0, f32::NAN]);
     assert!(refusal(&exact, &data, &nan).contains("\"fc.weight\": NaN or infinity at flat index 1"));
@@ -78,8 +75,8 @@ fn the_indicator_of_logistic_regression_is_the_closed_form() {
 fn the_tool_tells_how_good_a_step_is() {
     let folder = folder();
     let (exact, data) = logistic(&folder);
-    let captures = [data[0].path().to_owned()];
-    let exact = exact[0].path().to_string_lossy().into_owned();
+    let captures = data.clone();
+    let exact = exact[0].to_string_lossy().into_owned();
     let out = folder.path().join("step.safetensors");
     let adapter = support::gpu().device().adapter_info().name;
     for device in [["--backend", "host"], ["--adapter", &adapter]] {

@@ -18,7 +18,7 @@ use squisher::checkpoint::{Capture, Checkpoint};
 use squisher::methods::per_sample::PerSample;
 use squisher::methods::step::{StepKind, StepOptions, StepReport, step};
 use squisher::stream::Budget;
-use squisher::{Backend, Interrupt, Result};
+use squisher::{Backend, Result, Run};
 
 use capture_files::{Tensors, load};
 
@@ -28,8 +28,8 @@ fn open(paths: &[PathBuf]) -> Vec<Capture> {
 
 fn gram_within(backend: &Backend, paths: &[PathBuf], budget: Budget) -> Vec<f64> {
     let captures = open(paths);
-    let job = PerSample::new(backend, &captures, budget).expect("one network");
-    job.gram(&(), &Interrupt::default()).expect("sound captures")
+    let run = Run { budget, ..Run::new(backend) };
+    PerSample::new(&captures, &run).expect("one network").gram().expect("sound captures")
 }
 
 fn gram(backend: &Backend, paths: &[PathBuf]) -> Vec<f64> {
@@ -38,26 +38,19 @@ fn gram(backend: &Backend, paths: &[PathBuf]) -> Vec<f64> {
 
 fn norms(backend: &Backend, paths: &[PathBuf]) -> Vec<f64> {
     let captures = open(paths);
-    let job = PerSample::new(backend, &captures, Budget::default()).expect("one network");
-    job.norms(&(), &Interrupt::default()).expect("sound captures")
+    let run = Run::new(backend);
+    PerSample::new(&captures, &run).expect("one network").norms().expect("sound captures")
 }
 
 /// J Δ of the direction in a file.
 fn along(backend: &Backend, paths: &[PathBuf], direction: &Path) -> Result<Vec<f64>> {
     let captures = open(paths);
-    let job = PerSample::new(backend, &captures, Budget::default())?;
-    job.inner_products(&Checkpoint::open(direction)?, &(), &Interrupt::default())
+    let run = Run::new(backend);
+    PerSample::new(&captures, &run)?.inner_products(&Checkpoint::open(direction)?)
 }
 
 fn options(kind: StepKind, damping: f64) -> StepOptions {
-    StepOptions {
-        kind,
-        damping,
-        gram: None,
-        indicator: Vec::new(),
-        budget: Budget::default(),
-        overwrite: false,
-    }
+    StepOptions { kind, damping, gram: None, indicator: Vec::new(), overwrite: false }
 }
 
 fn run(
@@ -67,7 +60,7 @@ fn run(
     folder: &Path,
 ) -> Result<(Tensors, StepReport)> {
     let out = folder.join(format!("{}-step.safetensors", options.kind));
-    let report = step(backend, paths, options, &out, &(), &Interrupt::default())?;
+    let report = step(paths, options, &out, &Run::new(backend))?;
     Ok((load(&out), report))
 }
 

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use squisher::Backend;
-use squisher::methods::step::{StepKind, StepOptions};
+use squisher::methods::step::{StepKind, StepOptions, step};
 use squisher::stream::Budget;
+use squisher::{Backend, Run};
 
 use crate::capture_files::{folder, linear};
 use crate::{options, run, tool};
@@ -33,8 +33,9 @@ fn what_has_no_meaning_is_refused_and_leaves_no_file() {
     let model = linear(&[1.0], &[1.0]).with("sample_weight", &[1], &[1.0]).note("labels", "all");
     let text = refused(&[model.write(&folder, "all")], &ef(1.0));
     assert!(text.contains("a step is defined by the data's labels"), "{text}");
-    let small = StepOptions { budget: Budget { host_bytes: 16, ..Budget::default() }, ..ef(1.0) };
-    let text = refused(&path, &small);
+    let budget = Budget { host_bytes: 16, ..Budget::default() };
+    let small = Run { budget, ..Run::new(&Backend::Host) };
+    let text = step(&path, &ef(1.0), &folder.path().join("small"), &small).expect_err("16 bytes").to_string();
     assert!(text.contains("Gram matrix of 2 samples, 8·N²") && text.contains("at least 32 bytes"), "{text}");
     // The same sample twice.
     let twice = linear(&[1.0, 2.0, 1.0, 2.0], &[0.5, 0.5]).write(&folder, "twice");

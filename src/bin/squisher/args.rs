@@ -1,9 +1,11 @@
 //! What every subcommand understands, and the list of subcommands.
 
 use clap::{Args, Parser, Subcommand};
+use squisher::{Backend, Progress, Run};
 
 use crate::commands;
 use crate::device::{DeviceFlags, MemoryFlags};
+use crate::signals;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -62,6 +64,22 @@ pub(crate) struct Global {
     /// Say more on standard error; twice for debugging
     #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output options")]
     pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// With what a job of `backend` runs: within the memory that the flags give, until a signal ends it.
+    pub(crate) fn run<'a>(
+        &self,
+        backend: &'a Backend,
+        progress: &'a dyn Progress,
+    ) -> anyhow::Result<Run<'a>> {
+        Ok(Run { backend, budget: self.memory.budget(), progress, interrupt: signals::listen()? })
+    }
+
+    /// The same for a plan, which is done in a moment.
+    pub(crate) fn planning<'a>(&self, backend: &'a Backend) -> Run<'a> {
+        Run { budget: self.memory.budget(), ..Run::new(backend) }
+    }
 }
 
 /// The subcommands, in the order of `--help`.

@@ -7,11 +7,10 @@ use safetensors::Dtype;
 
 use super::sweep::PassInputs;
 use super::{EwcOptions, OP, Term};
-use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, OutputLayout, OutputTensor};
 use crate::error::{Error, Result, printable};
 use crate::shape::shape_text;
-use crate::stream::Plan;
+use crate::stream::{Plan, Run};
 
 /// One anchor with one Fisher.
 pub(super) struct OpenTerm {
@@ -80,8 +79,8 @@ impl Inputs {
     }
 
     /// How the tensors of each set of terms would stream.
-    pub(super) fn passes(&self, options: &EwcOptions, backend: &Backend) -> Result<Vec<Plan>> {
-        let budget = options.budget.within(&backend.caps());
+    pub(super) fn passes(&self, options: &EwcOptions, run: &Run<'_>) -> Result<Vec<Plan>> {
+        let budget = run.budget.within(&run.backend.caps());
         let one = |(terms, tensors): (&Vec<usize>, &Vec<usize>)| {
             let pass = PassInputs::of(self, terms, tensors, None, None)?;
             Plan::new(&pass.layout(options.gradient.is_some()), &budget)

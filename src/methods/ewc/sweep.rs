@@ -4,21 +4,18 @@ use std::sync::atomic::AtomicU64;
 
 use super::OP;
 use super::inputs::Inputs;
-use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Output, TensorInfo};
 use crate::error::{Error, Result, printable};
-use crate::interrupt::Interrupt;
 use crate::kernels::Owner;
 use crate::kernels::ewc::{
     Gradient, GradientArgs, GradientParams, Penalty, PenaltyArgs, PenaltyParams, PenaltySum,
 };
 use crate::memory::{Element, View};
 use crate::methods::source::{CheckpointSource, FISHER_VALUES, OutputSink};
-use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::DType;
 use crate::stream::{
-    Buffers, Chunk, Direction, End, Job, Layout, Plan, Sink, Stream, Sweep, TensorSpec, Timings, run,
+    Buffers, Chunk, Direction, End, Job, Layout, Plan, Run, Sink, Stream, Sweep, TensorSpec, Timings, run,
 };
 
 /// Records of one step start at a multiple of this many words: 256 bytes, the strictest device's alignment.
@@ -80,21 +77,15 @@ impl<'a> PassInputs<'a> {
         Layout { streams, tensors: self.tensors.iter().map(spec).collect(), scratch_bytes: 0 }
     }
 
-    pub(super) fn run(
-        &self,
-        plan: &Plan,
-        sums: &mut [f64],
-        backend: &Backend,
-        (progress, interrupt): (&dyn Progress, &Interrupt),
-    ) -> Result<Timings> {
+    pub(super) fn run(&self, plan: &Plan, sums: &mut [f64], with: &Run<'_>) -> Result<Timings> {
         let mut ends: Vec<End<'_>> = self.sources.iter().map(|source| End::Source(source)).collect();
         ends.extend(self.sink.as_ref().map(|sink| End::Sink(sink)));
         let longest = plan.chunks().iter().map(|chunk| chunk.elements).max().unwrap_or(0);
-        let owner = Owner::of(&backend.caps());
+        let owner = Owner::of(&with.backend.caps());
         let penalty = Penalty { theta: DType::F32, anchor: DType::F32, fisher: DType::F32, owner };
         let stride = penalty.records(longest).next_multiple_of(STRIDE);
         let mut sweep = EwcSweep { pass: self, penalty, stride, sums };
-        run(&Job { backend, plan, ends, progress, interrupt }, &mut sweep)
+        run(&Job { run: with, plan, ends }, &mut sweep)
     }
 }
 

@@ -5,17 +5,16 @@ use std::path::Path;
 
 use super::passes::Plan;
 use super::{FisherOptions, FisherReport, Kind, OP, Reduction};
-use crate::backend::Backend;
 use crate::checkpoint::{
     Capture, CaptureLayer, Dtype, Labels, LossReduction, Output, OutputLayout, OutputTensor, same_network,
 };
 use crate::error::{Error, Result};
 use crate::shape::{elements, usize_of};
-use crate::stream::Timings;
+use crate::stream::{Run, Timings};
 
 /// What is settled before the first layer.
 pub(super) struct Job<'a> {
-    pub(super) backend: &'a Backend,
+    pub(super) run: &'a Run<'a>,
     pub(super) captures: &'a [Capture],
     pub(super) options: FisherOptions,
     /// Samples over all files; of model labels, the sum of their weights.
@@ -53,7 +52,7 @@ impl Samples {
 }
 
 impl<'a> Job<'a> {
-    pub(super) fn new(backend: &'a Backend, captures: &'a [Capture], options: FisherOptions) -> Result<Self> {
+    pub(super) fn new(run: &'a Run<'a>, captures: &'a [Capture], options: FisherOptions) -> Result<Self> {
         let Some(first) = captures.first() else {
             return Err(Error::argument(OP, "no capture was given"));
         };
@@ -79,7 +78,7 @@ impl<'a> Job<'a> {
             reason = "a count, or a sum of weights near one"
         )]
         let samples = samples.round() as u64;
-        Ok(Self { backend, captures, options, samples, batches })
+        Ok(Self { run, captures, options, samples, batches })
     }
 
     /// Whether captured gradients were divided by the batch size.
@@ -114,7 +113,7 @@ impl<'a> Job<'a> {
             bytes_read: self.bytes(),
             passes: plans.iter().map(|plan| plan.rows.len()).max().unwrap_or(0),
             bytes_written: output.total_bytes(),
-            adapter: self.backend.name(),
+            adapter: self.run.backend.name(),
             output: output.path().to_owned(),
             timings: Timings::default(),
         }

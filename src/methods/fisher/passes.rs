@@ -127,7 +127,7 @@ impl<'a> OfBatch<'a> {
 impl Job<'_> {
     /// One unit of layers, in as many passes as the budget asks for.
     pub(super) fn plan<'u>(&self, unit: &'u Unit) -> Result<Plan<'u>> {
-        let share = |copies| Share::of(&self.options.budget, &self.backend.caps(), copies);
+        let share = |copies| Share::of(&self.run.budget, &self.run.backend.caps(), copies);
         let (_, caps) = share(1);
         let needs_sums =
             |capture| self.options.kind.folds_samples() || self.adds_by_sample(unit, capture, &caps);
@@ -169,6 +169,6 @@ impl Job<'_> {
         batch
             .pass
             .clock
-            .time(Stage::Read, || Batch::load_portion(self.backend, batch.capture, &portion, scale))
+            .time(Stage::Read, || Batch::load_portion(self.run.backend, batch.capture, &portion, scale))
     }
 }

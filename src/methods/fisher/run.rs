@@ -51,7 +51,7 @@ impl Job<'_> {
 
     /// Zeros for the rows of a pass.
     fn buffers(&self, pass: Pass<'_>) -> Result<Vec<Vec<Held>>> {
-        let of = |(one, rows): (&Parameter, &Vec<_>)| hold(self.backend, one, rows);
+        let of = |(one, rows): (&Parameter, &Vec<_>)| hold(self.run.backend, one, rows);
         pass.unit.parameters.iter().zip(pass.rows).map(of).collect()
     }
 
@@ -61,7 +61,7 @@ impl Job<'_> {
         let slot = output.position(name).expect("the layout has every tensor of every layer");
         for Held { rows, view } in held {
             let start = u64::from(rows.start) * parameter.rows.len;
-            in_pieces(self.backend, view, |first, values| {
+            in_pieces(self.run.backend, view, |first, values| {
                 self.finish(values);
                 check_finite(name, start + first, values)?;
                 output.write(slot, 4 * (start + first), bytemuck::cast_slice(values))
@@ -110,7 +110,7 @@ impl Job<'_> {
     fn add_by_sample(&self, batch: OfBatch<'_>, data: &Ahead<Batch>, results: &[Vec<Held>]) -> Result<()> {
         let at_once = batch.samples_at_once();
         let most = at_once.min(batch.capture.samples());
-        let slabs = each(results, |held| self.backend.alloc(most * held.view.len(), DType::F32))?;
+        let slabs = each(results, |held| self.run.backend.alloc(most * held.view.len(), DType::F32))?;
         for samples in batch.groups(at_once) {
             let count = samples.end - samples.start;
             let gradients = each(&slabs, |slab| slab.view.first(slab.view.len() / most.max(1) * count))?;
@@ -167,14 +167,14 @@ impl Job<'_> {
             let average = Average { decay, gain, gradient_scale };
             return self.square(gradients, results, average);
         }
-        let weight = self.backend.buffer(weights, DType::F32)?;
-        let mut recording = Recording::new(self.backend);
+        let weight = self.run.backend.buffer(weights, DType::F32)?;
+        let mut recording = Recording::new(self.run.backend);
         for (gradient, result) in gradients.iter().flatten().zip(results.iter().flatten()) {
             let outputs = small(result.view.len())?;
             let elements = Bias { samples, positions: 1, outputs, channels_first: false };
             elements.record(&mut recording, squares, &gradient.view, &weight, &result.view)?;
         }
-        self.backend.run(&recording)
+        self.run.backend.run(&recording)
     }
 
     /// Records and runs the steps of a layer's parameters.
@@ -186,26 +186,26 @@ impl Job<'_> {
         steps: impl IntoIterator<Item = (Role, Squares, &'s [Held])>,
     ) -> Result<()> {
         clock.time(Stage::Compute, || {
-            let weight = self.backend.buffer(weights, DType::F32)?;
-            let mut recording = Recording::new(self.backend);
+            let weight = self.run.backend.buffer(weights, DType::F32)?;
+            let mut recording = Recording::new(self.run.backend);
             for (role, squares, held) in steps {
-                data.record(self.backend, &mut recording, role, squares, &weight, held)?;
+                data.record(self.run.backend, &mut recording, role, squares, &weight, held)?;
             }
-            self.backend.run(&recording)
+            self.run.backend.run(&recording)
         })
     }
 
     /// Squares gradients into the results.
     fn square(&self, gradients: &[Vec<Held>], results: &[Vec<Held>], average: Average) -> Result<()> {
         let Average { decay, gain, gradient_scale } = average;
-        let mut recording = Recording::new(self.backend);
+        let mut recording = Recording::new(self.run.backend);
         for (gradient, result) in gradients.iter().flatten().zip(results.iter().flatten()) {
             let kernel = Ema { gradient: DType::F32, accumulator: DType::F32 };
             let params = EmaParams { len: small(gradient.view.len())?, decay, gain, gradient_scale };
             let args = EmaArgs { gradient: gradient.view.clone(), exp_avg_sq: result.view.clone() };
             recording.dispatch(&kernel, params, args)?;
         }
-        self.backend.run(&recording)
+        self.run.backend.run(&recording)
     }
 }
 

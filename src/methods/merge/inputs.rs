@@ -8,11 +8,10 @@ use safetensors::Dtype;
 use serde::Serialize;
 
 use super::{MergeOptions, Method, Missing, Normalize};
-use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, OutputLayout, OutputTensor, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::shape::{DType, shape_text};
-use crate::stream::{Direction, Layout, Plan, Stream, TensorSpec};
+use crate::stream::{Direction, Layout, Plan, Run, Stream, TensorSpec};
 
 /// One model with its Fisher.
 pub(super) struct Opened {
@@ -256,14 +255,14 @@ impl<'a> Inputs<'a> {
     }
 
     /// Plans the passes within the budget.
-    pub(super) fn plan(&self, backend: &Backend) -> Result<MergePlan> {
+    pub(super) fn plan(&self, run: &Run<'_>) -> Result<MergePlan> {
         let mut passes = Vec::new();
         for weighted in [true, false] {
             let kind = if weighted { Kind::Weighted } else { Kind::Averaged };
             let tensors: Vec<usize> =
                 self.kinds.iter().enumerate().filter(|(_, k)| **k == kind).map(|(i, _)| i).collect();
             if !tensors.is_empty() {
-                let budget = self.options.budget.within(&backend.caps());
+                let budget = run.budget.within(&run.backend.caps());
                 let plan = Plan::new(&self.stream_layout(&tensors, weighted), &budget)?;
                 passes.push(Pass { weighted, tensors, plan });
             }

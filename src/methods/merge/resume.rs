@@ -5,7 +5,7 @@
 //! is the job's text, which the output keeps beside them. No value depends on another chunk, so the bytes are those of a merge
 //! that was never interrupted.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,7 @@ pub(super) fn output(
     inputs: &Inputs<'_>,
     plan: &MergePlan,
     backend: &Backend,
-    path: PathBuf,
+    path: &Path,
 ) -> Result<(Output, Marks)> {
     let (layout, overwrite, every) = (inputs.layout()?, inputs.options.overwrite, inputs.options.resume);
     let marks = |before| Marks { every, since: 0, pass: 0, chunks: 0, before };
@@ -58,10 +58,10 @@ pub(super) fn output(
         return Ok((Output::create(path, layout, overwrite, &inputs.paths())?, marks(None)));
     }
     let job = job(inputs, plan, backend);
-    let (output, progress) = Output::create_or_resume(&path, layout, overwrite, &inputs.paths(), &job)?;
+    let (output, progress) = Output::create_or_resume(path, layout, overwrite, &inputs.paths(), &job)?;
     let Some(progress) = progress else { return Ok((output, marks(None))) };
     let before = serde_json::from_str(&progress).map_err(|error| {
-        Error::output(&path, format!("what is to be resumed has a damaged journal: {error}"))
+        Error::output(path, format!("what is to be resumed has a damaged journal: {error}"))
     })?;
     Ok((output, marks(Some(before))))
 }

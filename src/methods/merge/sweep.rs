@@ -4,10 +4,8 @@ use super::inputs::{Inputs, Pass};
 use super::resume::Marks;
 use super::scales::{Scale, Scales};
 use super::{MergeReport, Method, NonFinite};
-use crate::backend::Backend;
 use crate::checkpoint::Output;
 use crate::error::{Error, Result, printable};
-use crate::interrupt::Interrupt;
 use crate::kernels::Owner;
 use crate::kernels::merge::{
     COUNT_STRIDE, COUNT_WORDS, Counts, Factor, Fisher, FisherArgs, FisherParams, Place, Ubgm, UbgmArgs,
@@ -15,10 +13,9 @@ use crate::kernels::merge::{
 };
 use crate::memory::{Element, View};
 use crate::methods::source::{CheckpointSource, FISHER_VALUES, OutputSink};
-use crate::progress::Progress;
 use crate::record::{MergeStep, Recording};
 use crate::shape::DType;
-use crate::stream::{self, Buffers, Chunk, End, Job, Sweep};
+use crate::stream::{self, Buffers, Chunk, End, Job, Run, Sweep};
 
 /// Runs one pass and adds what it counts to `report`.
 pub(super) fn run(
@@ -26,8 +23,7 @@ pub(super) fn run(
     pass: &Pass,
     scales: &Scales,
     output: &Output,
-    backend: &Backend,
-    (progress, interrupt): (&dyn Progress, &Interrupt),
+    with: &Run<'_>,
     (report, marks): (&mut MergeReport, &mut Marks),
 ) -> Result<()> {
     let first = &inputs.models[0].model;
@@ -41,7 +37,7 @@ pub(super) fn run(
     done.iter().flat_map(|chunk| &chunk.segments).try_for_each(|s| sink.vouch(s.tensor, s.start, s.len))?;
     let mut ends: Vec<End<'_>> = sources.iter().map(|source| End::Source(source)).collect();
     ends.push(End::Sink(&sink));
-    let spare = || backend.alloc(8, Element::U32);
+    let spare = || with.backend.alloc(8, Element::U32);
     let mut sweep = MergeSweep {
         inputs,
         pass,
@@ -52,7 +48,7 @@ pub(super) fn run(
         report,
         marks,
     };
-    let job = Job { backend, plan: &plan, ends, progress, interrupt };
+    let job = Job { run: with, plan: &plan, ends };
     let timings = stream::run(&job, &mut sweep)?;
     report.timings += timings;
     report.bytes_read += plan.traffic().read;

@@ -48,8 +48,8 @@ fn read_some(backend: &Backend, file: InFile<'_>, samples: &Range<u64>, divided:
 
 /// Bytes of a layer's data that may be held.
 pub(super) fn hold_bytes(job: &PerSample<'_>) -> u64 {
-    let device = if job.backend.caps().is_host { u64::MAX } else { job.budget.device_bytes / 2 };
-    HELD.min(job.budget.host_bytes / 2).min(device)
+    let device = if job.run.backend.caps().is_host { u64::MAX } else { job.run.budget.device_bytes / 2 };
+    HELD.min(job.run.budget.host_bytes / 2).min(device)
 }
 
 /// The chunks of a layer, or of those that share a parameter, and whether a sample of some file is taken in parts. `parts`: the layers of
@@ -104,7 +104,7 @@ impl<'a> Chunks<'a, '_> {
 
     /// Whether a file's data may lie in the buffer of those before it.
     fn joins(&self, this: InFile<'a>, bytes: u64) -> bool {
-        let most = hold_bytes(self.job).min(self.job.backend.caps().max_binding_bytes);
+        let most = hold_bytes(self.job).min(self.job.run.backend.caps().max_binding_bytes);
         let fits = |(last, together): (InFile<'_>, u64)| together + bytes <= most && joinable(last, this);
         self.members.len() == 1 && self.last.is_some_and(fits)
     }
@@ -118,7 +118,7 @@ impl<'a> Chunks<'a, '_> {
 
     /// How many samples of a file are taken at a time, where they are not all taken at once and whole.
     fn samples_at_a_time(&mut self, capture: &'a Capture) -> Option<u64> {
-        let caps = self.job.backend.caps();
+        let caps = self.job.run.backend.caps();
         let members: Vec<_> =
             self.members.iter().map(|&at| InFile { capture, layer: &capture.layers()[at] }).collect();
         if !members.iter().all(|file| file.takes_whole_samples(&caps)) {

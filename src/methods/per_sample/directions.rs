@@ -8,10 +8,8 @@ use super::{OP, PerSample, Sum};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, widen_bytes};
 use crate::error::{Error, Result, printable};
-use crate::interrupt::Interrupt;
 use crate::memory::Element;
 use crate::methods::captured::small;
-use crate::progress::Progress;
 use crate::shape::{DType, shape_text, usize_of};
 
 impl PerSample<'_> {
@@ -20,15 +18,10 @@ impl PerSample<'_> {
     /// # Errors
     /// As [`PerSample::norms`]; [`Error::Mismatch`] where a parameter is missing or has another shape, [`Error::Tensor`] for values of it that are
     /// not finite floats.
-    pub fn inner_products(
-        &self,
-        direction: &Checkpoint,
-        progress: &dyn Progress,
-        interrupt: &Interrupt,
-    ) -> Result<Vec<f64>> {
+    pub fn inner_products(&self, direction: &Checkpoint) -> Result<Vec<f64>> {
         self.check_direction(direction)?;
         let mut sum = DirectionSum { direction, products: vec![0.0; self.samples()] };
-        self.walk(&mut sum, progress, interrupt)?;
+        self.walk(&mut sum)?;
         let products: Vec<f64> =
             sum.products.iter().zip(&self.unit).map(|(product, unit)| unit * product).collect();
         finite(&products, "products with the direction leave f32's range")?;

@@ -94,7 +94,7 @@ impl Layer<'_> {
 
     /// The gradients of an index's runs, each its own row.
     fn gradients_of_runs(&self, batch: &Batch, index: &EmbeddingIndex, scale: f64) -> Result<Vec<f32>> {
-        let backend = self.job.backend;
+        let backend = self.job.run.backend;
         let len = index.run_sample.len() as u64 * self.captured().weight[1];
         let (weight, out) = (ones(backend, batch)?, backend.alloc(len, DType::F32)?);
         let squares = Squares { mode: Mode::Gradients, gradient_scale: rounded(scale), ..Squares::default() };

@@ -13,9 +13,7 @@ use super::scale::finite;
 use super::{PerSample, Sum};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
 use crate::methods::captured::{Batch, small};
-use crate::progress::Progress;
 
 /// Rows of a block of products.
 const BLOCK: usize = 1024;
@@ -26,7 +24,7 @@ impl PerSample<'_> {
     /// # Errors
     /// [`Error::Budget`] as [`PerSample::gram`].
     pub fn check_gram(&self) -> Result<()> {
-        check_square(self.samples(), self.budget.host_bytes)
+        check_square(self.samples(), self.run.budget.host_bytes)
     }
 
     /// K = J Jᵀ, `[N, N]`, row-major, exactly symmetric.
@@ -34,10 +32,10 @@ impl PerSample<'_> {
     /// # Errors
     /// [`Error::Budget`] where 8·N² bytes are more than the host's budget or memory; [`Error::Tensor`] for values that are not finite or
     /// ids out of range; what kernels and backend refuse; [`Error::Interrupted`] between slabs.
-    pub fn gram(&self, progress: &dyn Progress, interrupt: &Interrupt) -> Result<Vec<f64>> {
+    pub fn gram(&self) -> Result<Vec<f64>> {
         let samples = self.samples();
-        let mut sum = GramSum { samples, gram: square_matrix(samples, self.budget.host_bytes)? };
-        self.walk(&mut sum, progress, interrupt)?;
+        let mut sum = GramSum { samples, gram: square_matrix(samples, self.run.budget.host_bytes)? };
+        self.walk(&mut sum)?;
         let mut gram = sum.gram;
         for m in 0..samples {
             for n in 0..=m {

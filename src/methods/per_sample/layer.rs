@@ -12,7 +12,6 @@ use super::{PerSample, Sum};
 use crate::backend::Backend;
 use crate::checkpoint::{CaptureLayer, LayerKind};
 use crate::error::Result;
-use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::memory::View;
 use crate::methods::captured::{Batch, Parameter, Role, Sides, cut, small};
@@ -33,7 +32,6 @@ pub(super) struct Layer<'a> {
     holds: bool,
     /// Whether a sample of some file is taken in parts, which are then batches of the same sample.
     divided: bool,
-    interrupt: &'a Interrupt,
 }
 
 /// A linear layer's numbers of samples and positions over all files, the positions of its longest sample, and its sizes.
@@ -71,16 +69,11 @@ enum Part {
 
 impl<'a> Layer<'a> {
     /// `parts`: the layers of each file, by size.
-    pub(super) fn new(
-        job: &'a PerSample<'a>,
-        members: &[usize],
-        parts: &'a [Vec<CaptureLayer>],
-        interrupt: &'a Interrupt,
-    ) -> Self {
+    pub(super) fn new(job: &'a PerSample<'a>, members: &[usize], parts: &'a [Vec<CaptureLayer>]) -> Self {
         let (chunks, divided) = chunks(job, members, parts);
         let all: u64 = members.iter().map(|&at| job.bytes_of(at)).sum();
         let holds = chunks.len() == 1 || all <= hold_bytes(job);
-        Self { job, members: members.to_vec(), chunks, holds, divided, interrupt }
+        Self { job, members: members.to_vec(), chunks, holds, divided }
     }
 
     pub(super) fn captured(&self) -> &'a CaptureLayer {
@@ -89,8 +82,8 @@ impl<'a> Layer<'a> {
 
     /// Bytes of the gradients that may be formed at a time.
     pub(super) fn slab_bytes(&self) -> u64 {
-        let caps = self.job.backend.caps();
-        let budget = self.job.budget.within(&caps);
+        let caps = self.job.run.backend.caps();
+        let budget = self.job.run.budget.within(&caps);
         let device = if caps.is_host { u64::MAX } else { budget.device_bytes / 4 };
         SLAB.min(budget.host_bytes / 4).min(device).min(budget.max_binding_bytes)
     }
@@ -109,11 +102,11 @@ impl<'a> Layer<'a> {
 
     /// A chunk's data.
     pub(super) fn batches(&self, chunk: &Chunk<'_>) -> Result<Rc<Vec<Batch>>> {
-        self.interrupt.check()?;
+        self.job.run.interrupt.check()?;
         if let Some(batches) = chunk.held.borrow().as_ref() {
             return Ok(Rc::clone(batches));
         }
-        let batches = Rc::new(chunk.read(self.job.backend, self.divided)?);
+        let batches = Rc::new(chunk.read(self.job.run.backend, self.divided)?);
         if self.holds {
             chunk.held.replace(Some(Rc::clone(&batches)));
         }
@@ -160,12 +153,12 @@ impl<'a> Layer<'a> {
             let (samples, scale) = (chunk.samples.clone(), scale_of(&batches));
             chunks.push(SlabChunk { samples, gradients: self.gradients(&batches, len, part)?, scale });
         }
-        sum.slab(self.job.backend, &Slab { name, first, len, chunks })
+        sum.slab(self.job.run.backend, &Slab { name, first, len, chunks })
     }
 
     /// The gradients of a chunk's samples for a part of the parameters, `[n, len]`.
     fn gradients(&self, batches: &[Batch], len: u64, part: &Part) -> Result<View> {
-        let backend = self.job.backend;
+        let backend = self.job.run.backend;
         let out = backend.alloc(batches[0].samples().saturating_mul(len), DType::F32)?;
         let weight = ones(backend, &batches[0])?;
         let sides = Sides { weight: &weight, out: &out };

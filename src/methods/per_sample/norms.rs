@@ -9,8 +9,6 @@ use super::scale::finite;
 use super::{PerSample, Sum};
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::interrupt::Interrupt;
-use crate::progress::Progress;
 use crate::shape::usize_of;
 
 /// Rows of the small blocks on the diagonal.
@@ -21,9 +19,9 @@ impl PerSample<'_> {
     ///
     /// # Errors
     /// As [`PerSample::gram`], but for its size.
-    pub fn norms(&self, progress: &dyn Progress, interrupt: &Interrupt) -> Result<Vec<f64>> {
+    pub fn norms(&self) -> Result<Vec<f64>> {
         let mut sum = NormSum { squares: vec![0.0; self.samples()] };
-        self.walk(&mut sum, progress, interrupt)?;
+        self.walk(&mut sum)?;
         let norms: Vec<f64> =
             sum.squares.iter().zip(&self.unit).map(|(square, unit)| unit * square.sqrt()).collect();
         finite(&norms, "squared norms leave f32's range")?;

@@ -63,7 +63,7 @@ pub(super) struct Pairs<'a> {
 
 impl<'a> Pairs<'a> {
     pub(super) fn new(layer: &'a Layer<'_>, ours: &'a Batch, theirs: &'a Batch) -> Result<Self> {
-        let backend = layer.job.backend;
+        let backend = layer.job.run.backend;
         let shape = &layer.captured().weight;
         let (Some(x), Some(y)) = (ours.input(), theirs.input()) else {
             return Err(Error::argument(OP, "a linear layer's inputs are numbers"));

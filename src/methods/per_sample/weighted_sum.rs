@@ -10,7 +10,6 @@ use super::{OP, PerSample};
 use crate::backend::Backend;
 use crate::error::{Error, Result, printable};
 use crate::gpu::Caps;
-use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::methods::captured::{
     Batch, Held, InFile, Parameter, Portion, Share, Unit, hold, in_pieces, passes, units,
@@ -29,8 +28,6 @@ impl PerSample<'_> {
     pub fn weighted_sum(
         &self,
         x: &[f64],
-        progress: &dyn Progress,
-        interrupt: &Interrupt,
         mut write: impl FnMut(&str, u64, &[f32]) -> Result<()>,
     ) -> Result<()> {
         if x.len() != self.samples() {
@@ -39,13 +36,13 @@ impl PerSample<'_> {
         let x: Vec<f64> = x.iter().zip(&self.unit).map(|(x, unit)| x * unit).collect();
         let scale = power_of_two(x.iter().fold(0.0, |most, x| x.abs().max(most)));
         let x: Vec<f64> = x.iter().map(|x| x * scale).collect();
-        progress.begin(self.bytes());
-        let (share, caps) = Share::of(&self.budget, &self.backend.caps(), 1);
+        self.run.progress.begin(self.bytes());
+        let (share, caps) = Share::of(&self.run.budget, &self.run.backend.caps(), 1);
         for unit in units(self.captures[0].layers())? {
             for (at, rows) in passes(&unit, &caps, share)?.iter().enumerate() {
-                let progress = if at == 0 { progress } else { &() };
-                let mut sums = Sums::new(self.backend, &unit, rows)?;
-                self.add_to(&mut sums, &caps, &x, progress, interrupt)?;
+                let progress = if at == 0 { self.run.progress } else { &() };
+                let mut sums = Sums::new(self.run.backend, &unit, rows)?;
+                self.add_to(&mut sums, &caps, &x, progress)?;
                 sums.write(scale, &mut write)?;
             }
         }
@@ -53,20 +50,13 @@ impl PerSample<'_> {
     }
 
     /// Adds every sample's gradient, x times.
-    fn add_to(
-        &self,
-        sums: &mut Sums<'_>,
-        caps: &Caps,
-        x: &[f64],
-        progress: &dyn Progress,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    fn add_to(&self, sums: &mut Sums<'_>, caps: &Caps, x: &[f64], progress: &dyn Progress) -> Result<()> {
         for (file, capture) in self.captures.iter().enumerate() {
             for &layer in &sums.unit.layers {
                 let in_file = InFile { capture, layer: &capture.layers()[layer] };
                 for portion in in_file.portions(caps, 0..capture.samples()) {
-                    interrupt.check()?;
-                    let batch = Batch::load_portion(self.backend, capture, &portion, &[])?;
+                    self.run.interrupt.check()?;
+                    let batch = Batch::load_portion(self.run.backend, capture, &portion, &[])?;
                     let place = |sample: u64| self.first[file] + usize_of(sample);
                     let samples = place(portion.samples().start)..place(portion.samples().end);
                     sums.add(layer, &portion, &batch, &x[samples])?;

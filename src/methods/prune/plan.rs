@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{OP, Pattern, PruneOptions, SelectPlan, Structure, filters, gate};
+use super::{OP, Pattern, PruneOptions, SelectPlan, Structure, filters, gates};
 use crate::checkpoint::{Capture, Checkpoint, Dtype, OutputLayout, OutputTensor, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::methods::globs::{self, Globs, Role};
@@ -222,10 +222,10 @@ pub(super) fn plan_captured<'a>(
         let problem = "filter-gate is a score of filters; elements and patterns have none";
         return Err(Error::argument(OP, problem));
     };
-    let layers = gate::layers(model, captures)?;
+    let layers = gates::layers(model, captures)?;
     let mut missing = Vec::new();
     let plan = Plan::new(OP, model, &options.globs, |tensor| {
-        let found = gate::has_filters(&layers, tensor);
+        let found = gates::has_filters(&layers, tensor);
         if !found && tensor.shape.len() > 1 {
             missing.push(printable(&tensor.name));
         }

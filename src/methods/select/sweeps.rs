@@ -154,8 +154,8 @@ impl Applying<'_, '_> {
         let state = &coarse.state;
         if let Some(cut) = self.beginning(chunk, cuts) {
             let first = u32::try_from(cut.ties).unwrap_or(u32::MAX);
-            self.selector.backend.upload(state, bytemuck::cast_slice(&[cut.threshold, first]))?;
-            self.selector.backend.upload(left, &cut.ties.to_le_bytes())?;
+            self.selector.run.backend.upload(state, bytemuck::cast_slice(&[cut.threshold, first]))?;
+            self.selector.run.backend.upload(left, &cut.ties.to_le_bytes())?;
         }
         let blocks = chunk.elements.div_ceil(BLOCK_LEN);
         let (above, ties) = (above.first(blocks + 1)?, ties.first(blocks + 1)?);

@@ -1,15 +1,14 @@
 //! γ: how good a step is, by products of its direction with per-sample gradients.
 
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 
 use super::{OP, check_labels};
-use crate::backend::Backend;
 use crate::checkpoint::{Capture, Checkpoint, Labels, same_layers};
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
 use crate::methods::per_sample::PerSample;
-use crate::progress::Progress;
-use crate::stream::Budget;
+use crate::stream::Run;
 
 /// How good a step is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -32,18 +31,20 @@ pub struct Indicator {
 /// # Errors
 /// As [`PerSample::inner_products`]; [`Error::Argument`] for captures of other labels; [`Error::Mismatch`] where `exact` and `data` are not of one
 /// network, or not of as many samples.
-pub fn indicator(
-    backend: &Backend,
+pub fn indicator(exact: &[PathBuf], data: &[PathBuf], direction: &Path, run: &Run<'_>) -> Result<Indicator> {
+    let open = |paths: &[PathBuf]| paths.iter().map(Capture::open).collect::<Result<Vec<_>>>();
+    judge(&open(exact)?, &open(data)?, &Checkpoint::open(direction)?, run)
+}
+
+/// [`indicator`] of files that are open.
+pub(super) fn judge(
     exact: &[Capture],
     data: &[Capture],
     direction: &Checkpoint,
-    budget: Budget,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
+    run: &Run<'_>,
 ) -> Result<Indicator> {
     let weights = weights_of(exact, data)?;
-    let products =
-        |captures| PerSample::new(backend, captures, budget)?.inner_products(direction, progress, interrupt);
+    let products = |captures| PerSample::new(captures, run)?.inner_products(direction);
     let curvature: f64 =
         products(exact)?.iter().zip(&weights).map(|(product, w)| w * product * product).sum();
     let slope: f64 = products(data)?.iter().sum();

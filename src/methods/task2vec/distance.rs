@@ -13,17 +13,14 @@ use serde::{Serialize, Serializer};
 use element::{by_element, layout};
 use embeddings::{Embeddings, is_embedding};
 
-use super::embed::{Reading, Rows, means, plan as row_plan};
+use super::embed::{Rows, means, pass_over};
 use super::inputs::Fishers;
 use super::{Group, Metric};
-use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, printable};
-use crate::interrupt::Interrupt;
 use crate::kernels::task2vec::Sums;
 use crate::methods::source::NonFinite;
-use crate::progress::Progress;
-use crate::stream::{Budget, Plan, Timings};
+use crate::stream::{Plan, Run, Timings};
 
 const OP: &str = "distance";
 
@@ -77,16 +74,12 @@ impl Serialize for DistanceMetric {
 /// What is compared, and by what.
 #[derive(Clone, Debug)]
 pub struct DistanceOptions {
-    /// Fishers of one network, or files that [`embed`](super::embed) wrote; not both.
-    pub inputs: Vec<PathBuf>,
     /// The distance.
     pub metric: DistanceMetric,
     /// What the Fishers' vectors consist of. Embeddings have their own groups.
     pub group: Group,
     /// What to do with Fishers that are NaN, infinite or negative. Embeddings that hold such means are always refused.
     pub non_finite: NonFinite,
-    /// What memory the job may use.
-    pub budget: Budget,
 }
 
 /// The distances. Keys are stable.
@@ -137,8 +130,8 @@ pub struct DistancePlan {
 ///
 /// # Errors
 /// What headers and budgets alone show to be wrong, as [`distance`].
-pub fn plan_distance(options: &DistanceOptions, backend: &Backend) -> Result<DistancePlan> {
-    let Inputs { paths, files, embeddings, .. } = Inputs::open(options)?;
+pub fn plan(inputs: &[PathBuf], options: &DistanceOptions, run: &Run<'_>) -> Result<DistancePlan> {
+    let Inputs { paths, files, embeddings, .. } = Inputs::open(inputs, options)?;
     let metric = options.metric.clone();
     if embeddings {
         let Embeddings { mut names, groups, .. } = Embeddings::read(&files)?;
@@ -150,10 +143,10 @@ pub fn plan_distance(options: &DistanceOptions, backend: &Backend) -> Result<Dis
     let fishers = Fishers::of(OP, files, &paths)?;
     check_count(options, fishers.names.len())?;
     let (entries, passes) = if options.group == Group::Element {
-        let plan = Plan::new(&layout(&fishers), &options.budget.within(&backend.caps()))?;
+        let plan = Plan::new(&layout(&fishers), &run.budget.within(&run.backend.caps()))?;
         (plan.elements(), vec![plan])
     } else {
-        let one = |fisher| row_plan(&fishers, fisher, options.budget, backend);
+        let one = |fisher| pass_over(&fishers, fisher, run);
         let passes = (0..fishers.names.len()).map(one).collect::<Result<_>>()?;
         (Rows::of(&fishers, options.group).len() as u64, passes)
     };
@@ -171,8 +164,8 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn open(options: &DistanceOptions) -> Result<Self> {
-        let mut paths = options.inputs.clone();
+    fn open(inputs: &[PathBuf], options: &DistanceOptions) -> Result<Self> {
+        let mut paths = inputs.to_vec();
         if let DistanceMetric::Asymmetric(trivial) = &options.metric {
             if !(trivial.alpha.is_finite() && trivial.alpha >= 0.0) {
                 return Err(Error::argument(OP, format!("alpha is {}, expected at least 0", trivial.alpha)));
@@ -189,7 +182,7 @@ impl Inputs {
     }
 }
 
-/// The distances between every two of `options.inputs`.
+/// The distances between every two of `inputs`: Fishers of one network, or files that [`embed`](super::embed::embed) wrote, not both.
 ///
 /// Reads each file once. With [`Group::Element`] the Fishers pass through memory side by side, a chunk at a time.
 ///
@@ -197,19 +190,14 @@ impl Inputs {
 /// [`Error::Argument`] for fewer than two tasks, [`Error::Mismatch`] for tasks of different networks or without a distance (a
 /// vector of zeros has no cosine; a value that is 0 in one task alone has no divergence), [`Error::Tensor`] for a value that no
 /// Fisher can have, and everything files and devices do.
-pub fn distance(
-    options: &DistanceOptions,
-    backend: &Backend,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<DistanceReport> {
+pub fn distance(inputs: &[PathBuf], options: &DistanceOptions, run: &Run<'_>) -> Result<DistanceReport> {
     let started = Instant::now();
-    let Inputs { paths, files, embeddings } = Inputs::open(options)?;
+    let Inputs { paths, files, embeddings } = Inputs::open(inputs, options)?;
     let bytes_read = files.iter().map(Checkpoint::total_bytes).sum();
     let compared = if embeddings {
         of_embeddings(options, &files)?
     } else {
-        of_fishers(options, Fishers::of(OP, files, &paths)?, backend, (progress, interrupt))?
+        of_fishers(options, Fishers::of(OP, files, &paths)?, run)?
     };
     let Compared { mut names, mut matrix, entries, group, non_finite, timings, warnings } = compared;
     if let DistanceMetric::Asymmetric(trivial) = &options.metric {
@@ -226,7 +214,7 @@ pub fn distance(
         bytes_read,
         seconds: started.elapsed().as_secs_f64(),
         timings,
-        adapter: backend.name(),
+        adapter: run.backend.name(),
         warnings,
     })
 }
@@ -264,21 +252,16 @@ fn check_count(options: &DistanceOptions, vectors: usize) -> Result<()> {
     Err(Error::argument(OP, format!("{tasks} task has no distance to another; give at least two Fishers")))
 }
 
-fn of_fishers(
-    options: &DistanceOptions,
-    fishers: Fishers,
-    backend: &Backend,
-    (progress, interrupt): (&dyn Progress, &Interrupt),
-) -> Result<Compared> {
+fn of_fishers(options: &DistanceOptions, fishers: Fishers, run: &Run<'_>) -> Result<Compared> {
     check_count(options, fishers.names.len())?;
     let metric = options.metric.between();
     let zeroed = AtomicU64::new(0);
-    let how = Reading { budget: options.budget, zeroed: options.non_finite.counted(&zeroed) };
+    let counted = options.non_finite.counted(&zeroed);
     let (matrix, entries, timings) = if options.group == Group::Element {
-        by_element(metric, &fishers, how, backend, (progress, interrupt))?
+        by_element(metric, &fishers, counted, run)?
     } else {
         let rows = Rows::of(&fishers, options.group);
-        let (vectors, timings) = means(&fishers, &rows, how, backend, (progress, interrupt))?;
+        let (vectors, timings) = means(&fishers, &rows, counted, run)?;
         let groups = || rows.names(&fishers, options.group);
         (by_vector(metric, &vectors, &fishers.names, groups)?, rows.len() as u64, timings)
     };

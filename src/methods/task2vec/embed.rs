@@ -1,6 +1,6 @@
 //! Fishers as vectors: means over rows or tensors.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
@@ -9,19 +9,16 @@ use serde::Serialize;
 
 use super::inputs::Fishers;
 use super::{Group, STRIDE};
-use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, Output, OutputLayout, OutputTensor};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::interrupt::Interrupt;
 use crate::kernels::task2vec::{RowMean, RowMeanArgs, RowMeanParams, RowPart};
 use crate::memory::{Element, View};
 use crate::methods::source::{CheckpointSource, FISHER_VALUES, NonFinite};
-use crate::progress::Progress;
 use crate::record::Recording;
 use crate::stream::{
-    Budget, Buffers, Chunk, Direction, End, Job, Layout, Plan, Segment, Stream, Sweep, TensorSpec, Timings,
-    run,
+    Budget, Buffers, Chunk, Direction, End, Job, Layout, Plan, Run, Segment, Stream, Sweep, TensorSpec,
+    Timings, run,
 };
 
 const OP: &str = "embed";
@@ -29,16 +26,12 @@ const OP: &str = "embed";
 /// What is embedded, and how.
 #[derive(Clone, Debug)]
 pub struct EmbedOptions {
-    /// Fisher files of one network.
-    pub fishers: Vec<PathBuf>,
     /// What one entry is: [`Group::Tensor`] or [`Group::Row`].
     pub group: Group,
     /// What to do with Fishers that are NaN, infinite or negative.
     pub non_finite: NonFinite,
     /// Replace an output that exists.
     pub overwrite: bool,
-    /// What memory the job may use.
-    pub budget: Budget,
 }
 
 /// What was embedded. Keys are stable.
@@ -89,10 +82,10 @@ pub struct EmbedPlan {
 ///
 /// # Errors
 /// What headers and budgets alone show to be wrong, as [`embed`].
-pub fn plan_embed(options: &EmbedOptions, backend: &Backend) -> Result<EmbedPlan> {
-    let fishers = open(options)?;
+pub fn plan(fishers: &[PathBuf], options: &EmbedOptions, run: &Run<'_>) -> Result<EmbedPlan> {
+    let fishers = open(fishers, options)?;
     let rows = Rows::of(&fishers, options.group);
-    let one = |fisher| plan(&fishers, fisher, options.budget, backend);
+    let one = |fisher| pass_over(&fishers, fisher, run);
     Ok(EmbedPlan {
         group: options.group,
         groups: rows.len() as u64,
@@ -103,16 +96,16 @@ pub fn plan_embed(options: &EmbedOptions, backend: &Backend) -> Result<EmbedPlan
     })
 }
 
-fn open(options: &EmbedOptions) -> Result<Fishers> {
+fn open(fishers: &[PathBuf], options: &EmbedOptions) -> Result<Fishers> {
     if options.group == Group::Element {
         let problem = "an embedding of every element is the Fisher itself; the groups are row and tensor";
         return Err(Error::argument(OP, problem));
     }
-    let opened = options.fishers.iter().map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
-    Fishers::of(OP, opened, &options.fishers)
+    let opened = fishers.iter().map(Checkpoint::open).collect::<Result<Vec<_>>>()?;
+    Fishers::of(OP, opened, fishers)
 }
 
-/// Writes the vectors of `options.fishers` as one tensor `embedding` `[fisher, group]` in f64, with `names` and `groups` as JSON
+/// Writes the vectors of `fishers`, files of one network, as one tensor `embedding` `[fisher, group]` in f64, with `names` and `groups` as JSON
 /// lists in the metadata (a row is called `TENSOR[ROW]`).
 ///
 /// Reads each file once; holds one number a group and Fisher.
@@ -120,25 +113,14 @@ fn open(options: &EmbedOptions) -> Result<Fishers> {
 /// # Errors
 /// [`Error::Mismatch`] if the Fishers are of different networks, [`Error::Tensor`] for a value that no Fisher can have,
 /// [`Error::Argument`] for [`Group::Element`], and everything files and devices do.
-pub fn embed(
-    options: &EmbedOptions,
-    output: impl Into<PathBuf>,
-    backend: &Backend,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<EmbedReport> {
+pub fn embed(fishers: &[PathBuf], options: &EmbedOptions, out: &Path, run: &Run<'_>) -> Result<EmbedReport> {
     let started = Instant::now();
-    let fishers = open(options)?;
+    let fishers = open(fishers, options)?;
     let rows = Rows::of(&fishers, options.group);
-    let output = Output::create(
-        output.into(),
-        rows.layout(&fishers, options.group)?,
-        options.overwrite,
-        &options.fishers.iter().map(PathBuf::as_path).collect::<Vec<_>>(),
-    )?;
+    let inputs: Vec<&Path> = fishers.checkpoints.iter().map(Checkpoint::path).collect();
+    let output = Output::create(out, rows.layout(&fishers, options.group)?, options.overwrite, &inputs)?;
     let zeroed = AtomicU64::new(0);
-    let how = Reading { budget: options.budget, zeroed: options.non_finite.counted(&zeroed) };
-    let (vectors, timings) = means(&fishers, &rows, how, backend, (progress, interrupt))?;
+    let (vectors, timings) = means(&fishers, &rows, options.non_finite.counted(&zeroed), run)?;
     for (fisher, vector) in (0..).zip(&vectors) {
         let bytes: Vec<u8> = vector.iter().flat_map(|mean| mean.to_le_bytes()).collect();
         output.write(0, fisher * bytes.len() as u64, &bytes)?;
@@ -155,7 +137,7 @@ pub fn embed(
         bytes_written,
         seconds: started.elapsed().as_secs_f64(),
         timings,
-        adapter: backend.name(),
+        adapter: run.backend.name(),
         warnings: fishers.warnings,
         names: fishers.names,
     })
@@ -216,30 +198,27 @@ impl Rows {
     }
 }
 
-/// How Fishers are read: within what memory, and where values that none can have are counted if they are read as 0.
-#[derive(Clone, Copy)]
-pub(super) struct Reading<'a> {
-    pub(super) budget: Budget,
-    pub(super) zeroed: Option<&'a AtomicU64>,
-}
-
-/// The means of every Fisher's rows, and where the time went.
+/// The means of every Fisher's rows, and where the time went. Values that no Fisher can have are read as 0 if there is somewhere to count them.
 pub(super) fn means(
     fishers: &Fishers,
     rows: &Rows,
-    how: Reading<'_>,
-    backend: &Backend,
-    (progress, interrupt): (&dyn Progress, &Interrupt),
+    zeroed: Option<&AtomicU64>,
+    with: &Run<'_>,
 ) -> Result<(Vec<Vec<f64>>, Timings)> {
     let mut timings = Timings::default();
     let one = |fisher: usize| {
-        let plan = plan(fishers, fisher, how.budget, backend)?;
+        let plan = pass_over(fishers, fisher, with)?;
         let source = CheckpointSource::new(&fishers.checkpoints[fisher], fishers.places.clone());
-        let source = source.zeroing(how.zeroed);
-        let mut sweep =
-            RowSweep { rows, source: &source, caps: backend.caps(), words: 0, sums: vec![0.0; rows.len()] };
+        let source = source.zeroing(zeroed);
+        let mut sweep = RowSweep {
+            rows,
+            source: &source,
+            caps: with.backend.caps(),
+            words: 0,
+            sums: vec![0.0; rows.len()],
+        };
         sweep.words = plan.chunks().iter().map(|chunk| sweep.words_of(chunk)).max().unwrap_or(0);
-        let job = Job { backend, plan: &plan, ends: vec![End::Source(&source)], progress, interrupt };
+        let job = Job { run: with, plan: &plan, ends: vec![End::Source(&source)] };
         timings += run(&job, &mut sweep)?;
         let mut means = sweep.sums;
         for (index, width) in rows.widths.iter().enumerate() {
@@ -254,7 +233,7 @@ pub(super) fn means(
 }
 
 /// How one Fisher streams.
-pub(super) fn plan(fishers: &Fishers, fisher: usize, budget: Budget, backend: &Backend) -> Result<Plan> {
+pub(super) fn pass_over(fishers: &Fishers, fisher: usize, run: &Run<'_>) -> Result<Plan> {
     /// Rows of one f16 leave records of six times their size, and a device's are read back: room for both.
     const SHARE: u64 = 16;
     let spec = |index: usize| {
@@ -268,7 +247,7 @@ pub(super) fn plan(fishers: &Fishers, fisher: usize, budget: Budget, backend: &B
         tensors: (0..fishers.places.len()).map(spec).collect(),
         scratch_bytes: 0,
     };
-    let budget = budget.within(&backend.caps());
+    let budget = run.budget.within(&run.backend.caps());
     let left = Budget {
         device_bytes: budget.device_bytes / SHARE,
         host_bytes: budget.host_bytes / SHARE,

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use squisher::methods::task2vec::{self as methods, EmbedOptions, EmbedPlan, EmbedReport, Group};
+use squisher::methods::task2vec::Group;
+use squisher::methods::task2vec::embed::{self as methods, EmbedOptions, EmbedPlan, EmbedReport};
 
 use crate::args::Global;
 use crate::non_finite::NonFinite;
 use crate::table::{count, counted, size};
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,22 +44,20 @@ pub(crate) struct Embed {
 impl Embed {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         let options = EmbedOptions {
-            fishers: self.fishers,
             group: self.group,
             non_finite: self.non_finite.into(),
             overwrite: global.overwrite,
-            budget: global.memory.budget(),
         };
         let backend = global.device.open()?;
         if global.dry_run {
-            let plan = methods::plan_embed(&options, &backend)?;
+            let plan = methods::plan(&self.fishers, &options, &global.planning(&backend))?;
             plan.warnings.iter().for_each(|warning| log::warn!("{warning}"));
             let planned = Planned { dry_run: true, adapter: backend.name(), plan, output: self.output };
             return output::report(global, "embed", &planned);
         }
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "embed");
-        let report = methods::embed(&options, self.output, &backend, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&backend, reporter.as_ref())?;
+        let report = methods::embed(&self.fishers, &options, &self.output, &run)?;
         drop(reporter);
         report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         output::report(global, "embed", &Done(report))

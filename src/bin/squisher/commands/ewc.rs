@@ -11,7 +11,7 @@ use squisher::methods::ewc::{self as methods, Anchor, EwcOptions, EwcPlan, EwcRe
 use crate::args::Global;
 use crate::non_finite::NonFinite;
 use crate::table::counted;
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,18 +66,17 @@ impl Ewc {
             non_finite: self.non_finite.into(),
             gradient: self.gradient_out,
             overwrite: global.overwrite,
-            budget: global.memory.budget(),
         };
         let backend = global.device.open()?;
         if global.dry_run {
-            let plan = methods::plan(&options, &backend)?;
+            let plan = methods::plan(&options, &global.planning(&backend))?;
             let planned =
                 Planned { dry_run: true, adapter: backend.name(), plan, gradient: options.gradient };
             return output::report(global, "ewc", &planned);
         }
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "ewc");
-        let report = methods::ewc(&options, &backend, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&backend, reporter.as_ref())?;
+        let report = methods::ewc(&options, &run)?;
         drop(reporter);
         output::report(global, "ewc", &Done(report))
     }

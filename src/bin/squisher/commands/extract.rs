@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
+use squisher::Backend;
 use squisher::checkpoint::{ModelParams, OptimizerState, Scale};
 use squisher::error::printable;
 use squisher::methods::squisher::{
@@ -15,7 +16,7 @@ use squisher::stream::Timings;
 
 use crate::args::Global;
 use crate::table::{Column, Table, count, counted, size};
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -73,9 +74,9 @@ impl Extract {
             map.warn();
             return output::report(global, "extract", &Planned { dry_run: true, map });
         }
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "extract");
-        let report = methods::extract(&state, &model, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&Backend::Host, reporter.as_ref())?;
+        let report = methods::extract(&state, &model, &options, &self.output, &run)?;
         drop(reporter);
         let done = Done::from(report);
         done.map.warn();

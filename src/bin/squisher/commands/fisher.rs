@@ -10,7 +10,7 @@ use squisher::methods::fisher::{self as methods, FisherOptions, FisherReport, Ki
 
 use crate::args::Global;
 use crate::table::{Table, count, counted, size};
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,10 +67,9 @@ impl Fisher {
             return output::report(global, "fisher", &Planned::new(&captures));
         }
         let backend = global.device.open()?;
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "fisher");
-        let report =
-            methods::fisher(&backend, &self.captures, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&backend, reporter.as_ref())?;
+        let report = methods::fisher(&self.captures, &options, &self.output, &run)?;
         drop(reporter);
         if report.zero_loss_samples > 0 {
             let samples = counted(report.zero_loss_samples, "sample");
@@ -93,8 +92,8 @@ impl Fisher {
             Reduction::Mean => methods::Reduction::Mean,
         };
         let beta = self.beta.unwrap_or(FisherOptions::default().beta);
-        let (budget, overwrite) = (global.memory.budget(), global.overwrite);
-        Ok(FisherOptions { kind: self.kind, beta, weighted: self.weighted, reduction, budget, overwrite })
+        let overwrite = global.overwrite;
+        Ok(FisherOptions { kind: self.kind, beta, weighted: self.weighted, reduction, overwrite })
     }
 }
 

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use squisher::checkpoint::Checkpoint;
+use squisher::Backend;
 use squisher::methods::mask::{MaskOptions, mask, plan};
-use squisher::methods::select::{Keep, piece_elements};
+use squisher::methods::select::Keep;
 
 use crate::args::Global;
 use crate::selection::{Done, Planned, Selection, share};
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,17 +45,16 @@ impl Mask {
             globs: self.selection.globs(),
             non_finite: self.selection.non_finite(),
             overwrite: global.overwrite,
-            piece_elements: piece_elements(&global.memory.budget())?,
             ..MaskOptions::new(Keep::Fraction(self.keep))
         };
-        let fisher = Checkpoint::open(&self.fisher)?;
         if global.dry_run {
-            return output::report(global, "mask", &Planned::from(plan(&fisher, &options)?));
+            let plan = plan(&self.fisher, &options, &global.planning(&Backend::Host))?;
+            return output::report(global, "mask", &Planned::from(plan));
         }
         let backend = global.device.open()?;
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "mask");
-        let report = mask(&backend, &fisher, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&backend, reporter.as_ref())?;
+        let report = mask(&self.fisher, &options, &self.output, &run)?;
         drop(reporter);
         let done = Done(report);
         done.warn();

@@ -13,7 +13,7 @@ use crate::args::Global;
 use crate::merge_request::{self, MergeRequest, Method};
 use crate::model_groups::ModelGroups;
 use crate::table::{count, size};
-use crate::{output, progress, recipe, signals};
+use crate::{output, progress, recipe};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,16 +76,16 @@ impl Merge {
         let options = self.options(global)?;
         let backend = global.device.open()?;
         if global.dry_run {
-            let plan = methods::plan(&options, &backend)?;
+            let plan = methods::plan(&options, &global.planning(&backend))?;
             return output::report(
                 global,
                 "merge",
                 &Planned { dry_run: true, adapter: backend.name(), plan },
             );
         }
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "merge");
-        let report = methods::merge(&options, output, &backend, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&backend, reporter.as_ref())?;
+        let report = methods::merge(&options, &output, &run)?;
         drop(reporter);
         report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         output::report(global, "merge", &Done(report))
@@ -138,7 +138,6 @@ impl Merge {
             shard_bytes: self.shard_size,
             overwrite: global.overwrite,
             resume: self.resume.then_some(MARK_BYTES),
-            budget: global.memory.budget(),
         })
     }
 }

@@ -1,16 +1,15 @@
 //! `squisher prune MODEL (--fisher F | --captures C…) (--keep X | --sparsity X | --pattern N:M) -o OUT`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
-use squisher::Error;
-use squisher::checkpoint::{Capture, Checkpoint};
-use squisher::methods::prune::{Pattern, PruneOptions, Structure, plan, plan_gates, prune, prune_gates};
-use squisher::methods::select::{Keep, piece_elements};
+use squisher::methods::prune::{Pattern, PruneOptions, Structure, gates, plan, prune};
+use squisher::methods::select::Keep;
+use squisher::{Backend, Error};
 
 use crate::args::Global;
 use crate::selection::{Done, Planned, Selection, share};
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,9 +84,9 @@ enum StructureFlag {
 }
 
 /// What scores are computed from.
-enum Scores {
-    Fisher(Box<Checkpoint>),
-    Captures(Vec<Capture>),
+enum Scores<'a> {
+    Fisher(&'a Path),
+    Captures(&'a [PathBuf]),
 }
 
 impl Prune {
@@ -98,27 +97,25 @@ impl Prune {
             non_finite: self.selection.non_finite(),
             mask_out: self.mask_out.clone(),
             overwrite: global.overwrite,
-            piece_elements: piece_elements(&global.memory.budget())?,
             ..PruneOptions::new(self.structure()?)
         };
-        let model = Checkpoint::open(&self.model)?;
         let scores = self.scores()?;
         if global.dry_run {
             let plan = match &scores {
-                Scores::Fisher(fisher) => plan(&model, fisher, &options)?,
-                Scores::Captures(captures) => plan_gates(&model, captures, &options)?,
+                Scores::Fisher(fisher) => {
+                    plan(&self.model, fisher, &options, &global.planning(&Backend::Host))?
+                }
+                Scores::Captures(captures) => gates::plan(&self.model, captures, &options)?,
             };
             return output::report(global, "prune", &Planned::from(plan));
         }
         let backend = global.device.open()?;
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "prune");
-        let (out, progress) = (&self.output, reporter.as_ref());
+        let run = global.run(&backend, reporter.as_ref())?;
+        let (model, out) = (&self.model, &self.output);
         let report = match &scores {
-            Scores::Fisher(fisher) => prune(&backend, &model, fisher, &options, out, progress, &interrupt)?,
-            Scores::Captures(captures) => {
-                prune_gates(&backend, &model, captures, &options, out, progress, &interrupt)?
-            }
+            Scores::Fisher(fisher) => prune(model, fisher, &options, out, &run)?,
+            Scores::Captures(captures) => gates::prune(model, captures, &options, out, &run)?,
         };
         drop(reporter);
         let done = Done(report);
@@ -127,18 +124,14 @@ impl Prune {
     }
 
     /// What the score that was asked for is computed from.
-    fn scores(&self) -> Result<Scores, Error> {
+    fn scores(&self) -> Result<Scores<'_>, Error> {
         let refuse = |problem: &str| Err(Error::argument("prune", problem));
         match (&self.fisher, self.score) {
-            (Some(fisher), None | Some(ScoreFlag::FilterSum)) => {
-                Checkpoint::open(fisher).map(Box::new).map(Scores::Fisher)
-            }
+            (Some(fisher), None | Some(ScoreFlag::FilterSum)) => Ok(Scores::Fisher(fisher)),
             (Some(_), Some(ScoreFlag::FilterGate)) => refuse(
                 "filter-gate needs per-sample gradients; give captures (--captures) in place of a Fisher",
             ),
-            (None, Some(ScoreFlag::FilterGate)) => {
-                self.captures.iter().map(Capture::open).collect::<Result<_, _>>().map(Scores::Captures)
-            }
+            (None, Some(ScoreFlag::FilterGate)) => Ok(Scores::Captures(&self.captures)),
             (None, _) => {
                 refuse("captures are for --score filter-gate; give a Fisher (--fisher) for the other scores")
             }

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use squisher::checkpoint::Checkpoint;
-use squisher::methods::mask::{ResetOptions, ResetPlan, ResetReport, Unmasked, plan_reset, reset};
+use squisher::Backend;
+use squisher::methods::reset::{ResetOptions, ResetPlan, ResetReport, Unmasked, plan, reset};
 
 use crate::args::Global;
 use crate::selection::selected;
 use crate::table::{count, counted, size};
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -63,15 +63,14 @@ impl Reset {
             UnmaskedFlag::Base => Unmasked::Base,
         };
         let options = ResetOptions { unmasked, overwrite: global.overwrite };
-        let mask = Checkpoint::open(&self.mask)?;
-        let (model, base) = (Checkpoint::open(&self.model)?, Checkpoint::open(&self.base)?);
+        let Self { mask, model, base, .. } = &self;
         if global.dry_run {
-            let plan = plan_reset(&mask, &model, &base)?;
+            let plan = plan(mask, model, base)?;
             return output::report(global, "reset", &Planned { dry_run: true, plan });
         }
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "reset");
-        let report = reset(&mask, &model, &base, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&Backend::Host, reporter.as_ref())?;
+        let report = reset(mask, model, base, &options, &self.output, &run)?;
         drop(reporter);
         output::report(global, "reset", &Done(report))
     }

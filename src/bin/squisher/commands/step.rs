@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
+use squisher::Backend;
 use squisher::checkpoint::{Capture, CaptureLayer};
 use squisher::methods::step::{self as methods, StepKind, StepOptions, StepReport};
 
 use crate::args::Global;
 use crate::table::{Table, count, counted, size};
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,19 +61,17 @@ impl Step {
             damping: self.damping,
             gram: self.gram.clone(),
             indicator: self.indicator.clone(),
-            budget: global.memory.budget(),
             overwrite: global.overwrite,
         };
         if global.dry_run {
             let captures = self.captures.iter().map(Capture::open).collect::<Result<Vec<_>, _>>()?;
-            let samples = methods::check(&captures, &options)?;
+            let samples = methods::check(&captures, &options, &global.planning(&Backend::Host))?;
             return output::report(global, "step", &Planned::new(&captures, samples));
         }
         let backend = global.device.open()?;
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "step");
-        let report =
-            methods::step(&backend, &self.captures, &options, &self.output, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&backend, reporter.as_ref())?;
+        let report = methods::step(&self.captures, &options, &self.output, &run)?;
         drop(reporter);
         output::report(global, "step", &Done(report))
     }

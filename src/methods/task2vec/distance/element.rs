@@ -1,37 +1,35 @@
 //! Distances of all elements: every pair in one pass over the Fishers side by side.
 
+use std::sync::atomic::AtomicU64;
+
 use super::{of_sums, one_zero, pairs, symmetric};
-use crate::backend::Backend;
 use crate::error::{Result, printable};
-use crate::interrupt::Interrupt;
 use crate::kernels::Owner;
 use crate::kernels::task2vec::{Similarity, SimilarityArgs, SimilarityParams, Sums};
 use crate::memory::{Element, View};
 use crate::methods::source::{CheckpointSource, FISHER_VALUES};
-use crate::methods::task2vec::embed::Reading;
 use crate::methods::task2vec::inputs::Fishers;
 use crate::methods::task2vec::{Metric, STRIDE};
-use crate::progress::Progress;
 use crate::record::Recording;
 use crate::shape::DType;
 use crate::stream::{
-    Buffers, Chunk, Direction, End, Job, Layout, Plan, Stream, Sweep, TensorSpec, Timings, run,
+    Buffers, Chunk, Direction, End, Job, Layout, Plan, Run, Stream, Sweep, TensorSpec, Timings, run,
 };
 
 /// All pairs in one pass over all Fishers side by side; how many elements, and where the time went.
 pub(super) fn by_element(
     metric: Metric,
     fishers: &Fishers,
-    how: Reading<'_>,
-    backend: &Backend,
-    (progress, interrupt): (&dyn Progress, &Interrupt),
+    zeroed: Option<&AtomicU64>,
+    with: &Run<'_>,
 ) -> Result<(Vec<Vec<f64>>, u64, Timings)> {
     let tasks = fishers.names.len();
-    let plan = Plan::new(&layout(fishers), &how.budget.within(&backend.caps()))?;
-    let source = |file| CheckpointSource::new(file, fishers.places.clone()).zeroing(how.zeroed);
+    let caps = with.backend.caps();
+    let plan = Plan::new(&layout(fishers), &with.budget.within(&caps))?;
+    let source = |file| CheckpointSource::new(file, fishers.places.clone()).zeroing(zeroed);
     let sources: Vec<CheckpointSource<'_>> = fishers.checkpoints.iter().map(source).collect();
     let longest = plan.chunks().iter().map(|chunk| chunk.elements).max().unwrap_or(0);
-    let owner = Owner::of(&backend.caps());
+    let owner = Owner::of(&caps);
     let any = Similarity { metric, a: DType::F32, b: DType::F32, owner };
     let mut sweep = PairSweep {
         any,
@@ -41,7 +39,7 @@ pub(super) fn by_element(
         sums: vec![Sums::default(); pairs(tasks).count()],
     };
     let ends = sources.iter().map(|source| End::Source(source)).collect();
-    let timings = run(&Job { backend, plan: &plan, ends, progress, interrupt }, &mut sweep)?;
+    let timings = run(&Job { run: with, plan: &plan, ends }, &mut sweep)?;
     let mut sums = sweep.sums.iter();
     let matrix = symmetric(tasks, |a, b| {
         let sums = sums.next().expect("one a pair, in the order of the pairs");

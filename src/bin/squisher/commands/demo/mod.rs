@@ -19,8 +19,8 @@ use squisher::{Backend, Error};
 use self::network::{Accuracy, Digits, Network};
 use self::steps::{Place, Step};
 use crate::args::Global;
+use crate::output;
 use crate::table::{Column, Table};
-use crate::{output, signals};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,19 +74,19 @@ fn prepare(folder: Option<PathBuf>, overwrite: bool) -> anyhow::Result<PathBuf> 
 
 /// Every step in its order, then what the networks read.
 fn tell(place: Place, global: &Global, backend: &Backend) -> anyhow::Result<Done> {
-    let interrupt = signals::listen()?;
+    let run = global.run(backend, &())?;
     data::unpack(&place.folder)?;
     let steps = steps::all();
     for step in &steps {
-        interrupt.check()?;
-        step.run(&place, global, backend, &interrupt)?;
+        run.interrupt.check()?;
+        step.run(&place, &run)?;
     }
     let digits = Digits::read(&place.digits())?;
     let trained = data::NAMES.iter().map(|name| ((*name).to_owned(), place.model(name)));
     let made = steps.iter().filter_map(|step| step.network(&place));
     let accuracies =
         trained.chain(made).map(|(name, path)| measure(name, &path, &digits)).collect::<Result<_, _>>()?;
-    let distances = steps::compare(&place, global.memory.budget(), backend, &interrupt)?.matrix;
+    let distances = steps::compare(&place, &run)?.matrix;
     Ok(Done {
         commands: lines(&place, &steps),
         folder: place.folder,

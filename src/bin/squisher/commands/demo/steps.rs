@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use squisher::checkpoint::{Checkpoint, ModelParams, OptimizerState, Scale};
-use squisher::methods::mask::{self, MaskOptions, ResetOptions};
+use squisher::checkpoint::{ModelParams, OptimizerState, Scale};
+use squisher::methods::mask::{self, MaskOptions};
 use squisher::methods::merge::{self, MergeOptions};
 use squisher::methods::prune::{self, PruneOptions, Structure};
+use squisher::methods::reset::{self, ResetOptions};
 use squisher::methods::select::Keep;
 use squisher::methods::squisher::{self as accumulator, ExtractOptions};
-use squisher::methods::task2vec::{self, DistanceMetric, DistanceOptions, DistanceReport, Group, Metric};
-use squisher::stream::Budget;
-use squisher::{Backend, Error, Interrupt};
+use squisher::methods::task2vec::distance::{DistanceMetric, DistanceOptions, DistanceReport, distance};
+use squisher::methods::task2vec::{Group, Metric};
+use squisher::{Error, Run};
 
 use super::data;
 use crate::args::Global;
@@ -175,43 +176,31 @@ impl Step {
     }
 
     /// Does it, through the library.
-    pub(super) fn run(
-        &self,
-        place: &Place,
-        global: &Global,
-        backend: &Backend,
-        interrupt: &Interrupt,
-    ) -> Result<(), Error> {
+    pub(super) fn run(&self, place: &Place, run: &Run<'_>) -> Result<(), Error> {
         let out = self.output(place);
         match *self {
-            Self::Extract(name) => extract(place, name, &out, interrupt),
+            Self::Extract(name) => extract(place, name, &out, run),
             Self::Merge(method) => {
-                let options = merge_options(place, method, global.memory.budget());
-                warn(&merge::merge(&options, out, backend, &(), interrupt)?.warnings);
+                warn(&merge::merge(&merge_options(place, method), &out, run)?.warnings);
                 Ok(())
             }
             Self::Prune(sparsity) => {
                 let keep = Structure::Elements(Keep::Fraction(1.0 - sparsity));
                 let options = PruneOptions { overwrite: true, ..PruneOptions::new(keep) };
-                let model = Checkpoint::open(place.model(PRUNED))?;
-                let fisher = Checkpoint::open(place.fisher(PRUNED))?;
-                prune::prune(backend, &model, &fisher, &options, &out, &(), interrupt).map(|_| ())
+                prune::prune(&place.model(PRUNED), &place.fisher(PRUNED), &options, &out, run).map(|_| ())
             }
             Self::Mask(scores, keep) => {
                 let options = MaskOptions { overwrite: true, ..MaskOptions::new(Keep::Fraction(keep)) };
-                let scores = Checkpoint::open(place.scores(scores))?;
-                mask::mask(backend, &scores, &options, &out, &(), interrupt).map(|_| ())
+                mask::mask(&place.scores(scores), &options, &out, run).map(|_| ())
             }
             Self::Reset(scores, keep) => {
                 let options = ResetOptions { overwrite: true, ..ResetOptions::default() };
-                let chosen = Checkpoint::open(place.mask(scores, keep))?;
-                let model = Checkpoint::open(place.model(PRUNED))?;
-                let base = Checkpoint::open(place.elsewhere(scores))?;
-                mask::reset(&chosen, &model, &base, &options, &out, &(), interrupt).map(|_| ())
+                let (chosen, model) = (place.mask(scores, keep), place.model(PRUNED));
+                reset::reset(&chosen, &model, &place.elsewhere(scores), &options, &out, run).map(|_| ())
             }
             Self::Report => {
                 let fishers = SPECIALISTS.map(|name| place.fisher(name));
-                report::write(&fishers, &out, false, &(), interrupt).map(|_| ())
+                report::write(&fishers, &out, false, run.progress, &run.interrupt).map(|_| ())
             }
         }
     }
@@ -246,20 +235,13 @@ impl Step {
 }
 
 /// How far apart the networks' tasks are by their Fishers: a number to print, no file.
-pub(super) fn compare(
-    place: &Place,
-    budget: Budget,
-    backend: &Backend,
-    interrupt: &Interrupt,
-) -> Result<DistanceReport, Error> {
+pub(super) fn compare(place: &Place, run: &Run<'_>) -> Result<DistanceReport, Error> {
     let options = DistanceOptions {
         non_finite: squisher::methods::NonFinite::Error,
-        inputs: data::NAMES.map(|name| place.fisher(name)).into(),
         metric: DistanceMetric::Symmetric(Metric::Cosine),
         group: Group::Element,
-        budget,
     };
-    let report = task2vec::distance(&options, backend, &(), interrupt)?;
+    let report = distance(&data::NAMES.map(|name| place.fisher(name)), &options, run)?;
     warn(&report.warnings);
     Ok(report)
 }
@@ -276,7 +258,7 @@ pub(super) fn compare_line(place: &Place) -> String {
     line.0.join(" ")
 }
 
-fn extract(place: &Place, name: &str, out: &Path, interrupt: &Interrupt) -> Result<(), Error> {
+fn extract(place: &Place, name: &str, out: &Path, run: &Run<'_>) -> Result<(), Error> {
     let state = OptimizerState::open(place.optimizer(name))?;
     let model = ModelParams::open(place.model(name))?;
     let options = ExtractOptions {
@@ -285,12 +267,12 @@ fn extract(place: &Place, name: &str, out: &Path, interrupt: &Interrupt) -> Resu
         overwrite: true,
         ..ExtractOptions::default()
     };
-    let report = accumulator::extract(&state, &model, &options, out, &(), interrupt)?;
+    let report = accumulator::extract(&state, &model, &options, out, run)?;
     report.warnings.iter().for_each(|warning| log::warn!("{name}: {warning}"));
     Ok(())
 }
 
-fn merge_options(place: &Place, method: Method, budget: Budget) -> MergeOptions {
+fn merge_options(place: &Place, method: Method) -> MergeOptions {
     let model = |name: &&str| merge::Model {
         path: place.model(name),
         fisher: (method != Method::Linear).then(|| place.fisher(name)),
@@ -313,7 +295,6 @@ fn merge_options(place: &Place, method: Method, budget: Budget) -> MergeOptions 
         shard_bytes: None,
         resume: None,
         overwrite: true,
-        budget,
     }
 }
 

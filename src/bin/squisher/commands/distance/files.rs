@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use squisher::Error;
-use squisher::methods::task2vec::DistanceReport;
+use squisher::methods::task2vec::distance::DistanceReport;
 
 use crate::charts::Heatmap;
 

@@ -8,16 +8,16 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use squisher::Error;
-use squisher::methods::task2vec::{
-    self as methods, DistanceMetric, DistanceOptions, DistancePlan, DistanceReport, Group, Metric, Ranking,
-    Scores, Trivial,
+use squisher::methods::task2vec::distance::{
+    self as methods, DistanceMetric, DistanceOptions, DistancePlan, DistanceReport, Trivial,
 };
+use squisher::methods::task2vec::{Group, Metric, Ranking, Scores, rank};
 
 use self::files::Format;
 use crate::args::Global;
 use crate::non_finite::NonFinite;
 use crate::table::{count, counted};
-use crate::{output, progress, signals};
+use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -94,31 +94,27 @@ impl Distance {
                 self.inputs.iter().chain(&self.trivial).chain(&self.scores).cloned().collect();
             output::refuse_output(path, global.overwrite, &inputs)?;
         }
-        let options = DistanceOptions {
-            metric: self.metric()?,
-            inputs: self.inputs,
-            group: self.group,
-            non_finite: self.non_finite.into(),
-            budget: global.memory.budget(),
-        };
+        let options =
+            DistanceOptions { metric: self.metric()?, group: self.group, non_finite: self.non_finite.into() };
         let scores = self.scores.map(Scores::read).transpose()?;
         let backend = global.device.open()?;
         // Names that do not fit show in the headers, before anything is computed.
+        let plan = || methods::plan(&self.inputs, &options, &global.planning(&backend));
         if let Some(scores) = &scores {
-            scores.cover(&methods::plan_distance(&options, &backend)?.names)?;
+            scores.cover(&plan()?.names)?;
         }
         if global.dry_run {
-            let plan = methods::plan_distance(&options, &backend)?;
+            let plan = plan()?;
             plan.warnings.iter().for_each(|warning| log::warn!("{warning}"));
             let planned = Planned { dry_run: true, adapter: backend.name(), plan, output: self.output };
             return output::report(global, "distance", &planned);
         }
-        let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "distance");
-        let report = methods::distance(&options, &backend, reporter.as_ref(), &interrupt)?;
+        let run = global.run(&backend, reporter.as_ref())?;
+        let report = methods::distance(&self.inputs, &options, &run)?;
         drop(reporter);
         report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-        let rank = |scores| methods::rank(&report.names, &report.matrix, &scores);
+        let rank = |scores| rank(&report.names, &report.matrix, &scores);
         let ranking = scores.map(rank).transpose()?;
         let done = Done { report, ranking, output: self.output };
         if let (Some(format), Some(path)) = (format, &done.output) {

@@ -1,9 +1,11 @@
 //! How alike several Fishers are, as a matrix with values.
 
+use std::path::PathBuf;
+
 use squisher::methods::NonFinite;
-use squisher::methods::task2vec::{DistanceMetric, DistanceOptions, Group, Metric, distance};
-use squisher::stream::Budget;
-use squisher::{Backend, Error, Interrupt, Progress};
+use squisher::methods::task2vec::distance::{DistanceMetric, DistanceOptions, distance};
+use squisher::methods::task2vec::{Group, Metric};
+use squisher::{Backend, Error, Interrupt, Progress, Run};
 
 use super::data::{Input, Kind};
 use super::page::figure;
@@ -29,14 +31,14 @@ impl Similarity {
         if fishers.len() < 2 {
             return Ok(None);
         }
+        let paths: Vec<PathBuf> = fishers.iter().map(|fisher| fisher.checkpoint.path().to_owned()).collect();
         let options = DistanceOptions {
-            inputs: fishers.iter().map(|fisher| fisher.checkpoint.path().to_owned()).collect(),
             metric: DistanceMetric::Symmetric(Metric::Cosine),
             group: Group::Element,
             non_finite: NonFinite::Error,
-            budget: Budget::default(),
         };
-        match distance(&options, &Backend::Host, progress, interrupt) {
+        let run = Run { progress, interrupt: interrupt.clone(), ..Run::new(&Backend::Host) };
+        match distance(&paths, &options, &run) {
             Ok(report) => {
                 let cosines = |row: Vec<f64>| row.into_iter().map(|distance| 1.0 - distance).collect();
                 Ok(Some(Self::Matrix(report.names, report.matrix.into_iter().map(cosines).collect())))

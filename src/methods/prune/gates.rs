@@ -13,23 +13,26 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rayon::prelude::*;
 
-use super::{OP, listed};
+use super::plan::plan_captured;
+use super::writer::Writer;
+use super::{OP, PruneOptions, SelectPlan, SelectReport, filters, listed};
 use crate::backend::Backend;
 use crate::checkpoint::{
     Capture, CaptureLayer, Checkpoint, Labels, LayerKind, LossReduction, TensorInfo, same_network,
 };
 use crate::error::{Error, Result, printable};
-use crate::interrupt::Interrupt;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::methods::captured::{Batch, InFile, Portion, Sides, cut, ranges};
 use crate::methods::source::CheckpointSource;
-use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
 use crate::shape::{DType, shape_text, usize_of};
+use crate::stream::Run;
 
 /// Gradients held at a time, where one group's are not more: 16 MiB.
 const TILE: u64 = 4 << 20;
@@ -39,18 +42,62 @@ const TILE: u64 = 4 << 20;
 /// # Errors
 /// [`Error::Mismatch`] where the captures are not of `model`; [`Error::Tensor`] for values that are not numbers; what reading and
 /// the backend refuse.
-pub fn gates(
-    backend: &Backend,
-    model: &Checkpoint,
-    captures: &[Capture],
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> Result<BTreeMap<String, Vec<f64>>> {
+pub fn scores(model: &Path, captures: &[PathBuf], run: &Run<'_>) -> Result<BTreeMap<String, Vec<f64>>> {
+    let (model, captures) = (&Checkpoint::open(model)?, &open(captures)?);
     let layers = layers(model, captures)?;
     let with_filters = model.tensors().iter().filter(|tensor| has_filters(&layers, tensor));
     let tensors: Vec<&TensorInfo> = with_filters.collect();
-    let scores = scores(backend, model, captures, &tensors, progress, interrupt)?;
+    let scores = scores_of(model, captures, &tensors, run)?;
     Ok(tensors.iter().map(|tensor| tensor.name.clone()).zip(scores).collect())
+}
+
+/// What [`prune`] would do.
+///
+/// # Errors
+/// What headers alone show to be wrong, as [`prune`].
+pub fn plan(model: &Path, captures: &[PathBuf], options: &PruneOptions) -> Result<SelectPlan> {
+    let (model, captures) = (Checkpoint::open(model)?, open(captures)?);
+    plan_captured(&model, &captures, options).map(|(plan, _)| plan.shown(None))
+}
+
+/// Prunes whole filters of `model` by `filter-gate` from `captures` of it, and writes the result, and the mask where asked for.
+///
+/// # Errors
+/// [`Error::Argument`] for a budget that cannot be met or a structure other than filters; [`Error::Mismatch`] where the captures
+/// are not the model's, lack a layer, or a glob matches nothing; [`Error::Tensor`] for values that are not numbers; [`Error::Output`]
+/// for outputs that cannot be written; what reading and the backend refuse.
+pub fn prune(
+    model: &Path,
+    captures: &[PathBuf],
+    options: &PruneOptions,
+    out: &Path,
+    run: &Run<'_>,
+) -> Result<SelectReport> {
+    let began = Instant::now();
+    let (model, captures) = (&Checkpoint::open(model)?, &open(captures)?);
+    let (plan, keep) = plan_captured(model, captures, options)?;
+    let paths: Vec<&Path> = captures.iter().map(Capture::path).collect();
+    let writer = Writer::create(model, &paths, &plan, "filter-gate", options, out)?;
+    let scores = scores_of(model, captures, &plan.ranked, run)?;
+    let (mut kept, best) = (vec![0; plan.ranked.len()], (options.scope, keep));
+    let threshold = filters::keep_best(&plan, &scores, best, &writer, &mut kept, &run.interrupt)?;
+    writer.whole(&plan, &run.interrupt)?;
+    model.verify_unchanged()?;
+    captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
+    let report = writer.finish(&plan, &kept)?;
+    let of_captures: u64 = captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum();
+    Ok(SelectReport {
+        threshold,
+        passes: 1,
+        bytes_read: report.bytes_read + of_captures + plan.ranked.iter().map(|t| 2 * t.bytes).sum::<u64>(),
+        seconds: began.elapsed().as_secs_f64(),
+        adapter: run.backend.name(),
+        ..report
+    })
+}
+
+fn open(captures: &[PathBuf]) -> Result<Vec<Capture>> {
+    captures.iter().map(Capture::open).collect()
 }
 
 /// The layers by the names of their weights, each with its place in every capture.
@@ -114,33 +161,31 @@ pub(super) fn has_filters(layers: &Layers<'_>, tensor: &TensorInfo) -> bool {
 }
 
 /// The scores of the filters of some tensors, all of which have filters.
-pub(super) fn scores(
-    backend: &Backend,
+fn scores_of(
     model: &Checkpoint,
     captures: &[Capture],
     tensors: &[&TensorInfo],
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
+    run: &Run<'_>,
 ) -> Result<Vec<Vec<f64>>> {
     let layers = layers(model, captures)?;
     let bytes = |tensor: &&TensorInfo| {
         captures.iter().map(|c| c.layers()[layers[&tensor.name].0].bytes()).sum::<u64>()
     };
-    progress.begin(tensors.iter().map(bytes).sum());
+    run.progress.begin(tensors.iter().map(bytes).sum());
     let mut scores = Vec::new();
     for tensor in tensors {
         let (place, _) = layers[&tensor.name];
         let theta = theta(model, tensor)?;
         let mut sums = vec![0.0; usize_of(tensor.shape[0])];
         for capture in captures {
-            interrupt.check()?;
+            run.interrupt.check()?;
             let layer = &capture.layers()[place];
             let file = InFile { capture, layer };
             // As many samples at a time as one binding can take.
-            for samples in ranges(capture.samples(), file.samples_within_bindings(&backend.caps())) {
-                add(backend, file, samples, &theta, &mut sums)?;
+            for samples in ranges(capture.samples(), file.samples_within_bindings(&run.backend.caps())) {
+                add(run.backend, file, samples, &theta, &mut sums)?;
             }
-            progress.advance(layer.bytes());
+            run.progress.advance(layer.bytes());
         }
         scores.push(sums.into_iter().map(|sum| 0.5 * sum).collect());
     }
