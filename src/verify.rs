@@ -58,8 +58,8 @@ pub fn all(backend: &Backend, report: impl FnMut(Verdict)) {
     kernels::visit_all(&mut Run { backend, report });
 }
 
-/// Runs one kernel's cases, without those that the device cannot run and never does: that exchange values in subgroups of another size than
-/// its own, or bind more buffers than it allows.
+/// Runs one kernel's cases, skipping those that this device can never run: another subgroup size, or more buffers than it
+/// binds.
 #[must_use]
 pub fn kernel<K: Kernel>(backend: &Backend, mut cases: Vec<Case<K>>) -> Verdict {
     let caps = backend.caps();

@@ -179,7 +179,7 @@ fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     );
 }
 
-/// What an invocation's octets come to, of which the first is the `lane`-th of the share.
+/// The sum over an invocation's octets, of which the first is the `lane`-th of the share.
 fn part_from(start: u32, lane: u32) -> Part {
     var running = Running(vec4<f32>(), NOTHING, 0u);
     for (var turn = 0u; turn < OCTETS / TURN; turn++) {

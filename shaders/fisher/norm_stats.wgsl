@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> input: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> stats: array<f32>;
 
-/// What some elements come to: their sum, and the squares of their distances from their own mean (from 0 where not CENTERED).
+/// Statistics of some elements: their sum, and the squares of their distances from their own mean (from 0 where not CENTERED).
 struct Part {
     count: u32,
     sum: f32,

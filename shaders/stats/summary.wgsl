@@ -20,7 +20,7 @@ struct Params {
 
 const TURN: u32 = 4u;
 
-/// What some values come to. Extremes are bit patterns, which order as the non-negative numbers they stand for.
+/// Statistics of some values. Extremes are bit patterns, which order as the non-negative numbers they stand for.
 struct Part {
     /// In units of 2^exponent.
     sum: f32,
@@ -165,7 +165,7 @@ fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     );
 }
 
-/// What an invocation's octets come to, of which the first is `begin`.
+/// Statistics of an invocation's octets, of which the first is `begin`.
 fn part_from(begin: u32) -> Part {
     var running = Running(
         vec4<f32>(), vec4<f32>(), NOTHING, vec4<u32>(), vec4<u32>(0xffffffffu), vec4<u32>(), 0u,

@@ -283,7 +283,7 @@ fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     );
 }
 
-/// What an invocation's octets come to, of which the first is the `lane`-th of the share.
+/// The sums over an invocation's octets, of which the first is the `lane`-th of the share.
 fn part_from(start: u32, lane: u32) -> Part {
     var running = Running(vec4<f32>(), vec4<f32>(), vec4<f32>(), NOTHING, NOTHING, 0u);
     if METRIC == KL || METRIC == JSD {

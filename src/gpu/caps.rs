@@ -87,6 +87,13 @@ impl Caps {
         }
     }
 
+    /// Whether this is a device whose kernels run on a processor's cores: there a load, a barrier or a loop's end costs
+    /// more than arithmetic. The host backend, which has the same cores without an interface between, is none.
+    #[must_use]
+    pub fn is_software_device(&self) -> bool {
+        self.class == DeviceClass::Software && !self.is_host
+    }
+
     /// What the host backend allows: sizes that fit in memory, and no other limit.
     #[must_use]
     pub fn host() -> Self {

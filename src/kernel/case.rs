@@ -55,8 +55,8 @@ pub struct Want {
     pub bound: f64,
 }
 
-/// Sums of this many tiny terms may lose all of them where a device flushes subnormals.
-const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
+/// The least normal f32: a device may flush a result below it to zero, and a sum loses up to as much with every such term.
+pub(crate) const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
 
 impl Want {
     /// A value computed in f32 from terms whose magnitudes add up to `sum_abs`, in `depth` roundings one after

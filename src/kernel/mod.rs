@@ -15,6 +15,7 @@ mod host;
 mod params;
 
 pub use args::{Access, Args, Binding, Slice, SliceMut, Slot};
+pub(crate) use case::FLUSHED;
 pub use case::{Bench, Case, CaseBuffer, Checked, Fill, Visitor, Want, noise};
 pub use grid::{groups_for, groups_of};
 pub use host::{BLOCK, Floats, for_blocks, narrow, narrow_into, widen, widen_into};
@@ -43,8 +44,8 @@ pub trait Kernel: Clone + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// The size of the subgroups that the shader exchanges values in, which is then that of its workgroups; 0 if it exchanges none. Where
-    /// [`Caps::subgroup`](crate::gpu::Caps::subgroup) is another, a device does not take it.
+    /// The subgroup size that the shader relies on (also its workgroup size); 0 if none. Devices with another
+    /// [`Caps::subgroup`](crate::gpu::Caps::subgroup) refuse it.
     fn subgroup(&self) -> u32 {
         0
     }

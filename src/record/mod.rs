@@ -229,7 +229,7 @@ fn check_views<K: Kernel>(args: &K::Args, backend: &Backend, caps: &Caps) -> Res
     Ok(())
 }
 
-/// Values that are exchanged in subgroups of another size would be others'.
+/// With another subgroup size the shader would read another invocation's values.
 fn check_subgroup<K: Kernel>(asked: u32, caps: &Caps) -> Result<()> {
     if caps.is_host || asked == 0 || asked == caps.subgroup {
         return Ok(());

@@ -44,5 +44,6 @@ fn summary_of_step(backend: &Backend, kernel: Summary, values: View) -> Result<S
     let mut recording = Recording::new(backend);
     recording.dispatch(&kernel, params, args)?;
     backend.run(&recording)?;
-    Ok(Stats::fold(len, &backend.download::<f32>(&sums)?, &backend.download::<u32>(&counts)?))
+    let (sums, counts) = (backend.download::<f32>(&sums)?, backend.download::<u32>(&counts)?);
+    Ok(Stats::fold(&kernel, len, (&sums, &counts)))
 }

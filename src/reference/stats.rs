@@ -1,4 +1,4 @@
-//! What the values of a Fisher diagonal come to.
+//! Summary statistics of a Fisher diagonal.
 
 /// Whether a value can be a Fisher diagonal's: finite and not below zero.
 #[must_use]

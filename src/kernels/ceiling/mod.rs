@@ -1,4 +1,4 @@
-//! What benches are held against, where a plain copy cannot say it.
+//! The arithmetic ceiling that kernels are compared with.
 
 mod fma;
 

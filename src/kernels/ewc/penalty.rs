@@ -7,6 +7,7 @@ use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
 };
+use crate::kernels::records::{index_of, index_word, power, shares};
 use crate::kernels::{BENCHED, DTYPE, JOIN, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -57,7 +58,7 @@ impl Penalty {
     }
 }
 
-/// What the records of some parameters come to.
+/// The sum over some parameters, put together from their records.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PenaltySum {
     /// Σ F (θ − θ*)², without ½ and λ.
@@ -71,21 +72,14 @@ pub struct PenaltySum {
 }
 
 impl PenaltySum {
-    /// Puts the records of shares of `size` parameters together.
+    /// Puts the records that `kernel` left of `len` parameters together.
     #[must_use]
-    pub fn fold(size: u64, records: &[f32]) -> Self {
+    pub fn fold(kernel: &Penalty, len: u64, records: &[f32]) -> Self {
         let mut all = Self::default();
-        for (share, record) in (0..).zip(records.as_chunks::<WORDS>().0) {
+        for (start, record) in shares::<WORDS>(len, kernel.share(), records) {
             let [sum, exponent, theta, anchor, fisher] = *record;
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "records hold whole numbers"
-            )]
-            let index = |word: f32| (word >= 0.0).then_some(share * size + word as u64);
-            #[expect(clippy::cast_possible_truncation, reason = "records hold whole numbers")]
-            let unit = 2.0_f64.powi(exponent as i32);
-            all.sum += f64::from(sum) * unit;
+            let index = |word: f32| index_of(word).map(|i| start + i);
+            all.sum += f64::from(sum) * power(exponent);
             all.bad_theta = all.bad_theta.or(index(theta));
             all.bad_anchor = all.bad_anchor.or(index(anchor));
             all.bad_fisher = all.bad_fisher.or(index(fisher));
@@ -259,8 +253,7 @@ impl Tally {
         let exponent = if exponent < NOTHING / 2 { 0 } else { exponent };
         #[expect(clippy::cast_possible_truncation, reason = "the record's sum is f32")]
         let sum = (self.sum.iter().sum::<f64>() * 2.0_f64.powi(-exponent)) as f32;
-        let [theta, anchor, fisher] =
-            self.bad.map(|i| i.map_or(-1.0, |i| u16::try_from(i).map_or(f32::NAN, f32::from)));
+        let [theta, anchor, fisher] = self.bad.map(index_word);
         [sum, exponent as f32, theta, anchor, fisher]
     }
 }

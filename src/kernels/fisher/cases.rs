@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Form, Loads, Mode};
 use crate::gpu::Caps;
-use crate::kernel::{Case, CaseBuffer, Kernel, Want, noise};
+use crate::kernel::{Case, CaseBuffer, FLUSHED, Kernel, Want, noise};
 use crate::reference;
 use crate::shape::DType;
 
@@ -22,9 +22,6 @@ pub(super) fn form(caps: &Caps, outputs: usize, inputs: usize) -> Form {
     let widths = [outputs, inputs].map(|width| u32::try_from(width).expect("layers are small"));
     Form::of(caps, 1, outputs as u64, inputs as u64).for_widths(&widths)
 }
-
-/// A result below this may be flushed to zero.
-const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
 
 /// The scalars of a step.
 #[derive(Clone, Copy, Debug)]

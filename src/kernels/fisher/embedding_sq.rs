@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Mode, cases};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, DeviceClass};
+use crate::gpu::Caps;
 use crate::kernel::{
     Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, noise, widen_into,
 };
@@ -46,7 +46,7 @@ impl EmbeddingSq {
     /// Whether rows of `dim` elements are taken eight at a time: on devices where loads are what is paid for, if they come in eights.
     #[must_use]
     pub fn together(caps: &Caps, dim: u32) -> bool {
-        caps.class == DeviceClass::Software && !caps.is_host && dim.is_multiple_of(8)
+        caps.is_software_device() && dim.is_multiple_of(8)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::product::{Factors, Form, Loads, Scratch, Store, products};
+use super::form::{Form, Loads};
+use super::product::{Factors, Scratch, Store, products};
 use super::registers::Left;
 use super::{Mode, cases};
 use crate::error::Result;

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::Mode;
 use super::cases::{self, Numbers};
-use super::product::{Factors, Form, Loads, Scratch, Store, products};
+use super::form::{Form, Loads};
+use super::product::{Factors, Scratch, Store, products};
 use super::registers::Left;
 use crate::error::Result;
 use crate::gpu::Caps;

@@ -23,16 +23,19 @@
 //! - **Sums** run over positions in f32 and then over squares in f32, in a fixed order: the same inputs give the same
 //!   bits, on the host whatever the number of threads. Rounding grows with positions and squares, see the cases' bounds.
 //! - NaN and infinity in a square of weight other than 0 reach every element they touch.
-//!
 
 mod cases;
+mod checks;
 mod conv_sq;
 mod embedding_sq;
+mod form;
 mod gram;
 mod linear_sq;
 mod linear_sq_shared;
+mod mode;
 mod norm_sq;
 mod norm_stats;
+mod octets;
 mod product;
 mod registers;
 mod sum_sq;
@@ -41,102 +44,23 @@ pub use conv_sq::{ConvSq, ConvSqArgs, ConvSqParams, ConvSqSlices};
 pub use embedding_sq::{
     EmbeddingIndex, EmbeddingSq, EmbeddingSqArgs, EmbeddingSqParams, EmbeddingSqSlices, Listed,
 };
+pub(crate) use form::STORES;
+pub use form::{Form, Loads};
 pub use gram::{Gram, GramArgs, GramParams, GramSlices};
 pub use linear_sq::{LinearSq, LinearSqArgs, LinearSqParams, LinearSqSlices};
 pub use linear_sq_shared::{LinearSqShared, LinearSqSharedArgs, LinearSqSharedParams, LinearSqSharedSlices};
+pub use mode::{Epilogue, Mode};
 pub use norm_sq::{NormLayout, NormSq, NormSqArgs, NormSqParams, NormSqSlices};
 pub use norm_stats::{NormStats, NormStatsArgs, NormStatsParams, NormStatsSlices};
-pub(crate) use product::STORES;
-pub use product::{Form, Loads};
 pub use sum_sq::{SumSq, SumSqArgs, SumSqParams, SumSqSlices};
 
-use std::ops::Range;
+use checks::{check_fold, check_out, check_range, len, samples_of};
+use mode::{for_results, written};
+use octets::{check_octets, octet_groups, octet_overrides, octets_for};
 
-use rayon::prelude::*;
+use crate::shape::DType;
 
-use crate::error::{Error, Result};
-use crate::gpu::{Caps, DeviceClass};
-use crate::memory::View;
-use crate::shape::{DType, elements};
-
-/// What a step makes of the gradients g_s of its squares.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// Σ_s weight_s · g_s²: a Fisher diagonal.
-    #[default]
-    Squares,
-    /// Σ_s weight_s · g_s: a weighted gradient. Weights may have either sign.
-    Gradients,
-    /// weight_s · g_s of every square by itself. `out` is `[s, …]`, with the step's own range of outputs alone; a step writes its own
-    /// squares.
-    Each,
-}
-
-impl Mode {
-    fn squared(self) -> bool {
-        self == Self::Squares
-    }
-
-    fn each(self) -> bool {
-        self == Self::Each
-    }
-
-    /// Squares that one invocation forms, of the `count` of a step.
-    fn squares_of_one(self, count: u32) -> u64 {
-        if self.each() { 1 } else { count.into() }
-    }
-
-    /// Results of a step over so many squares.
-    fn results(self, squares: u64) -> u64 {
-        if self.each() { squares } else { 1 }
-    }
-
-    fn overrides(self) -> [(&'static str, f64); 2] {
-        [("SQUARED", f64::from(u8::from(self.squared()))), ("EACH", f64::from(u8::from(self.each())))]
-    }
-}
-
-/// What becomes of the value that `out` held.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Epilogue {
-    /// out ← result. The old value is not read, so it may be anything.
-    Overwrite,
-    /// out ← out + result.
-    Add,
-    /// out ← decay · out + (1 − decay) · result.
-    Ema {
-        /// β, the share of the old value that stays.
-        decay: f32,
-    },
-}
-
-impl Epilogue {
-    /// Whether the old value is not read.
-    #[must_use]
-    pub fn overwrites(self) -> bool {
-        self == Self::Overwrite
-    }
-
-    /// The factor of the old value.
-    #[must_use]
-    pub fn decay(self) -> f32 {
-        match self {
-            Self::Overwrite => 0.0,
-            Self::Add => 1.0,
-            Self::Ema { decay } => decay,
-        }
-    }
-
-    /// The factor of the new value, which is multiplied by `factor` in any case.
-    #[must_use]
-    pub fn gain(self, factor: f32) -> f32 {
-        match self {
-            Self::Overwrite | Self::Add => factor,
-            Self::Ema { decay } => (1.0 - decay) * factor,
-        }
-    }
-}
-
+/// The overrides of a product kernel that takes squares of gradients.
 fn overrides(
     form: Form,
     mode: Mode,
@@ -152,148 +76,6 @@ fn overrides(
         ("OVERWRITE", f64::from(u8::from(overwrite))),
     ]);
     overrides
-}
-
-fn check_fold(op: &str, fold: u64) -> Result<()> {
-    if fold == 0 {
-        return Err(Error::argument(op, "fold is 0; 1 squares each sample's gradient"));
-    }
-    Ok(())
-}
-
-/// Checks that a step's range of squares or outputs lies inside the whole.
-fn check_range(op: &str, what: &str, (first, count): (u32, u32), all: u64) -> Result<()> {
-    let end = u64::from(first) + u64::from(count);
-    if end > all {
-        return Err(Error::argument(op, format!("{what} {first}..{end} of {all}")));
-    }
-    Ok(())
-}
-
-/// Checks that `out` holds what a step writes: of every square its `output_count` outputs with [`Mode::Each`], else whole outputs from
-/// `out_first` on, with those of the step among them. Sizes are squares, outputs, elements of an output.
-fn check_out(
-    op: &str,
-    mode: Mode,
-    out: &View,
-    (out_first, first_output, output_count): (u32, u32, u32),
-    [squares, outputs, width]: [u64; 3],
-) -> Result<()> {
-    if mode.each() {
-        let all = len(op, &[squares, output_count.into(), width])?;
-        return out.expect(op, "out", all, Some(DType::F32.into()));
-    }
-    out.expect(op, "out", len(op, &[out.len()])?, Some(DType::F32.into()))?;
-    let held = out.len().checked_div(width).unwrap_or(outputs.saturating_sub(out_first.into()));
-    let end = u64::from(out_first) + held;
-    let (first, last) = (u64::from(first_output), u64::from(first_output) + u64::from(output_count));
-    if held.checked_mul(width) == Some(out.len())
-        && u64::from(out_first) <= first
-        && last <= end
-        && end <= outputs
-    {
-        return Ok(());
-    }
-    let expected = format!("whole outputs of {width} elements of {outputs}, with {first}..{last} among them");
-    Err(Error::shape(op, "out", expected, format!("{} elements from output {out_first} on", out.len())))
-}
-
-/// Calls `run` for every result of a step: with its squares, and with its part of `out`.
-fn for_results(
-    mode: Mode,
-    squares: Range<usize>,
-    out: &mut [f32],
-    run: impl Fn(Range<usize>, &mut [f32]) + Sync,
-) {
-    if out.is_empty() {
-        return;
-    }
-    match mode {
-        Mode::Squares | Mode::Gradients => run(squares, out),
-        Mode::Each => {
-            let len = out.len() / squares.len();
-            out.par_chunks_mut(len).zip(squares).for_each(|(out, square)| run(square..square + 1, out));
-        }
-    }
-}
-
-/// The elements of `out` that a step writes, of rows of outputs of `width` elements, counted from the first that `out` holds.
-fn written(
-    mode: Mode,
-    squares: &Range<usize>,
-    (first_output, outputs): (u32, u32),
-    width: usize,
-) -> Range<usize> {
-    let (first, outputs) = (first_output as usize * width, outputs as usize * width);
-    match mode {
-        Mode::Squares | Mode::Gradients => first..first + outputs,
-        Mode::Each => squares.start * outputs..squares.end * outputs,
-    }
-}
-
-/// The elements of a shape, which shaders count in u32.
-fn len(op: &str, shape: &[u64]) -> Result<u64> {
-    let max = u64::from(u32::MAX);
-    match elements(shape) {
-        Some(len) if len <= max => Ok(len),
-        len => Err(Error::Limit {
-            op: op.into(),
-            limit: "elements of one argument".into(),
-            max,
-            asked: len.unwrap_or(u64::MAX),
-        }),
-    }
-}
-
-/// Samples of a range of squares.
-fn samples_of(samples: u32, fold: u32, first: u32, count: u32) -> u64 {
-    let [samples, fold, first, count] = [samples, fold, first, count].map(u64::from);
-    samples.min((first + count) * fold).saturating_sub(first * fold)
-}
-
-/// Invocations of a workgroup that sums neighbouring columns: as many as software devices run in step. Each reads its own octets of every
-/// row, so a workgroup goes through all rows before the next one begins.
-const COLUMN_LANES: u32 = 8;
-
-/// Octets of neighbouring columns for each invocation on a device, 0 where one invocation, or several, have one column: on a GPU, where that is
-/// as good, and for widths that are no multiple of eight. As many as leave a workgroup for each processor, or four: the wider the piece of a
-/// row that is read at a time, the fewer pages are begun. The number changes no bit: a column is summed by one invocation.
-fn octets_for(caps: &Caps, columns: u32, rows: u64) -> u32 {
-    let software = caps.class == DeviceClass::Software && !caps.is_host;
-    // A square so long meets `Caps::max_iterations`.
-    if !software || !columns.is_multiple_of(8) || columns == 0 || rows >= 4096 {
-        return 0;
-    }
-    let processors = std::thread::available_parallelism().map_or(4, |number| number.get().min(4));
-    let least = u32::try_from(processors).expect("at most four");
-    let of_one = columns / (8 * COLUMN_LANES);
-    [8, 4, 2].into_iter().find(|octets| of_one / octets >= least).unwrap_or(1)
-}
-
-/// Refuses octets that are none, or of columns that do not come in eights.
-fn check_octets(op: &str, octets: u32, columns: u32, together: bool) -> Result<()> {
-    if ![0, 1, 2, 4, 8].contains(&octets) {
-        return Err(Error::argument(op, format!("{octets} octets an invocation, expected 0, 1, 2, 4 or 8")));
-    }
-    if octets > 0 && !(together && columns.is_multiple_of(8)) {
-        let problem =
-            format!("{columns} columns do not lie beside each other in eights, as octets have them");
-        return Err(Error::argument(op, problem));
-    }
-    Ok(())
-}
-
-/// Workgroups for so many columns in octets.
-fn octet_groups(octets: u32, columns: u32) -> u64 {
-    u64::from(columns).div_ceil(8 * u64::from(COLUMN_LANES * octets.max(1)))
-}
-
-/// The overrides of a kernel that has neighbouring columns in octets; nothing where it has not.
-fn octet_overrides(octets: u32) -> Vec<(&'static str, f64)> {
-    if octets == 0 {
-        return Vec::new();
-    }
-    vec![("TOGETHER", 1.0), ("OCTETS", octets.into()), ("WORKGROUP", COLUMN_LANES.into())]
 }
 
 #[cfg(test)]
@@ -368,15 +150,5 @@ mod tests {
             plant
         });
         assert_eq!(found, planted);
-    }
-
-    #[test]
-    fn a_step_s_faults_are_refused_by_name() {
-        assert!(check_fold("op", 0).is_err_and(|e| e.to_string().contains("fold is 0")));
-        let range = check_range("op", "squares", (3, 2), 4);
-        assert!(range.is_err_and(|e| e.to_string().contains("squares 3..5 of 4")));
-        assert!(check_range("op", "squares", (u32::MAX, u32::MAX), 4).is_err());
-        assert!(len("op", &[65_536, 65_536]).is_err_and(|e| e.to_string().contains("4294967296 needed")));
-        assert!(len("op", &[u64::MAX, 2]).is_err());
     }
 }

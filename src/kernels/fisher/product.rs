@@ -1,6 +1,6 @@
-//! What the product kernels share: the forms of their shaders, and their host execution.
+//! The host execution that the product kernels share.
 //!
-//! On the host, the result is cut into tiles whose sums stay in a core's second-level cache. For each tile and square,
+//! The result is cut into tiles whose sums stay in a core's second-level cache. For each tile and square,
 //! a product is taken over a block of positions at a time, register tile by register tile ([`registers`](super::registers)), and
 //! squared before it leaves the registers. So the memory in use is a few tiles a thread, whatever the number of samples.
 //!
@@ -15,231 +15,6 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::registers::{Finish, Left, ROWS, Right, Tiles, panel, vectors};
-use crate::error::{Error, Result};
-use crate::gpu::{Caps, DeviceClass};
-use crate::kernel::groups_of;
-use crate::kernels::{DTYPE, ELEMENT, shader};
-
-/// The form of a product kernel's shader. The host execution is the same for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Form {
-    /// Workgroup memory: `x` × `y` invocations (`y` even) own 8y rows × 8x columns. For GPUs.
-    Tile {
-        /// Invocations along the columns.
-        x: u32,
-        /// Invocations along the rows.
-        y: u32,
-    },
-    /// Registers only: a workgroup owns 16 rows × 64 columns. For processors behind a graphics interface.
-    Register(Loads),
-    /// The same for a linear layer whose widths and first output are multiples of eight: whole octets are loaded.
-    Octets(Loads),
-    /// The same for a convolution or a Gram matrix whose positions are a multiple of four: four of them are loaded together.
-    Quads(Loads),
-    /// The same for convolutions with `stride_w` = `dilation_w` = 1, with [`Loads::Shared`]: a workgroup owns 16 rows × 8 times four neighbouring
-    /// offsets of a kernel row, past which the inputs slide.
-    Slide,
-    /// One invocation an element. For depthwise and other narrow groups.
-    Direct,
-    /// The same where loads cost most, for convolutions with `stride_w` = `dilation_w` = 1 and `stride_h` = `dilation_h`: 4 × 4 neighbouring offsets of a
-    /// kernel an invocation, past which the inputs slide.
-    Window,
-}
-
-/// How an invocation of a register form has the factors of its 16 rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Loads {
-    /// It loads them.
-    Own,
-    /// The 8 invocations of a workgroup load two each, and hand them round: for devices whose subgroups have that size.
-    Shared,
-}
-
-/// The most loop iterations that storing takes.
-pub(crate) const STORES: u64 = 162;
-
-const REGISTER_LANES: u32 = 8;
-const DIRECT_LANES: u32 = 64;
-
-/// Inputs that slide, and four positions of sixteen rows.
-const LINE_PART: &str = shader!("lib/product_line.wgsl");
-const FOURS_PART: &str = shader!("lib/product_fours.wgsl");
-
-impl Form {
-    /// The form for `blocks` matrices of rows × columns on a device.
-    #[must_use]
-    pub fn of(caps: &Caps, blocks: u64, rows: u64, columns: u64) -> Self {
-        const LARGE: Form = Form::Tile { x: 16, y: 16 };
-        const SMALL: Form = Form::Tile { x: 8, y: 8 };
-        // Below this share of a small tile in use, the direct form wastes less.
-        let narrow = rows * columns < 16 * 16;
-        if blocks > 1 && narrow {
-            return Self::Direct;
-        }
-        if caps.class == DeviceClass::Software {
-            let shared = caps.subgroup == REGISTER_LANES;
-            return Self::Register(if shared { Loads::Shared } else { Loads::Own });
-        }
-        // Large tiles load half as much, if there are enough of them to fill a large device.
-        if LARGE.groups(blocks, rows, columns) >= 128 && caps.max_invocations >= 256 { LARGE } else { SMALL }
-    }
-
-    /// This form, with loads of whole octets if it has those and all of these are multiples of eight: the distances of rows, and
-    /// where the first begins.
-    #[must_use]
-    pub fn for_widths(self, widths: &[u32]) -> Self {
-        match self {
-            Self::Register(loads) if is_aligned(widths) => Self::Octets(loads),
-            _ => self,
-        }
-    }
-
-    /// This form, with loads of four positions if it has those and all of these are multiples of four: the positions of a row, and where
-    /// the first lies.
-    #[must_use]
-    pub fn for_positions(self, positions: &[u64]) -> Self {
-        match self {
-            Self::Register(loads) if in_fours(positions) => Self::Quads(loads),
-            _ => self,
-        }
-    }
-
-    /// The size of the subgroups that its shader exchanges values in, 0 for none.
-    pub(super) fn subgroup(self) -> u32 {
-        match self {
-            Self::Register(Loads::Shared)
-            | Self::Octets(Loads::Shared)
-            | Self::Quads(Loads::Shared)
-            | Self::Slide => REGISTER_LANES,
-            _ => 0,
-        }
-    }
-
-    /// Refuses the forms of convolutions.
-    pub(super) fn check_plain(self, op: &str) -> Result<()> {
-        if matches!(self, Self::Window | Self::Slide) {
-            return Err(Error::argument(op, format!("form {self:?} is for convolutions")));
-        }
-        Ok(())
-    }
-
-    /// Refuses [`Form::Quads`] where four positions would not lie together.
-    pub(super) fn check_positions(self, op: &str, positions: &[u64]) -> Result<()> {
-        if matches!(self, Self::Quads(_)) && !in_fours(positions) {
-            let problem = format!("positions {positions:?} are no multiples of 4, as form Quads has them");
-            return Err(Error::argument(op, problem));
-        }
-        Ok(())
-    }
-
-    /// Whether it loads whole octets, for the shader.
-    pub(super) fn aligned(self) -> (&'static str, f64) {
-        ("ALIGNED", f64::from(u8::from(matches!(self, Self::Octets(_)))))
-    }
-
-    /// Refuses [`Form::Octets`] where octets would begin between others.
-    pub(super) fn check_widths(self, op: &str, widths: &[u32]) -> Result<()> {
-        self.check_plain(op)?;
-        if matches!(self, Self::Quads(_)) {
-            return Err(Error::argument(op, "form Quads is for convolutions and Gram matrices"));
-        }
-        if matches!(self, Self::Octets(_)) && !is_aligned(widths) {
-            let problem =
-                format!("widths and first output {widths:?} are no multiples of 8, as form Octets has them");
-            return Err(Error::argument(op, problem));
-        }
-        Ok(())
-    }
-
-    /// Workgroups for `blocks` matrices of rows × columns; of [`Form::Window`] and [`Form::Slide`], columns are windows.
-    pub(crate) fn groups(self, blocks: u64, rows: u64, columns: u64) -> u64 {
-        let tiles =
-            |height: u32, width: u32| blocks * rows.div_ceil(height.into()) * columns.div_ceil(width.into());
-        match self {
-            Self::Tile { x, y } => tiles(8 * y, 8 * x),
-            Self::Register(_) | Self::Octets(_) | Self::Quads(_) => tiles(16, 8 * REGISTER_LANES),
-            Self::Slide => tiles(16, REGISTER_LANES),
-            Self::Direct => (blocks * rows * columns).div_ceil(DIRECT_LANES.into()),
-            Self::Window => (blocks * rows * columns).div_ceil(REGISTER_LANES.into()),
-        }
-    }
-
-    /// The most loop iterations of an invocation for so many squares, each of so many positions.
-    pub(crate) fn iterations(self, squares: u64, positions: u64) -> u64 {
-        squares.saturating_mul(self.turns(positions)).saturating_add(STORES)
-    }
-
-    /// Those of one square. (The forms whose inputs slide have rows of positions: see [`ConvSqParams`](super::ConvSqParams).)
-    pub(super) fn turns(self, positions: u64) -> u64 {
-        let turns = match self {
-            // Eight positions: one turn, some to load the factors, eight to multiply, and the ends of these three loops.
-            Self::Tile { x, y } => {
-                let loads = 8_u64.div_ceil(u64::from(x / 2).max(1)) + 8_u64.div_ceil(u64::from(y / 2).max(1));
-                positions.div_ceil(8).saturating_mul(12 + loads)
-            }
-            Self::Quads(_) => positions.div_ceil(4),
-            _ => positions,
-        };
-        turns.saturating_add(2)
-    }
-
-    pub(super) fn grid(
-        self,
-        op: &str,
-        blocks: u64,
-        rows: u64,
-        columns: u64,
-        caps: &Caps,
-    ) -> Result<[u32; 3]> {
-        groups_of(op, self.groups(blocks, rows, columns), caps)
-    }
-
-    /// A kernel's text and the parts that it needs in this form; `eights` is how it has eight factors at a time.
-    pub(super) fn parts(self, kernel: &'static str, eights: &'static str) -> Vec<&'static str> {
-        let strips = shader!("lib/product_strips.wgsl");
-        let shared = shader!("lib/product_fours_shared.wgsl");
-        let form = match self {
-            Self::Tile { .. } => vec![shader!("lib/product_tile.wgsl")],
-            Self::Register(loads) | Self::Octets(loads) => {
-                let left = match loads {
-                    Loads::Own => shader!("lib/product_left_own.wgsl"),
-                    Loads::Shared => shader!("lib/product_left_shared.wgsl"),
-                };
-                vec![shader!("lib/product_register.wgsl"), strips, left]
-            }
-            Self::Quads(loads) => {
-                let left = match loads {
-                    Loads::Own => shader!("lib/product_fours_own.wgsl"),
-                    Loads::Shared => shared,
-                };
-                vec![shader!("lib/product_quads.wgsl"), strips, FOURS_PART, left]
-            }
-            Self::Slide => vec![shader!("lib/product_slide.wgsl"), LINE_PART, FOURS_PART, shared],
-            Self::Direct => vec![shader!("lib/product_direct.wgsl")],
-            Self::Window => vec![shader!("lib/product_window.wgsl"), LINE_PART],
-        };
-        [vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights], form].concat()
-    }
-
-    pub(super) fn overrides(self) -> [(&'static str, f64); 2] {
-        let (x, y) = match self {
-            Self::Tile { x, y } => (x, y),
-            Self::Register(_) | Self::Octets(_) | Self::Quads(_) | Self::Slide | Self::Window => {
-                (REGISTER_LANES, 1)
-            }
-            Self::Direct => (DIRECT_LANES, 1),
-        };
-        [("WORKGROUP_X", x.into()), ("WORKGROUP_Y", y.into())]
-    }
-}
-
-fn in_fours(positions: &[u64]) -> bool {
-    positions.iter().all(|count| count.is_multiple_of(4))
-}
-
-fn is_aligned(widths: &[u32]) -> bool {
-    widths.iter().all(|width| width.is_multiple_of(8))
-}
 
 /// What a dispatch does with its sums.
 #[derive(Clone, Copy, Debug)]
@@ -335,7 +110,7 @@ const TASKS: usize = 16;
 
 /// One thread's scratch.
 #[derive(Default)]
-struct Bench {
+struct ThreadScratch {
     left: Scratch,
     right: Scratch,
     line: Scratch,
@@ -364,13 +139,13 @@ pub(super) fn products<F: Factors>(
     let tiles = tiles(out, columns, if F::TRANSPOSED { (F::TILE.1, F::TILE.0) } else { F::TILE });
     let tasks = tiles.len();
     let grain = pulp::Arch::new().dispatch(Detect);
-    tiles.into_par_iter().for_each_init(Bench::default, |bench, mut tile| {
+    tiles.into_par_iter().for_each_init(ThreadScratch::default, |scratch, mut tile| {
         let (rows, columns) =
             if F::TRANSPOSED { (&tile.columns, &tile.rows) } else { (&tile.rows, &tile.columns) };
         let panels = Panels::new(grain, rows, columns);
         let starts = starts(factors, rows);
-        let sums = sum_of_runs(&squares, tasks, bench, |bench, squares| {
-            pulp::Arch::new().dispatch(Sum { factors, panels: &panels, starts: &starts, squares, bench })
+        let sums = sum_of_runs(&squares, tasks, scratch, |scratch, squares| {
+            pulp::Arch::new().dispatch(Sum { factors, panels: &panels, starts: &starts, squares, scratch })
         });
         let sums = panels.unpack(&sums, F::TRANSPOSED);
         for (out, sums) in tile.out.iter_mut().zip(sums.chunks(tile.columns.len())) {
@@ -429,7 +204,7 @@ struct Sum<'a, F> {
     panels: &'a Panels<'a>,
     starts: &'a [usize],
     squares: Range<usize>,
-    bench: &'a mut Bench,
+    scratch: &'a mut ThreadScratch,
 }
 
 impl<F: Factors> WithSimd for Sum<'_, F> {
@@ -437,14 +212,14 @@ impl<F: Factors> WithSimd for Sum<'_, F> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
-        let Sum { factors, panels, starts, squares, bench } = self;
-        bench.sums.take(panels.len()).fill(0.0);
+        let Sum { factors, panels, starts, squares, scratch } = self;
+        scratch.sums.take(panels.len()).fill(0.0);
         for square in squares {
             if factors.weight(square) != 0.0 {
-                panels.add(simd, factors, square, starts, bench);
+                panels.add(simd, factors, square, starts, scratch);
             }
         }
-        bench.sums.take(panels.len()).to_vec()
+        scratch.sums.take(panels.len()).to_vec()
     }
 }
 
@@ -522,9 +297,9 @@ impl<'a> Panels<'a> {
         factors: &F,
         square: usize,
         starts: &[usize],
-        bench: &mut Bench,
+        scratch: &mut ThreadScratch,
     ) {
-        let Bench { left, right, line, sums, partial } = bench;
+        let ThreadScratch { left, right, line, sums, partial } = scratch;
         let positions = factors.positions(square);
         let sums = sums.take(self.len());
         let partial = partial.take(self.len());

@@ -7,7 +7,7 @@ use super::{FAULTS, Faults, LANES, PHILOX, Rows, halves, joined, len};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::kernel::{
-    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise, vectorised,
+    Bench, Case, CaseBuffer, Checked, Cost, FLUSHED, Fill, Kernel, Want, groups_of, noise, vectorised,
 };
 use crate::kernels::{DTYPE, ELEMENT, shader};
 use crate::memory::Element;
@@ -492,7 +492,6 @@ fn finish(
 /// Bounds: a quotient is good to 2.5 units in the last place, a root to 4.5, a sum to its depth. A residual is off by `error`, a norm by half of what
 /// its square is, whatever the magnitudes: the largest element is the unit.
 fn wanted(residuals: &[f64], unit: bool, error: f64) -> (Vec<Want>, Want) {
-    const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
     let u2 = 2.0 * DType::F32.unit_roundoff();
     let (quotient, root) = (2.5 * u2, 4.5 * u2);
     let depth = u2 * (residuals.len() as f64 / f64::from(LANES) + 7.0);

@@ -4,9 +4,9 @@ use rayon::prelude::*;
 
 use super::{FAULTS, Faults, LANES, LOGITS, Rows, largest, len};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, DeviceClass};
+use crate::gpu::Caps;
 use crate::kernel::{
-    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_for, noise, vectorised,
+    Bench, Case, CaseBuffer, Checked, Cost, FLUSHED, Fill, Kernel, Want, groups_for, noise, vectorised,
 };
 use crate::kernels::{BENCHED, DTYPE, RUN, shader};
 use crate::memory::Element;
@@ -53,10 +53,13 @@ impl Softmax {
     /// those so long that they meet [`Caps::max_iterations`].
     #[must_use]
     pub fn for_device(self, caps: &Caps, params: &SoftmaxParams) -> Self {
-        let software = caps.class == DeviceClass::Software && !caps.is_host;
         let rows = u64::from(params.rounds) * u64::from(params.samples);
         let alone = Self { lanes: 1, ..self };
-        if software && rows >= 16 && alone.loops(params) < caps.max_iterations { alone } else { self }
+        if caps.is_software_device() && rows >= 16 && alone.loops(params) < caps.max_iterations {
+            alone
+        } else {
+            self
+        }
     }
 
     /// Iterations of an invocation: three passes over its share of a row, which may begin and end within an octet; and two trees.
@@ -529,7 +532,6 @@ struct Wants {
 /// argument z − top is one rounding of itself. Relative errors add up along each product; sums add their depth: an octet's two fours, a
 /// lane's octets one after the other, the four, and the steps of a tree. Each factor and product may be flushed where it is below the normal numbers.
 fn wanted(kernel: Softmax, z: &[f64], label: usize) -> Wants {
-    const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
     let u2 = 2.0 * DType::F32.unit_roundoff();
     let (quotient, root) = (2.5 * u2, 4.5 * u2);
     let others = |c: &usize| *c != label;

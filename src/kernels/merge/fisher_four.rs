@@ -29,9 +29,10 @@ pub const FOUR_COUNT_WORDS: u64 = COUNT_STRIDE + COUNT_WORDS;
 /// - `merged`      `[p]`, written by the last step, round to nearest even
 /// - `counts`      [`FOUR_COUNT_WORDS`], zeroed before: those of the first step, and of the second [`COUNT_STRIDE`] words later
 ///
-/// It binds twelve storage buffers, where WebGPU promises eight: whether a device has them says [`FisherFour::suits`], and others take two
-/// steps of [`Fisher`]. The values are the same up to what a compiler may contract. On the host, [`Fisher`]'s steps are the faster form: the host
-/// execution makes them one after the other, with a state of its own. Source and definition: those of [`Fisher`].
+/// It binds twelve storage buffers, where WebGPU promises eight: [`FisherFour::suits`] says whether a device has them; others
+/// take two [`Fisher`] steps. The values are the same up to what a compiler may contract. On the host, two [`Fisher`] steps
+/// are the faster form: the host execution takes them one after the other, with its own state between them. Source and
+/// definition: those of [`Fisher`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FisherFour {
     /// The first step, of two models, which is not the last.

@@ -92,7 +92,7 @@ pub(super) fn pow2(e: i32) -> f32 {
     f32::from_bits(((e + 127).clamp(0, 254) as u32) << 23)
 }
 
-/// A Fisher's bits as they are used: what is none counts as zero (and is reported), as minus zero does.
+/// A Fisher's bits as they are used: anything that is not a valid Fisher counts as zero (and is reported), as minus zero does.
 #[inline(always)]
 fn checked(bits: u32) -> u32 {
     if bits > 0x7f7f_ffff { 0 } else { bits }

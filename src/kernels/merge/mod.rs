@@ -50,27 +50,49 @@ impl Factor {
     /// One.
     pub const ONE: Self = Self { mantissa: 1.0, exponent: 0 };
 
-    /// The nearest factor to a non-negative finite `value`.
+    /// Nothing. Sums are formed at the largest exponent: that of a model which weighs nothing must not be it.
+    pub const ZERO: Self = Self { mantissa: 0.0, exponent: host::NOTHING };
+
+    /// The factor nearest to a positive finite `value`; [`Factor::ZERO`] of every other: of zero, and of negative numbers,
+    /// infinities and NaN, which are no weights, and which jobs refuse by name before they come here.
     #[must_use]
     pub fn of(value: f64) -> Self {
-        if value <= 0.0 || !value.is_finite() {
-            // Sums are formed at the largest exponent: that of a model which weighs nothing must not be it.
-            return Self { mantissa: 0.0, exponent: host::NOTHING };
-        }
-        let mut exponent = 0;
-        let mut mantissa = value;
-        while mantissa >= 2.0 {
-            mantissa /= 2.0;
-            exponent += 1;
-        }
-        while mantissa < 1.0 {
-            mantissa *= 2.0;
-            exponent -= 1;
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is wanted")]
-        let mantissa = mantissa as f32;
-        Self { mantissa, exponent }
+        Self::product(value, 1.0)
     }
+
+    /// The factor nearest to `a` · `b`, which itself may lie outside of f64's range; [`Factor::ZERO`] if one of them is not
+    /// positive and finite.
+    #[must_use]
+    pub fn product(a: f64, b: f64) -> Self {
+        if [a, b].iter().any(|value| *value <= 0.0 || !value.is_finite()) {
+            return Self::ZERO;
+        }
+        let ((a, exponent_a), (b, exponent_b)) = (split(a), split(b));
+        let (mantissa, carried) = split(a * b);
+        let exponent = exponent_a + exponent_b + carried;
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is wanted")]
+        let rounded = mantissa as f32;
+        // What lies just below 2 rounds up to it.
+        if rounded < 2.0 {
+            Self { mantissa: rounded, exponent }
+        } else {
+            Self { mantissa: 1.0, exponent: exponent + 1 }
+        }
+    }
+}
+
+/// The mantissa in [1, 2) and the exponent of a positive finite number, exactly.
+fn split(value: f64) -> (f64, i32) {
+    let (mut mantissa, mut exponent) = (value, 0);
+    while mantissa >= 2.0 {
+        mantissa /= 2.0;
+        exponent += 1;
+    }
+    while mantissa < 1.0 {
+        mantissa *= 2.0;
+        exponent -= 1;
+    }
+    (mantissa, exponent)
 }
 
 /// What a finished merge counted, over parameters or over (parameter, model) pairs.
@@ -156,8 +178,33 @@ mod tests {
     #[test]
     fn factors_span_the_range_of_f64() {
         assert_eq!(Factor::of(1.0), Factor::ONE);
-        assert_eq!(Factor::of(0.0), Factor { mantissa: 0.0, exponent: host::NOTHING });
         assert_eq!(Factor::of(3.0 * 2.0_f64.powi(900)), Factor { mantissa: 1.5, exponent: 901 });
         assert_eq!(Factor::of(5e-324), Factor { mantissa: 1.0, exponent: -1074 });
+    }
+
+    #[test]
+    fn a_mantissa_that_rounds_up_to_two_is_one_of_the_next_power() {
+        let below_two = 2.0 - 2.0_f64.powi(-30);
+        assert_eq!(Factor::of(below_two), Factor { mantissa: 1.0, exponent: 1 });
+        assert_eq!(Factor::of(below_two * 2.0_f64.powi(-200)), Factor { mantissa: 1.0, exponent: -199 });
+        let largest = 2.0 - 2.0_f64.powi(-23);
+        assert_eq!(Factor::of(largest), Factor { mantissa: 1.999_999_9, exponent: 0 });
+    }
+
+    #[test]
+    fn what_is_no_weight_weighs_nothing() {
+        for value in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(Factor::of(value), Factor::ZERO, "{value}");
+            assert_eq!(Factor::product(2.0, value), Factor::ZERO, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_product_beyond_the_range_of_f64_is_no_zero() {
+        let huge = Factor::product(1.5 * 2.0_f64.powi(1000), 1.5 * 2.0_f64.powi(1000));
+        assert_eq!(huge, Factor { mantissa: 1.125, exponent: 2001 });
+        let tiny = Factor::product(5e-324, 3.0 * 2.0_f64.powi(-1000));
+        assert_eq!(tiny, Factor { mantissa: 1.5, exponent: -1074 - 999 });
+        assert_eq!(Factor::product(0.1, 0.3), Factor::of(0.1 * 0.3));
     }
 }

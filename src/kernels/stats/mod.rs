@@ -1,4 +1,4 @@
-//! What the values of a tensor come to.
+//! Summary statistics of a tensor.
 
 mod summary;
 

@@ -12,7 +12,7 @@ use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
 
-/// What a Fisher diagonal's values come to, one record for each share of [`Summary::share`] values:
+/// Summary statistics of a Fisher diagonal, one record for each share of [`Summary::share`] values:
 ///
 ///   e = ⌊log₂ max F⌋,   sums = (Σ F / 2^e, Σ (F / 2^e)²),   counts = (max F, min F, zeros, bad, first bad)
 ///
@@ -57,7 +57,7 @@ impl Summary {
     }
 }
 
-/// What the values of a Fisher diagonal come to.
+/// Summary statistics of a Fisher diagonal.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
     /// How many values there are, good and bad.
@@ -77,19 +77,18 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Puts the records of [`Summary`] over `len` values together.
+    /// Puts the records that `kernel` left of `len` values together: its `sums` and its `counts`.
     #[must_use]
-    pub fn fold(len: u64, sums: &[f32], counts: &[u32]) -> Self {
-        let mut all = Self { elements: len, ..Self::default() };
-        for (sums, counts) in sums.chunks_exact(SUMS).zip(counts.chunks_exact(COUNTS)) {
-            all = all.joined(&Self::of_share(sums, counts));
-        }
-        all
+    pub fn fold(kernel: &Summary, len: u64, (sums, counts): (&[f32], &[u32])) -> Self {
+        let shares = 0..len.div_ceil(kernel.share());
+        let records = sums.as_chunks().0.iter().zip(counts.as_chunks().0);
+        let whole = Self { elements: len, ..Self::default() };
+        shares.zip(records).fold(whole, |all, (_, record)| all.joined(&Self::of_share(record)))
     }
 
     /// One record. Its values are counted by the caller.
-    fn of_share(sums: &[f32], counts: &[u32]) -> Self {
-        let &[greatest, least, zeros, bad, first] = counts else { return Self::default() };
+    fn of_share((sums, counts): (&[f32; SUMS], &[u32; COUNTS])) -> Self {
+        let [greatest, least, zeros, bad, first] = *counts;
         let unit = 2.0_f64.powi(exponent_of(greatest));
         let some = least != NONE;
         Self {

@@ -27,20 +27,3 @@ pub(super) fn exponent_of(bits: u32) -> Option<i32> {
 pub(super) fn is_good(bits: u32) -> bool {
     (bits < 0x7f80_0000) | (bits == 0x8000_0000)
 }
-
-/// An index as records hold it: exact in f32, since shares are short; −1 for none.
-pub(super) fn index_word(index: Option<usize>) -> f32 {
-    index.map_or(-1.0, |i| u16::try_from(i).map_or(f32::NAN, f32::from))
-}
-
-/// An index out of a record.
-pub(super) fn index_of(word: f32) -> Option<u64> {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "records hold whole numbers")]
-    (word >= 0.0).then_some(word as u64)
-}
-
-/// 2^e for the exponent of a record.
-pub(super) fn power(exponent: f32) -> f64 {
-    #[expect(clippy::cast_possible_truncation, reason = "records hold whole numbers")]
-    2.0_f64.powi(exponent as i32)
-}

@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::{exponent_of, index_of, index_word, is_good, power};
+use super::{exponent_of, is_good};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, DeviceClass};
+use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Slice, Want, groups_for, noise,
     vectorised,
 };
+use crate::kernels::records::{index_of, index_word, power};
 use crate::kernels::{DTYPE, JOIN, RUN, WIDE, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -51,7 +52,7 @@ impl RowMean {
     /// barrier costs more than it saves.
     #[must_use]
     pub fn for_width(values: DType, width: u64, caps: &Caps) -> Self {
-        if caps.class == DeviceClass::Software && !caps.is_host {
+        if caps.is_software_device() {
             return Self { values, lanes: 1, items: ALONE };
         }
         let lanes = if width <= ITEMS as u64 {

@@ -2,12 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{Metric, exponent_of, index_of, index_word, is_good, power};
+use super::{Metric, exponent_of, is_good};
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::{
     BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
 };
+use crate::kernels::records::{index_of, index_word, power, shares};
 use crate::kernels::{BENCHED, DTYPE, JOIN, Owner, WIDE, shader};
 use crate::memory::Element;
 use crate::reference;
@@ -63,7 +64,7 @@ impl Similarity {
     }
 }
 
-/// What the records of one pair of Fishers come to.
+/// The sums over a pair of Fishers, put together from their records.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {
     /// Pairs of values.
@@ -79,17 +80,17 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Puts the records over `len` values, in shares of `size`, together.
+    /// Puts the records that `kernel` left of `len` pairs of values together.
     #[must_use]
-    pub fn fold(len: u64, size: u64, records: &[f32]) -> Self {
+    pub fn fold(kernel: &Similarity, len: u64, records: &[f32]) -> Self {
         let mut all = Self { len, ..Self::default() };
-        for (share, record) in (0..).zip(records.as_chunks::<WORDS>().0) {
+        for (start, record) in shares::<WORDS>(len, kernel.share(), records) {
             let [xy, xx, yy, x, y, bad_a, bad_b, one_zero] = *record;
             let (x, y) = (power(x), power(y));
             all.sums[0] += f64::from(xy) * x * y;
             all.sums[1] += f64::from(xx) * x * x;
             all.sums[2] += f64::from(yy) * y * y;
-            let index = |word: f32| index_of(word).map(|i| share * size + i);
+            let index = |word: f32| index_of(word).map(|i| start + i);
             all.bad_a = all.bad_a.or(index(bad_a));
             all.bad_b = all.bad_b.or(index(bad_b));
             all.one_zero = all.one_zero.or(index(one_zero));
@@ -538,13 +539,17 @@ fn want(Similarity { metric, owner, .. }: Similarity, a: &[f64], b: &[f64]) -> V
 mod tests {
     use super::*;
 
+    /// Its shares have 512 values.
+    const KERNEL: Similarity =
+        Similarity { metric: Metric::Cosine, a: DType::F32, b: DType::F32, owner: Owner::Invocation };
+
     #[test]
     fn records_in_any_unit_come_to_the_same_sums() {
         let mut record = [6.0, 4.0, 9.0, 0.0, 0.0, -1.0, -1.0, -1.0];
-        let one = Sums::fold(10, 512, &record);
+        let one = Sums::fold(&KERNEL, 10, &record);
         assert_eq!(one.sums, [6.0, 4.0, 9.0]);
         (record[3], record[4]) = (100.0, -120.0);
-        let two = Sums::fold(10, 512, &record);
+        let two = Sums::fold(&KERNEL, 10, &record);
         assert_eq!(two.sums, [6.0 * 2.0_f64.powi(-20), 4.0 * 2.0_f64.powi(200), 9.0 * 2.0_f64.powi(-240)]);
         let (one, two) = (one.distance(Metric::Cosine), two.distance(Metric::Cosine));
         assert_eq!(one, two, "the units are powers of two and cancel");
@@ -554,12 +559,13 @@ mod tests {
     fn indices_count_on() {
         let record = [0.0, 0.0, 0.0, 0.0, 0.0, -1.0, 5.0, -1.0];
         let none = [0.0, 0.0, 0.0, 0.0, 0.0, -1.0, -1.0, -1.0];
-        let first = Sums::fold(512, 512, &none);
-        let both = first.followed_by(&Sums::fold(10, 512, &record));
+        let first = Sums::fold(&KERNEL, 512, &none);
+        let both = first.followed_by(&Sums::fold(&KERNEL, 10, &record));
         assert_eq!(both.bad_b, Some(512 + 5));
         assert_eq!((both.bad_a, both.one_zero, both.len), (None, None, 512 + 10));
         let shares = [none, record].concat();
-        assert_eq!(Sums::fold(40, 32, &shares).bad_b, Some(32 + 5));
+        assert_eq!(Sums::fold(&KERNEL, 600, &shares).bad_b, Some(512 + 5));
+        assert_eq!(Sums::fold(&KERNEL, 512, &shares).bad_b, None, "the second record is of no share");
     }
 
     #[test]

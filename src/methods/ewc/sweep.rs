@@ -137,9 +137,8 @@ impl Sweep for EwcSweep<'_> {
     fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
         let records: &[f32] = bytemuck::cast_slice(results);
         let stride = usize::try_from(self.stride).expect("results lie in memory");
-        let words = usize::try_from(self.penalty.records(chunk.elements)).expect("results lie in memory");
         for (step, &term) in self.pass.terms.iter().enumerate() {
-            let sum = PenaltySum::fold(self.penalty.share(), &records[step * stride..][..words]);
+            let sum = PenaltySum::fold(&self.penalty, chunk.elements, &records[step * stride..]);
             for (bad, stream, expected) in [
                 (sum.bad_theta, 0, "a finite number"),
                 (sum.bad_anchor, 2 * step + 1, "a finite number"),

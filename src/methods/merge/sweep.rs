@@ -193,7 +193,7 @@ impl MergeSweep<'_> {
         let share = if sum > 0.0 { lambda / sum } else { 0.0 };
         #[expect(clippy::cast_possible_truncation, reason = "arithmetic is f32")]
         let share = share as f32;
-        Weight { factor: Factor::of(lambda * scale.factor), share, floor: scale.floor }
+        Weight { factor: Factor::product(lambda, scale.factor), share, floor: scale.floor }
     }
 
     fn record_ubgm(

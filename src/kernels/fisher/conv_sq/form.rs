@@ -2,9 +2,9 @@
 
 use super::{ConvSq, ConvSqParams};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, DeviceClass};
+use crate::gpu::Caps;
 use crate::kernel::Kernel;
-use crate::kernels::fisher::product::{Form, Loads};
+use crate::kernels::fisher::form::{Form, Loads};
 
 /// Neighbouring offsets of a kernel along an axis that an invocation has whose inputs slide.
 const OFFSETS: u32 = 4;
@@ -17,9 +17,8 @@ impl ConvSqParams {
         let columns = u64::from(self.channels / groups).saturating_mul(kernel);
         let plain = Form::of(caps, groups.into(), (self.outputs / groups).into(), columns)
             .for_positions(&[self.positions()]);
-        let software = caps.class == DeviceClass::Software && !caps.is_host;
         let sliding = match plain {
-            Form::Direct if software => Form::Window,
+            Form::Direct if caps.is_software_device() => Form::Window,
             Form::Register(Loads::Shared) | Form::Quads(Loads::Shared) => Form::Slide,
             _ => return plain,
         };

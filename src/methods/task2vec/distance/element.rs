@@ -100,9 +100,8 @@ impl Sweep for PairSweep<'_> {
     fn absorb(&mut self, chunk: &Chunk, results: &[u32]) -> Result<()> {
         let records: &[f32] = bytemuck::cast_slice(results);
         let stride = usize::try_from(self.stride).expect("results lie in memory");
-        let words = usize::try_from(self.any.records(chunk.elements)).expect("results lie in memory");
         for (pair, (a, b)) in pairs(self.sources.len()).enumerate() {
-            let sums = Sums::fold(chunk.elements, self.any.share(), &records[pair * stride..][..words]);
+            let sums = Sums::fold(&self.any, chunk.elements, &records[pair * stride..]);
             for (bad, fisher) in [(sums.bad_a, a), (sums.bad_b, b)] {
                 if let Some((tensor, index)) = bad.map(|at| chunk.element(at)) {
                     return Err(self.sources[fisher].bad_value(tensor, index, FISHER_VALUES));
