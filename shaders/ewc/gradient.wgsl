@@ -60,7 +60,7 @@ fn store_gradient(octet: u32, value: Octet) {
     }
 }
 
-/// By exponents of their own: λ F may leave the range of f32 where λ F (θ − θ*) does not.
+/// By their own exponents: λ F may leave the range of f32 where λ F (θ − θ*) does not.
 fn pull(t: vec4<u32>, a: vec4<u32>, f: vec4<u32>) -> vec4<f32> {
     let delta = floats(t) - floats(a);
     let bits = patterns(delta);

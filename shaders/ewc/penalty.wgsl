@@ -1,7 +1,7 @@
 // Σ F (θ − θ*)² for each share of the parameters, in units of a power of two.
-// LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of two, at most 64); a workgroup
-// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl and
-// lib/join.wgsl.
+// LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of two, at most
+// 64); a workgroup has WORKGROUP / LANES shares, and no barrier where LANES is 1.
+// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/record.wgsl, lib/join.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override LANES: u32 = 256u;
@@ -20,7 +20,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read> fisher: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> records: array<f32>;
 
-const NO_INDEX: u32 = 0xffffffffu;
 const TURN: u32 = 2u;
 
 /// A sum over some elements. Indices count from the share's first element.
@@ -60,19 +59,6 @@ fn load_fisher(octet: u32) -> Octet {
     return widen(fisher[octet], FISHER);
 }
 
-fn first(flags: vec4<bool>, index: vec4<u32>) -> u32 {
-    let at = select(vec4<u32>(NO_INDEX), index, flags);
-    return min(min(at.x, at.y), min(at.z, at.w));
-}
-
-fn most(values: vec4<u32>) -> u32 {
-    return max(max(values.x, values.y), max(values.z, values.w));
-}
-
-fn least(values: vec4<u32>) -> u32 {
-    return min(min(values.x, values.y), min(values.z, values.w));
-}
-
 fn join(p: Part, q: Part) -> Part {
     let exponent = max(p.exponent, q.exponent);
     let down = pow2(vec4<i32>(p.exponent - exponent, q.exponent - exponent, 0, 0));
@@ -85,14 +71,16 @@ fn join(p: Part, q: Part) -> Part {
     );
 }
 
-/// Halved, so that the difference of two finite numbers is one; a shift of the exponent keeps every bit but a subnormal's last.
+/// Halved, so that the difference of two finite numbers is one; a shift of the exponent keeps every bit but a
+/// subnormal's last.
 fn half_apart(t: vec4<u32>, a: vec4<u32>) -> vec4<f32> {
     return 0.5 * floats(t) - 0.5 * floats(a);
 }
 
-/// Four parameters from index `index` of the share, which has `len`, whatever they are; those past the end count as nothing.
+/// Four parameters from index `index` of the share, which has `len`, whatever they are; those past the end count as
+/// nothing.
 fn part_of(t: vec4<u32>, a: vec4<u32>, f: vec4<u32>, index: u32, len: u32) -> Part {
-    let at = vec4<u32>(index) + vec4<u32>(0u, 1u, 2u, 3u);
+    let at = four_indices(index);
     let inside = at < vec4<u32>(len);
     let bad_theta = inside & not_finite(t);
     let bad_anchor = inside & not_finite(a);
@@ -109,11 +97,11 @@ fn part_of(t: vec4<u32>, a: vec4<u32>, f: vec4<u32>, index: u32, len: u32) -> Pa
     let exponent = max(max(term.e.x, term.e.y), max(term.e.z, term.e.w));
     let scaled = mantissa_at(term, vec4<i32>(exponent));
     return Part(
-        (scaled.x + scaled.y) + (scaled.z + scaled.w),
+        sum_of_four(scaled),
         exponent,
-        first(bad_theta, at),
-        first(bad_anchor, at),
-        first(bad_fisher, at),
+        first_index(bad_theta, at),
+        first_index(bad_anchor, at),
+        first_index(bad_fisher, at),
     );
 }
 
@@ -156,10 +144,10 @@ fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     let b = Four(f0.hi, half_apart(t0.hi, a0.hi));
     let c = Four(f1.lo, half_apart(t1.lo, a1.lo));
     let d = Four(f1.hi, half_apart(t1.hi, a1.hi));
-    let top_fisher = most(max(max(a.fisher, b.fisher), max(c.fisher, d.fisher)));
+    let top_fisher = most_of_four(max(max(a.fisher, b.fisher), max(c.fisher, d.fisher)));
     // What is not finite in θ or θ* is not in their difference.
-    let top_distance = most(max(max(size_of(a), size_of(b)), max(size_of(c), size_of(d))));
-    let normal = least(min(min(smallest(a), smallest(b)), min(smallest(c), smallest(d)))) >= 0x7fffffu;
+    let top_distance = most_of_four(max(max(size_of(a), size_of(b)), max(size_of(c), size_of(d))));
+    let normal = least_of_four(min(min(smallest(a), smallest(b)), min(smallest(c), smallest(d)))) >= 0x7fffffu;
     let fours = max(max(exponents_of(a), exponents_of(b)), max(exponents_of(c), exponents_of(d)));
     let biased = max(max(fours.x, fours.y), max(fours.z, fours.w));
     let own = select(biased - 3 * 127 + 2, NOTHING, biased < 0);
@@ -185,8 +173,7 @@ fn part_from(start: u32, lane: u32) -> Part {
     for (var turn = 0u; turn < OCTETS / TURN; turn++) {
         running = add_turn(running, start + lane + turn * TURN * LANES, turn);
     }
-    let sums = running.sums;
-    var part = Part((sums.x + sums.y) + (sums.z + sums.w), running.exponent, NO_INDEX, NO_INDEX, NO_INDEX);
+    var part = Part(sum_of_four(running.sums), running.exponent, NO_INDEX, NO_INDEX, NO_INDEX);
     for (var left = running.left; left != 0u; left &= left - 1u) {
         for (var i = 0u; i < TURN; i++) {
             let octet = lane + (firstTrailingBit(left) * TURN + i) * LANES;
@@ -204,10 +191,6 @@ fn part_from(start: u32, lane: u32) -> Part {
     return part;
 }
 
-fn index_word(index: u32) -> f32 {
-    return select(f32(index), -1.0, index == NO_INDEX);
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(local_invocation_id) local: vec3<u32>,
@@ -215,13 +198,13 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let lane = local.x % LANES;
-    let share = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    let share = share_at(group, groups, local.x);
     let start = share * LANES * OCTETS;
     let whole = join_lanes(local.x, lane, part_from(start, lane));
     if lane == 0u && start * 8u < params.len {
         let record = 5u * share;
         records[record] = whole.sum;
-        records[record + 1u] = select(f32(whole.exponent), 0.0, whole.exponent == NOTHING);
+        records[record + 1u] = exponent_word(whole.exponent);
         records[record + 2u] = index_word(whole.bad_theta);
         records[record + 3u] = index_word(whole.bad_anchor);
         records[record + 4u] = index_word(whole.bad_fisher);

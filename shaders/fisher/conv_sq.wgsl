@@ -1,7 +1,8 @@
 // out[o, c, kd, kh, kw] <- decay · out + gain · sum over squares of weight · (sum over output positions of
 // gradient_scale · b[n, o, position] · a[n, c, position · stride + k · dilation - padding])²
-// (without SQUARED, of the sum itself; with EACH, out[square, o - first, …] of every square). Each group is one matrix, outputs × (channels · kernel); patches are read where they lie.
-// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl, lib/product_gather.wgsl and a form.
+// (without SQUARED, of the sum itself; with EACH, out[square, o - first, …] of every square). Each group is one matrix,
+// outputs × (channels · kernel); patches are read where they lie.
+// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product/base.wgsl, lib/product/gather.wgsl and a form.
 
 override WORKGROUP_X: u32 = 16u;
 override WORKGROUP_Y: u32 = 16u;

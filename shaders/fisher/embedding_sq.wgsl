@@ -1,5 +1,7 @@
-// out[row, d] <- decay · out[row, d] + gain · Σ over samples of weight · (gradient_scale · Σ over its positions of grad_output)²
-// (without SQUARED, of the sum itself). One invocation: one element of a listed row or, with TOGETHER, eight neighbours, which it alone writes.
+// out[row, d] <- decay · out[row, d]
+//     + gain · Σ over samples of weight · (gradient_scale · Σ over its positions of grad_output)²
+// (without SQUARED, of the sum itself). One invocation: one element of a listed row or, with TOGETHER, eight
+// neighbours, which it alone writes.
 // Expects lib/dtype.wgsl, lib/element.wgsl.
 
 override WORKGROUP: u32 = 256u;

@@ -1,5 +1,6 @@
 // out[m, n] <- out[m, n] (unless OVERWRITE) + sum over p of x[m, p] · y[n, p], over ranges of m, n and p.
-// A workgroup owns one tile of out. Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl, lib/product_gather.wgsl and a form.
+// A workgroup owns one tile of out. Expects lib/dtype.wgsl, lib/element.wgsl, lib/product/base.wgsl,
+// lib/product/gather.wgsl and a form.
 
 override WORKGROUP_X: u32 = 16u;
 override WORKGROUP_Y: u32 = 16u;

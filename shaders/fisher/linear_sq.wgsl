@@ -1,6 +1,6 @@
 // out[o, i] <- decay · out[o, i] + gain · sum over n of weight · (gradient_scale · b[n, o])² · a[n, i]²
 // A workgroup owns one tile of out; the samples are the positions of one product of squares.
-// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl, lib/product_rows.wgsl and a form.
+// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product/base.wgsl, lib/product/rows.wgsl and a form.
 
 override WORKGROUP_X: u32 = 16u;
 override WORKGROUP_Y: u32 = 16u;

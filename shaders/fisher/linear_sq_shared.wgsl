@@ -1,6 +1,7 @@
 // out[o, i] <- decay · out[o, i] + gain · sum over squares of weight · (sum over positions of gradient_scale · b · a)²
-// (without SQUARED, of the sum itself; with EACH, out[square, o - first, i] of every square). A workgroup owns one tile of out.
-// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product.wgsl, lib/product_rows.wgsl and a form.
+// (without SQUARED, of the sum itself; with EACH, out[square, o - first, i] of every square). A workgroup owns one tile
+// of out.
+// Expects lib/dtype.wgsl, lib/element.wgsl, lib/product/base.wgsl, lib/product/rows.wgsl and a form.
 
 override WORKGROUP_X: u32 = 16u;
 override WORKGROUP_Y: u32 = 16u;

@@ -1,8 +1,9 @@
 // out[c] <- decay · out[c] + gain · Σ over squares of weight · (gradient_scale · Σ over positions of grad_output · x̂)²,
 // (without SQUARED, of the sum itself; with EACH, out[square, c] of every square)
-// the positions of a square's `fold` samples added before squaring, x̂ = (input - mean) · scale with the mean and scale that `stats` has for the element.
-// One workgroup: CHANNELS channels, the positions of a sample shared by the rest of it; or, with TOGETHER, where channels lie beside each other
-// and share mean and scale, 8 · OCTETS of them an invocation. Expects lib/dtype.wgsl, lib/element.wgsl, lib/columns.wgsl.
+// the positions of a square's `fold` samples added before squaring, x̂ = (input - mean) · scale with the mean and scale
+// that `stats` has for the element. One workgroup: CHANNELS channels, the positions of a sample shared by the rest of
+// it; or, with TOGETHER, where channels lie beside each other and share mean and scale, 8 · OCTETS of them an
+// invocation. Expects lib/dtype.wgsl, lib/element.wgsl, lib/columns.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override CHANNELS: u32 = 32u;

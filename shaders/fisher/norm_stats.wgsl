@@ -1,5 +1,6 @@
-// stats[g] <- (mean, 1 / √(variance + eps)) of the g-th run of `len` consecutive elements; the mean is 0 where not CENTERED.
-// LANES invocations (a power of two) share a run; a workgroup has WORKGROUP / LANES runs, and no barrier where LANES is 1.
+// stats[g] <- (mean, 1 / √(variance + eps)) of the g-th run of `len` consecutive elements; the mean is 0 where not
+// CENTERED. LANES invocations (a power of two) share a run; a workgroup has WORKGROUP / LANES runs, and no barrier
+// where LANES is 1.
 // Expects lib/dtype.wgsl, lib/run.wgsl, lib/join.wgsl.
 
 override WORKGROUP: u32 = 256u;
@@ -17,7 +18,8 @@ struct Params {
 @group(0) @binding(1) var<storage, read> input: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> stats: array<f32>;
 
-/// Statistics of some elements: their sum, and the squares of their distances from their own mean (from 0 where not CENTERED).
+/// Statistics of some elements: their sum, and the squares of their distances from their own mean (from 0 where not
+/// CENTERED).
 struct Part {
     count: u32,
     sum: f32,
@@ -39,10 +41,6 @@ fn load_input(run: Run, octet: u32) -> Eight {
     return Eight(floats(octet_of_run.lo), floats(octet_of_run.hi));
 }
 
-fn total(values: vec4<f32>) -> f32 {
-    return (values.x + values.y) + (values.z + values.w);
-}
-
 /// The squares of an octet's distances from `mean`, in fours.
 fn squares(run: Run, octet: u32, values: Eight, mean: f32) -> vec4<f32> {
     let lo = select(vec4<f32>(), values.lo - mean, belongs(run, 8u * octet));
@@ -58,9 +56,9 @@ fn part_of(run: Run, octet: u32) -> Part {
     let d = load_input(run, octet + 3u * LANES);
     let count = (members(run, octet) + members(run, octet + LANES))
         + (members(run, octet + 2u * LANES) + members(run, octet + 3u * LANES));
-    let sum = total(((a.lo + a.hi) + (b.lo + b.hi)) + ((c.lo + c.hi) + (d.lo + d.hi)));
+    let sum = sum_of_four(((a.lo + a.hi) + (b.lo + b.hi)) + ((c.lo + c.hi) + (d.lo + d.hi)));
     let mean = select(0.0, sum / f32(max(count, 1u)), CENTERED);
-    let spread = total(
+    let spread = sum_of_four(
         (squares(run, octet, a, mean) + squares(run, octet + LANES, b, mean))
         + (squares(run, octet + 2u * LANES, c, mean) + squares(run, octet + 3u * LANES, d, mean)),
     );
@@ -85,7 +83,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let lane = local.x % LANES;
-    let index = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    let index = share_at(group, groups, local.x);
     var part = Part(0u, 0.0, 0.0);
     if index < params.runs {
         let run = Run(index * params.len, params.len);

@@ -1,7 +1,7 @@
 // out[o] <- decay · out[o] + gain · sum over squares of weight · (sum over positions of gradient_scale · b)²
 // (without SQUARED, of the sum itself; with EACH, out[square, o] of every square).
-// A workgroup is OUTPUTS outputs × LANES invocations that share the positions of each; or, with TOGETHER, its WORKGROUP invocations have
-// 8 · OCTETS outputs each. Expects lib/dtype.wgsl, lib/element.wgsl, lib/columns.wgsl.
+// A workgroup is OUTPUTS outputs × LANES invocations that share the positions of each; or, with TOGETHER, its WORKGROUP
+// invocations have 8 · OCTETS outputs each. Expects lib/dtype.wgsl, lib/element.wgsl, lib/columns.wgsl.
 
 override OUTPUTS: u32 = 32u;
 override LANES: u32 = 8u;

@@ -1,6 +1,6 @@
-// Sums over the rows of each square, of neighbouring columns eight at a time: an invocation has up to eight octets of them, WORKGROUP
-// octets apart, and no barrier. Expects lib/dtype.wgsl, params.samples, params.fold and params.positions (rows of a sample), `weight`, the overrides
-// WORKGROUP and SQUARED, and the kernel's functions
+// Sums over the rows of each square, of neighbouring columns eight at a time: an invocation has up to eight octets of
+// them, WORKGROUP octets apart, and no barrier. Expects lib/dtype.wgsl, params.samples, params.fold and
+// params.positions (rows of a sample), `weight`, the overrides WORKGROUP and SQUARED, and the kernel's functions
 //   term(row, octet) -> Eight         one octet of one row
 //   gradient_of(sum) -> vec4<f32>     of four sums
 //   store(index, total)

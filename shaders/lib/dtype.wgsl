@@ -1,5 +1,9 @@
-// Storage types: eight elements at a time between f32 bit patterns and storage words.
-// Values stay bit patterns until arithmetic needs them, so that a copy keeps NaNs, subnormals and signed zeros.
+// Storage types: eight elements at a time between f32 bit patterns and storage words, and what is done with four of them.
+// Values stay bit patterns until arithmetic needs them, so that a copy keeps NaNs, subnormals and signed zeros. Expects
+// no part.
+//
+// A kernel loads an octet by a function for each binding, since WGSL passes no pointer to storage: from two words of four
+// if the binding holds f32, else from one by `widen`.
 
 const F32: u32 = 0u;
 const F16: u32 = 1u;
@@ -126,4 +130,27 @@ fn stored(bits: vec4<u32>, dtype: u32) -> vec4<u32> {
     }
     let words = vec2<u32>(narrow_pair(bits.xy, dtype), narrow_pair(bits.zw, dtype));
     return vec4<u32>(widen_pair(words.x, dtype), widen_pair(words.y, dtype));
+}
+
+/// The indices of four elements in a row.
+fn four_indices(first: u32) -> vec4<u32> {
+    return vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u);
+}
+
+fn sum_of_four(values: vec4<f32>) -> f32 {
+    return (values.x + values.y) + (values.z + values.w);
+}
+
+/// How many of four there are.
+fn count_of_four(flags: vec4<bool>) -> u32 {
+    let ones = vec4<u32>(flags);
+    return (ones.x + ones.y) + (ones.z + ones.w);
+}
+
+fn least_of_four(values: vec4<u32>) -> u32 {
+    return min(min(values.x, values.y), min(values.z, values.w));
+}
+
+fn most_of_four(values: vec4<u32>) -> u32 {
+    return max(max(values.x, values.y), max(values.z, values.w));
 }

@@ -1,5 +1,6 @@
-// A run of consecutive elements that begins and ends anywhere, read by whole octets: elements outside of it count as nothing.
-// Its octets are shared by lanes that lie beside each other; a lane takes four of them a turn. Expects lib/dtype.wgsl.
+// A run of consecutive elements that begins and ends anywhere, read by whole octets: elements outside of it count as
+// nothing. Its octets are shared by lanes that lie beside each other; a lane takes four of them a turn. Expects
+// lib/dtype.wgsl.
 
 /// Octets of a turn.
 const TURN: u32 = 4u;
@@ -21,7 +22,7 @@ fn reaches(run: Run, octet: u32) -> bool {
 
 /// Which of the four elements from `at` belong to the run.
 fn belongs(run: Run, at: u32) -> vec4<bool> {
-    return vec4<u32>(at - run.first) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(run.len);
+    return four_indices(at - run.first) < vec4<u32>(run.len);
 }
 
 /// How many elements of an octet belong to the run.

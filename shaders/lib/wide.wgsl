@@ -1,5 +1,5 @@
-// Non-negative numbers with an exponent of their own, m · 2^e: sums of weights over the whole range of f32 and
-// far beyond neither overflow nor vanish, and subnormals count on devices that flush them.
+// Non-negative numbers with their own exponent, m · 2^e: sums of weights over the whole range of f32 and
+// far beyond neither overflow nor vanish, and subnormals count on devices that flush them. Expects no part.
 
 struct Wide {
     m: vec4<f32>,
@@ -36,8 +36,8 @@ fn pow2(e: vec4<i32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(vec4<u32>(clamp(e + 127, vec4<i32>(0), vec4<i32>(254))) << vec4<u32>(23u));
 }
 
-/// Whether some patterns, of which `top` is the largest as a word, are zeros or numbers up to between 2^-64 and 2^126: none is negative,
-/// infinite or NaN, their unit has a reciprocal, and beside the largest a subnormal is nothing.
+/// Whether some patterns, of which `top` is the largest as a word, are zeros or numbers up to between 2^-64 and 2^126:
+/// none is negative, infinite or NaN, their unit has a reciprocal, and beside the largest a subnormal is nothing.
 fn is_plain(top: u32) -> bool {
     return top == 0u || top - 0x1f800000u < 0x7e800000u - 0x1f800000u;
 }

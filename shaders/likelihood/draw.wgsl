@@ -1,5 +1,6 @@
-// drawn[r, n] <- a class from softmax(logits[n]), by integers alone: the first whose running weight passes the random number.
-// One workgroup a sample, its classes cut into one share a lane. Expects lib/dtype.wgsl, lib/logits.wgsl, lib/philox.wgsl.
+// drawn[r, n] <- a class from softmax(logits[n]), by integers alone: the first whose running weight passes the random
+// number. One workgroup a sample, its classes cut into one share a lane. Expects lib/dtype.wgsl,
+// lib/likelihood/logits.wgsl, lib/likelihood/philox.wgsl.
 
 override WORKGROUP: u32 = 64u;
 override LOGITS: u32 = 0u;
@@ -47,7 +48,8 @@ fn fixed(bits: u32) -> u32 {
     return select(magnitude, 0u - magnitude, (bits >> 31u) == 1u);
 }
 
-/// 2^-f in units of 2^-31, f in units of 2^-32: nine terms of the Taylor series, its coefficients ln(2)^j / j! in units of 2^-32.
+/// 2^-f in units of 2^-31, f in units of 2^-32: nine terms of the Taylor series, its coefficients ln(2)^j / j! in units
+/// of 2^-32.
 fn exp2_minus(f: u32) -> u32 {
     var inner = 5676u - multiply(f, 437u).y;
     inner = 65510u - multiply(f, inner).y;

@@ -1,5 +1,5 @@
-// gradient[r, n, c] <- output - target, a drawn noise, or one unit direction a round, with each row's weight and squared norm.
-// One workgroup a row (r, n). Expects lib/dtype.wgsl, lib/element.wgsl, lib/philox.wgsl.
+// gradient[r, n, c] <- output - target, a drawn noise, or one unit direction a round, with each row's weight and
+// squared norm. One workgroup a row (r, n). Expects lib/dtype.wgsl, lib/element.wgsl, lib/likelihood/philox.wgsl.
 
 override WORKGROUP: u32 = 64u;
 override OUTPUT: u32 = 0u;

@@ -1,5 +1,6 @@
 // gradient[r, n, c] <- p[n, c] - [c is the row's label], with the row's weight and squared norm.
-// LANES invocations a row (r, n): a workgroup, or one and no barrier. Expects lib/dtype.wgsl, lib/logits.wgsl, lib/run.wgsl.
+// LANES invocations a row (r, n): a workgroup, or one and no barrier. Expects lib/dtype.wgsl,
+// lib/likelihood/logits.wgsl, lib/run.wgsl.
 
 override WORKGROUP: u32 = 64u;
 override LANES: u32 = 64u;
@@ -49,10 +50,11 @@ fn exps_from(bits: vec4<u32>, top: f32, counts: vec4<bool>) -> vec4<f32> {
 
 /// The places in the row of the four elements from `at`, which are those of no class outside of it.
 fn classes_at(run: Run, at: u32) -> vec4<u32> {
-    return vec4<u32>(at - run.first) + vec4<u32>(0u, 1u, 2u, 3u);
+    return four_indices(at - run.first);
 }
 
-/// The largest key, the largest of the classes that are not the label, and whether a logit is bad: of a lane's share of a row.
+/// The largest key, the largest of the classes that are not the label, and whether a logit is bad: of a lane's share of
+/// a row.
 fn largest_of(run: Run, lane: u32, label: u32) -> vec3<i32> {
     var keys = vec4<i32>(IMPOSSIBLE);
     var others = vec4<i32>(IMPOSSIBLE);
@@ -85,7 +87,7 @@ fn sums_of(run: Run, lane: u32, label: u32, top: f32) -> vec2<f32> {
         plain += lo + hi;
         squares += lo * lo + hi * hi;
     }
-    return vec2<f32>((plain.x + plain.y) + (plain.z + plain.w), (squares.x + squares.y) + (squares.z + squares.w));
+    return vec2<f32>(sum_of_four(plain), sum_of_four(squares));
 }
 
 /// The lanes' largest, in all of them.
@@ -213,7 +215,8 @@ fn main(
         atomicMax(&fault[select(1u, 0u, bad)], ~sample);
     }
     let wrong = (bad || outside) && !label.skipped;
-    // In units of the largest of the other classes, so that the row keeps its digits where the label's probability rounds to one.
+    // In units of the largest of the other classes, so that the row keeps its digits where the label's probability
+    // rounds to one.
     let others = sum.x;
     let norm = sqrt(sum.y + others * others);
     var share = 0.0;

@@ -1,6 +1,7 @@
 // theta = reference + sum_m w_m (theta_m - reference) / sum_m w_m,  w_m = lambda_m F_m: two models a step.
 // One invocation: OCTETS groups of eight elements, strided by the workgroup.
-// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/tally.wgsl, lib/count.wgsl.
+// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/merge/tally.wgsl, lib/merge/count.wgsl, lib/merge/step.wgsl,
+// lib/merge/models.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override OCTETS: u32 = 4u;
@@ -16,8 +17,6 @@ override FIRST: bool = true;
 override LAST: bool = true;
 // Without a second model, its buffers are not read.
 override PAIR: bool = true;
-
-const NONE: u32 = 3u;
 
 struct Params {
     len: u32,
@@ -75,59 +74,19 @@ fn load_fisher_b(octet: u32) -> Octet {
     return widen(fisher_b[octet], FISHER_B);
 }
 
-fn load_reference(octet: u32) -> Octet {
-    if REFERENCE == F32 {
-        return Octet(reference[2u * octet], reference[2u * octet + 1u]);
-    }
-    return widen(reference[octet], REFERENCE);
-}
-
-fn store_merged(octet: u32, value: Octet) {
-    if MERGED == F32 {
-        merged[2u * octet] = value.lo;
-        merged[2u * octet + 1u] = value.hi;
-    } else {
-        merged[octet] = narrow(value, MERGED);
-    }
-}
-
-fn load_state(quad: u32) -> Tally {
-    if FIRST {
-        return UNTOUCHED;
-    }
-    return unpack(state[4u * quad], state[4u * quad + 1u], state[4u * quad + 2u], state[4u * quad + 3u]);
-}
-
-fn store_state(quad: u32, t: Tally) {
-    state[4u * quad] = pack(t, 0u);
-    state[4u * quad + 1u] = pack(t, 1u);
-    state[4u * quad + 2u] = pack(t, 2u);
-    state[4u * quad + 3u] = pack(t, 3u);
-}
-
 /// Four parameters through this step. Past the end, elements are computed but neither counted nor kept.
 fn quad(index: u32, ta: vec4<u32>, fa: vec4<u32>, tb: vec4<u32>, fb: vec4<u32>, origin: vec4<u32>) -> vec4<u32> {
-    let inside = vec4<u32>(4u * index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
+    let inside = four_indices(4u * index) < vec4<u32>(params.len);
     let zero = floats(origin);
     count_model(0u, index, ta, fa, params.floor_a, inside);
     let a = Model(params.lambda_a, params.exponent_a, params.share_a, params.floor_a);
-    var tally = with_model(load_state(index), FIRST, ta, fa, zero, a);
+    var tally = with_model(before_models(index), FIRST, ta, fa, zero, a);
     if PAIR {
         let b = Model(params.lambda_b, params.exponent_b, params.share_b, params.floor_b);
         count_model(1u, index, tb, fb, params.floor_b, inside);
         tally = with_model(tally, false, tb, fb, zero, b);
     }
-    if LAST {
-        count_outcome(tally, inside);
-    } else {
-        store_state(index, tally);
-    }
-    // Where the models agree the reference comes back bit for bit, signed zeros included.
-    let value = select(patterns(zero + tally.mean), origin, tally.mean == vec4<f32>(0.0));
-    if LAST {
-        note(RESULT, index, not_finite(stored(value, MERGED)) & inside);
-    }
-    return value;
+    return finish(index, tally, origin, inside);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,6 +1,7 @@
-// theta = reference + sum_m w_m (theta_m - reference) / sum_m w_m,  w_m = lambda_m F_m: two steps of merge/fisher.wgsl, with what lies
-// between them in registers. One invocation: OCTETS groups of eight elements, strided by the workgroup.
-// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/tally.wgsl, lib/count.wgsl.
+// theta = reference + sum_m w_m (theta_m - reference) / sum_m w_m,  w_m = lambda_m F_m: two steps of merge/fisher.wgsl,
+// with what lies between them in registers. One invocation: OCTETS groups of eight elements, strided by the workgroup.
+// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/merge/tally.wgsl, lib/merge/count.wgsl, lib/merge/step.wgsl,
+// lib/merge/models.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override OCTETS: u32 = 4u;
@@ -20,8 +21,6 @@ override FIRST: bool = true;
 override LAST: bool = true;
 // Without a fourth model, its buffers are not read.
 override PAIR: bool = true;
-
-const NONE: u32 = 3u;
 
 struct Params {
     len: u32,
@@ -125,36 +124,6 @@ fn load_fisher_d(octet: u32) -> Octet {
     return widen(fisher_d[octet], FISHER_D);
 }
 
-fn load_reference(octet: u32) -> Octet {
-    if REFERENCE == F32 {
-        return Octet(reference[2u * octet], reference[2u * octet + 1u]);
-    }
-    return widen(reference[octet], REFERENCE);
-}
-
-fn store_merged(octet: u32, value: Octet) {
-    if MERGED == F32 {
-        merged[2u * octet] = value.lo;
-        merged[2u * octet + 1u] = value.hi;
-    } else {
-        merged[octet] = narrow(value, MERGED);
-    }
-}
-
-fn load_state(quad: u32) -> Tally {
-    if FIRST {
-        return UNTOUCHED;
-    }
-    return unpack(state[4u * quad], state[4u * quad + 1u], state[4u * quad + 2u], state[4u * quad + 3u]);
-}
-
-fn store_state(quad: u32, t: Tally) {
-    state[4u * quad] = pack(t, 0u);
-    state[4u * quad + 1u] = pack(t, 1u);
-    state[4u * quad + 2u] = pack(t, 2u);
-    state[4u * quad + 3u] = pack(t, 3u);
-}
-
 /// The weights and Fishers of four parameters in four models.
 struct Quads {
     ta: vec4<u32>,
@@ -169,7 +138,7 @@ struct Quads {
 
 /// Four parameters through both steps. Past the end, elements are computed but neither counted nor kept.
 fn quad(index: u32, models: Quads, origin: vec4<u32>) -> vec4<u32> {
-    let inside = vec4<u32>(4u * index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
+    let inside = four_indices(4u * index) < vec4<u32>(params.len);
     let zero = floats(origin);
     let a = Model(params.lambda_a, params.exponent_a, params.share_a, params.floor_a);
     let b = Model(params.lambda_b, params.exponent_b, params.share_b, params.floor_b);
@@ -178,24 +147,14 @@ fn quad(index: u32, models: Quads, origin: vec4<u32>) -> vec4<u32> {
     count_model(0u, index, models.ta, models.fa, a.least, inside);
     count_model(1u, index, models.tb, models.fb, b.least, inside);
     count_model(2u, index, models.tc, models.fc, c.least, inside);
-    var tally = with_model(load_state(index), FIRST, models.ta, models.fa, zero, a);
+    var tally = with_model(before_models(index), FIRST, models.ta, models.fa, zero, a);
     tally = with_model(tally, false, models.tb, models.fb, zero, b);
     tally = with_model(tally, false, models.tc, models.fc, zero, c);
     if PAIR {
         count_model(3u, index, models.td, models.fd, d.least, inside);
         tally = with_model(tally, false, models.td, models.fd, zero, d);
     }
-    if LAST {
-        count_outcome(tally, inside);
-    } else {
-        store_state(index, tally);
-    }
-    // Where the models agree the reference comes back bit for bit, signed zeros included.
-    let value = select(patterns(zero + tally.mean), origin, tally.mean == vec4<f32>(0.0));
-    if LAST {
-        note(RESULT, index, not_finite(stored(value, MERGED)) & inside);
-    }
-    return value;
+    return finish(index, tally, origin, inside);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -1,6 +1,6 @@
 // theta = base + sum_m lambda_m (F_0 + F_m) (theta_m - base) / (F_0 + sum_m lambda_m F_m): one model a step.
 // One invocation: OCTETS groups of eight elements, strided by the workgroup.
-// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/tally.wgsl, lib/count.wgsl.
+// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/merge/tally.wgsl, lib/merge/count.wgsl, lib/merge/step.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override OCTETS: u32 = 4u;
@@ -63,15 +63,6 @@ fn load_base_fisher(octet: u32) -> Octet {
     return widen(base_fisher[octet], BASE_FISHER);
 }
 
-fn store_merged(octet: u32, value: Octet) {
-    if MERGED == F32 {
-        merged[2u * octet] = value.lo;
-        merged[2u * octet + 1u] = value.hi;
-    } else {
-        merged[octet] = narrow(value, MERGED);
-    }
-}
-
 /// F_0 + delta, scaled.
 fn prior(base_fisher: vec4<u32>) -> Wide {
     let scaled = wide_times(wide(checked(base_fisher)), params.base_scale, params.base_scale_exponent);
@@ -83,23 +74,16 @@ fn prior(base_fisher: vec4<u32>) -> Wide {
     return Wide(mantissa_at(scaled, e) + mantissa_at(delta, e), e);
 }
 
-fn load_state(quad: u32, start: Wide) -> Tally {
+fn before_model(quad: u32, start: Wide) -> Tally {
     if FIRST {
         return Tally(vec4<f32>(), start.m, vec4<f32>(), start.e, vec4<u32>());
     }
-    return unpack(state[4u * quad], state[4u * quad + 1u], state[4u * quad + 2u], state[4u * quad + 3u]);
-}
-
-fn store_state(quad: u32, t: Tally) {
-    state[4u * quad] = pack(t, 0u);
-    state[4u * quad + 1u] = pack(t, 1u);
-    state[4u * quad + 2u] = pack(t, 2u);
-    state[4u * quad + 3u] = pack(t, 3u);
+    return load_state(quad);
 }
 
 /// Four parameters through this step. Past the end, elements are computed but neither counted nor kept.
 fn quad(index: u32, t: vec4<u32>, f: vec4<u32>, origin: vec4<u32>, f0: vec4<u32>) -> vec4<u32> {
-    let inside = vec4<u32>(4u * index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
+    let inside = four_indices(4u * index) < vec4<u32>(params.len);
     count_model(0u, index, t, f, params.floor, inside);
     if FIRST {
         note(2u, index, is_bad(f0) & inside);
@@ -111,21 +95,12 @@ fn quad(index: u32, t: vec4<u32>, f: vec4<u32>, origin: vec4<u32>, f0: vec4<u32>
     let own = wide_times(wide(select(checked(f), least, raised)), params.scale, params.scale_exponent);
     let weight = wide_times(own, params.lambda, params.lambda_exponent);
     let pull = wide_times(start, params.lambda, params.lambda_exponent);
-    let tally = load_state(index, start);
+    let tally = before_model(index, start);
     let e = max(tally.exponent, max(weight.e, pull.e));
     let distance = floats(t) - floats(origin);
     var next = add_model(tally, weight, mantissa_at(weight, e) + mantissa_at(pull, e), e, distance, 0.0);
     next.unfloored |= select(vec4<u32>(1u), vec4<u32>(0u), raised);
-    if LAST {
-        count_outcome(next, inside);
-    } else {
-        store_state(index, next);
-    }
-    let value = select(patterns(floats(origin) + next.mean), origin, next.mean == vec4<f32>(0.0));
-    if LAST {
-        note(RESULT, index, not_finite(stored(value, MERGED)) & inside);
-    }
-    return value;
+    return finish(index, next, origin, inside);
 }
 
 @compute @workgroup_size(WORKGROUP)

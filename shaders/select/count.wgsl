@@ -1,5 +1,5 @@
 // above[block], ties[block]: scores above the threshold state[0], and equal to it, in each block.
-// One workgroup a block: OCTETS groups of eight an invocation. Expects lib/dtype.wgsl, lib/score.wgsl.
+// One workgroup a block: OCTETS groups of eight an invocation. Expects lib/dtype.wgsl, lib/select/score.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override OCTETS: u32 = 2u;
@@ -21,11 +21,6 @@ struct Params {
 var<workgroup> own_above: atomic<u32>;
 var<workgroup> own_ties: atomic<u32>;
 
-fn total(flags: vec4<bool>) -> u32 {
-    let ones = vec4<u32>(flags);
-    return (ones.x + ones.y) + (ones.z + ones.w);
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(local_invocation_id) local: vec3<u32>,
@@ -40,11 +35,11 @@ fn main(
         let octet = (block * OCTETS + i) * WORKGROUP + local.x;
         if octet * 8u < params.len {
             let score = scores(octet);
-            let index = vec4<u32>(8u * octet) + vec4<u32>(0u, 1u, 2u, 3u);
+            let index = four_indices(8u * octet);
             let low = index < vec4<u32>(params.len);
             let high = index + 4u < vec4<u32>(params.len);
-            more += total(low & (score.lo > threshold)) + total(high & (score.hi > threshold));
-            same += total(low & (score.lo == threshold)) + total(high & (score.hi == threshold));
+            more += count_of_four(low & (score.lo > threshold)) + count_of_four(high & (score.hi > threshold));
+            same += count_of_four(low & (score.lo == threshold)) + count_of_four(high & (score.hi == threshold));
         }
     }
     if more > 0u {

@@ -1,6 +1,7 @@
-// indices, values: the kept elements in the order of their indices. One workgroup a block of 4096 elements: an invocation has sixteen of them, or,
-// with FEW, which is eight invocations, 512, and a block of which nothing is kept is not read.
-// Expects lib/dtype.wgsl, lib/score.wgsl, lib/scan.wgsl, lib/keep.wgsl.
+// indices, values: the kept elements in the order of their indices. One workgroup a block of 4096 elements: an
+// invocation has sixteen of them, or, with FEW, which is eight invocations, 512, and a block of which nothing is kept
+// is not read.
+// Expects lib/dtype.wgsl, lib/select/score.wgsl, lib/select/scan.wgsl, lib/select/keep.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override FEW: bool = false;
@@ -24,7 +25,7 @@ struct Params {
 
 /// How many scores are above the threshold and, in the upper half of the word, equal to it.
 fn counted(score: vec4<u32>, index: u32) -> u32 {
-    let inside = vec4<u32>(index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
+    let inside = four_indices(index) < vec4<u32>(params.len);
     let threshold = vec4<u32>(state[0]);
     let above_it = select(vec4<u32>(), vec4<u32>(1u), (score > threshold) & inside);
     let counts = above_it | select(vec4<u32>(), vec4<u32>(0x10000u), (score == threshold) & inside);
@@ -61,7 +62,8 @@ fn kept_before(block: u32) -> u32 {
     return above[block] + min(ties[block], state[1]);
 }
 
-/// Every invocation counts its 64 octets and marks those that it will have to look at again, once it knows where its own begin.
+/// Every invocation counts its 64 octets and marks those that it will have to look at again, once it knows where its
+/// own begin.
 fn gather_few(block: u32, lane: u32) {
     let some = 4096u * block < params.len && kept_before(block + 1u) > kept_before(block);
     let first = 512u * block + 64u * lane;

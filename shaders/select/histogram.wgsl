@@ -1,5 +1,5 @@
 // counts[slot of score] += 1; slot 0 is below the window, 1 to bins are in it, bins + 1 is above.
-// One invocation: OCTETS groups of eight elements, strided by the workgroup. Expects lib/dtype.wgsl, lib/score.wgsl.
+// One invocation: OCTETS groups of eight elements, strided by the workgroup. Expects lib/dtype.wgsl, lib/select/score.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override OCTETS: u32 = 32u;
@@ -65,21 +65,16 @@ fn count_four(score: vec4<u32>) {
     atomicAdd(&own[slot.w], 1u);
 }
 
-fn total(flags: vec4<bool>) -> u32 {
-    let ones = vec4<u32>(flags);
-    return (ones.x + ones.y) + (ones.z + ones.w);
-}
-
 /// How many of four are below the window, and how many above it.
 fn outside(score: vec4<u32>) -> vec2<u32> {
     let below = score < vec4<u32>(state[0]);
     let beyond = ((score - state[0]) >> vec4<u32>(params.shift)) >= vec4<u32>(params.bins);
-    return vec2<u32>(total(below), total(!below & beyond));
+    return vec2<u32>(count_of_four(below), count_of_four(!below & beyond));
 }
 
 fn has_bad(score: Octet) -> bool {
     let top = max(score.lo, score.hi);
-    return max(max(top.x, top.y), max(top.z, top.w)) == BAD;
+    return most_of_four(top) == BAD;
 }
 
 fn hand_over(slot: u32, number: u32) {

@@ -1,5 +1,6 @@
-// mask: one byte an element, 1 where it is kept. One workgroup a block of 4096 elements; with ALONE, no invocation waits for another.
-// Expects lib/dtype.wgsl, lib/score.wgsl, lib/scan.wgsl, lib/keep.wgsl.
+// mask: one byte an element, 1 where it is kept. One workgroup a block of 4096 elements; with ALONE, no invocation
+// waits for another.
+// Expects lib/dtype.wgsl, lib/select/score.wgsl, lib/select/scan.wgsl, lib/select/keep.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override ALONE: bool = false;
@@ -31,13 +32,13 @@ fn bytes_of_flags(flags: vec4<bool>) -> u32 {
 
 /// Four elements from `index`, all that reach `least`.
 fn reaching(score: vec4<u32>, least: vec4<u32>, index: u32) -> u32 {
-    let inside = vec4<u32>(index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
+    let inside = four_indices(index) < vec4<u32>(params.len);
     return bytes_of_flags((score >= least) & inside);
 }
 
 /// Four elements from `index`: all above the threshold, and those equal to it before which fewer than state[1] are.
 fn in_order(score: vec4<u32>, index: u32, before: ptr<function, u32>) -> u32 {
-    let inside = vec4<u32>(index) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.len);
+    let inside = four_indices(index) < vec4<u32>(params.len);
     let equal = vec4<u32>((score == vec4<u32>(state[0])) & inside);
     let rank = vec4<u32>(*before, *before + equal.x, *before + equal.x + equal.y, *before + equal.x + equal.y + equal.z);
     *before = rank.w + equal.w;
@@ -45,7 +46,8 @@ fn in_order(score: vec4<u32>, index: u32, before: ptr<function, u32>) -> u32 {
     return bytes_of_flags(kept & inside);
 }
 
-/// A block whose ties are all kept or all left out has one least score. The one in which the budget for ties ends is walked through by one invocation.
+/// A block whose ties are all kept or all left out has one least score. The one in which the budget for ties ends is
+/// walked through by one invocation.
 fn fill_alone(block: u32, lane: u32) {
     let most = state[1];
     let divided = ties[block] < most && ties[block + 1u] > most;

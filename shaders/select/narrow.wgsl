@@ -1,5 +1,5 @@
 // From the top, the bin that holds score number state[1] of the window: state[0] becomes its lower end and
-// state[1] the number within it. One workgroup.
+// state[1] the number within it. One workgroup. Expects no part.
 
 override WORKGROUP: u32 = 256u;
 

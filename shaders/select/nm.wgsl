@@ -1,5 +1,6 @@
 // mask |= 1 at the `keep` best of every `size` elements that lie `stride` apart; ties go to the earlier.
-// Expects lib/dtype.wgsl, lib/score.wgsl, and lib/groups_beside.wgsl or lib/groups_apart.wgsl, which have the binding 3, `mask`, and
+// Expects lib/dtype.wgsl, lib/select/score.wgsl, and lib/select/groups_beside.wgsl or lib/select/groups_apart.wgsl,
+// which have the binding 3, `mask`, and
 //   choose(group, lane)   what an invocation of a workgroup does
 
 override WORKGROUP: u32 = 256u;

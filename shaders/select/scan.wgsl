@@ -1,5 +1,5 @@
 // counts[i] <- sum of counts before i; counts[len] <- sum of all. In place, by one workgroup: tiles of 256 times ITEMS
-// one after the other, since nothing may wait for another workgroup. Expects lib/scan.wgsl.
+// one after the other, since nothing may wait for another workgroup. Expects lib/select/scan.wgsl.
 
 override ITEMS: u32 = 8u;
 

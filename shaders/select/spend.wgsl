@@ -1,4 +1,4 @@
-// left <- max(left − ties counted, 0), of 64 bits; state[1] <- what of it fits a word. One invocation.
+// left <- max(left − ties counted, 0), of 64 bits; state[1] <- what of it fits a word. One invocation. Expects no part.
 
 struct Params {
     len: u32,

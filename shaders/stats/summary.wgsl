@@ -1,8 +1,8 @@
 // For each share of the values: sum and sum of squares in units of the power of two of its maximum,
 // maximum, minimum, zeros, and the values that are NaN, infinite or negative.
-// LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of four, at most 128); a workgroup
-// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl and
-// lib/join.wgsl.
+// LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of four, at most
+// 128); a workgroup has WORKGROUP / LANES shares, and no barrier where LANES is 1.
+// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/join.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override LANES: u32 = 256u;
@@ -54,7 +54,7 @@ fn load_values(octet: u32) -> Octet {
 
 /// Four values from flat index `index`, whatever they are; those past the end count as nothing.
 fn part_of(bits: vec4<u32>, index: u32) -> Part {
-    let position = vec4<u32>(index) + vec4<u32>(0u, 1u, 2u, 3u);
+    let position = four_indices(index);
     let inside = position < vec4<u32>(params.len);
     // The positive numbers and both zeros, told from the bits.
     let fine = (bits < vec4<u32>(0x7f800000u)) | (bits == vec4<u32>(0x80000000u));
@@ -66,27 +66,15 @@ fn part_of(bits: vec4<u32>, index: u32) -> Part {
     let exponent = max(max(apart.e.x, apart.e.y), max(apart.e.z, apart.e.w));
     let scaled = mantissa_at(apart, vec4<i32>(exponent));
     return Part(
-        total(scaled),
-        total(scaled * scaled),
+        sum_of_four(scaled),
+        sum_of_four(scaled * scaled),
         exponent,
-        most(kept),
-        least(select(vec4<u32>(0xffffffffu), magnitude, good)),
+        most_of_four(kept),
+        least_of_four(select(vec4<u32>(0xffffffffu), magnitude, good)),
         count(ones(good & (magnitude == vec4<u32>(0u)))),
         count(ones(bad)),
-        least(select(vec4<u32>(0xffffffffu), position, bad)),
+        least_of_four(select(vec4<u32>(0xffffffffu), position, bad)),
     );
-}
-
-fn total(values: vec4<f32>) -> f32 {
-    return (values.x + values.y) + (values.z + values.w);
-}
-
-fn least(values: vec4<u32>) -> u32 {
-    return min(min(values.x, values.y), min(values.z, values.w));
-}
-
-fn most(values: vec4<u32>) -> u32 {
-    return max(max(values.x, values.y), max(values.z, values.w));
 }
 
 fn ones(flags: vec4<bool>) -> vec4<u32> {
@@ -142,7 +130,7 @@ fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     let d = load_values(octet + 3u * LANES);
     let greatest = max(max(max(a.lo, a.hi), max(b.lo, b.hi)), max(max(c.lo, c.hi), max(d.lo, d.hi)));
     let least = min(min(min(a.lo, a.hi), min(b.lo, b.hi)), min(min(c.lo, c.hi), min(d.lo, d.hi)));
-    let top = most(greatest);
+    let top = most_of_four(greatest);
     let plain = is_plain(top) && 8u * (octet + 3u * LANES + 1u) <= params.len;
     let exponent = max(before.exponent, select(NOTHING, plain_exponent(top), plain));
     let down = before.exponent - exponent;
@@ -174,11 +162,11 @@ fn part_from(begin: u32) -> Part {
         running = add_turn(running, begin + turn * TURN * LANES, turn);
     }
     var part = Part(
-        total(running.sums),
-        total(running.squares),
+        sum_of_four(running.sums),
+        sum_of_four(running.squares),
         running.exponent,
-        most(running.greatest),
-        least(running.least),
+        most_of_four(running.greatest),
+        least_of_four(running.least),
         count(running.zeros),
         0u,
         0xffffffffu,
@@ -202,7 +190,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let lane = local.x % LANES;
-    let share = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    let share = share_at(group, groups, local.x);
     let start = share * LANES * OCTETS;
     let whole = join_lanes(local.x, lane, part_from(start + lane));
     if lane == 0u && start * 8u < params.len {

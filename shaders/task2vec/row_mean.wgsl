@@ -1,6 +1,6 @@
 // The sum of each part of the rows of a [rows, width] block, in units of the power of two of its maximum.
-// LANES invocations (a power of two) share a part of at most LANES · ITEMS elements; a workgroup has WORKGROUP / LANES parts,
-// and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl, lib/run.wgsl and
+// LANES invocations (a power of two) share a part of at most LANES · ITEMS elements; a workgroup has WORKGROUP / LANES
+// parts, and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl, lib/run.wgsl, lib/record.wgsl,
 // lib/join.wgsl.
 
 override WORKGROUP: u32 = 256u;
@@ -20,8 +20,6 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> values: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> records: array<f32>;
-
-const NO_BAD: u32 = 0xffffffffu;
 
 struct Part {
     /// In units of 2^exponent.
@@ -49,12 +47,11 @@ fn four(run: Run, at: u32, bits: vec4<u32>) -> Part {
     let apart = wide(select(vec4<u32>(), bits & vec4<u32>(0x7fffffffu), fine));
     let exponent = max(max(apart.e.x, apart.e.y), max(apart.e.z, apart.e.w));
     let scaled = mantissa_at(apart, vec4<i32>(exponent));
-    let index = vec4<u32>(at - run.first) + vec4<u32>(0u, 1u, 2u, 3u);
-    let bad = select(index, vec4<u32>(NO_BAD), fine);
+    let index = four_indices(at - run.first);
     return Part(
-        (scaled.x + scaled.y) + (scaled.z + scaled.w),
+        sum_of_four(scaled),
         exponent,
-        min(min(bad.x, bad.y), min(bad.z, bad.w)),
+        first_index(!fine, index),
     );
 }
 
@@ -79,8 +76,7 @@ fn add_turn(before: Running, run: Run, octet: u32, turn: u32) -> Running {
     let b = load_values(run, octet + LANES);
     let c = load_values(run, octet + 2u * LANES);
     let d = load_values(run, octet + 3u * LANES);
-    let fours = max(max(largest(a), largest(b)), max(largest(c), largest(d)));
-    let top = max(max(fours.x, fours.y), max(fours.z, fours.w));
+    let top = most_of_four(max(max(largest(a), largest(b)), max(largest(c), largest(d))));
     let plain = is_plain(top);
     let exponent = max(before.exponent, select(NOTHING, plain_exponent(top), plain));
     let scale = pow2(vec4<i32>(before.exponent - exponent, -exponent, 0, 0));
@@ -102,8 +98,7 @@ fn share_of(run: Run, lane: u32) -> Part {
         running = add_turn(running, run, octet, turn);
         turn += 1u;
     }
-    let sums = running.sums;
-    var part = Part((sums.x + sums.y) + (sums.z + sums.w), running.exponent, NO_BAD);
+    var part = Part(sum_of_four(running.sums), running.exponent, NO_INDEX);
     for (var left = running.left; left != 0u; left &= left - 1u) {
         for (var i = 0u; i < TURN; i++) {
             let octet = first + (firstTrailingBit(left) * TURN + i) * LANES;
@@ -121,11 +116,11 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let lane = local.x % LANES;
-    let index = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    let index = share_at(group, groups, local.x);
     let row = index / params.parts;
     let begin = index % params.parts * (LANES * ITEMS);
     let there = row < params.rows;
-    var part = Part(0.0, NOTHING, NO_BAD);
+    var part = Part(0.0, NOTHING, NO_INDEX);
     if there {
         let len = min(params.width - begin, LANES * ITEMS);
         part = share_of(Run(params.start + row * params.width + begin, len), lane);
@@ -133,7 +128,7 @@ fn main(
     let whole = join_lanes(local.x, lane, part);
     if lane == 0u && there {
         records[3u * index] = whole.sum;
-        records[3u * index + 1u] = select(f32(whole.exponent), 0.0, whole.exponent == NOTHING);
-        records[3u * index + 2u] = select(f32(whole.first_bad), -1.0, whole.first_bad == NO_BAD);
+        records[3u * index + 1u] = exponent_word(whole.exponent);
+        records[3u * index + 2u] = index_word(whole.first_bad);
     }
 }

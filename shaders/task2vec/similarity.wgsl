@@ -1,7 +1,7 @@
 // What two Fishers have in common, for each share: Σ x y, Σ x², Σ y² of the cosine, or the sum of a divergence.
-// LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of two, at most 64); a workgroup
-// has WORKGROUP / LANES shares, and no barrier where LANES is 1. Expects lib/dtype.wgsl, lib/wide.wgsl and
-// lib/join.wgsl.
+// LANES invocations (a power of two) have a share, of OCTETS groups of eight elements each (a multiple of two, at most
+// 64); a workgroup has WORKGROUP / LANES shares, and no barrier where LANES is 1.
+// Expects lib/dtype.wgsl, lib/wide.wgsl, lib/record.wgsl, lib/join.wgsl.
 
 const COSINE: u32 = 0u;
 const NORMALIZED: u32 = 1u;
@@ -24,7 +24,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read_write> records: array<f32>;
 
-const NO_INDEX: u32 = 0xffffffffu;
 const TURN: u32 = 2u;
 
 /// From this power of two on a ratio of values is its own excess over 1, to the last bit.
@@ -67,17 +66,8 @@ fn load_b(octet: u32) -> Octet {
     return widen(b[octet], B);
 }
 
-fn total(values: vec4<f32>) -> f32 {
-    return (values.x + values.y) + (values.z + values.w);
-}
-
 fn greatest(values: vec4<i32>) -> i32 {
     return max(max(values.x, values.y), max(values.z, values.w));
-}
-
-fn first(flags: vec4<bool>, index: vec4<u32>) -> u32 {
-    let at = select(vec4<u32>(NO_INDEX), index, flags);
-    return min(min(at.x, at.y), min(at.z, at.w));
 }
 
 fn join(p: Part, q: Part) -> Part {
@@ -156,7 +146,7 @@ fn divergence(one: Wide, other: Wide) -> Wide {
 
 /// Four pairs from index `index` of the share, which has `len`; those past the end count as nothing.
 fn part_of(a_bits: vec4<u32>, b_bits: vec4<u32>, index: u32, len: u32) -> Part {
-    let at = vec4<u32>(index) + vec4<u32>(0u, 1u, 2u, 3u);
+    let at = four_indices(index);
     let inside = at < vec4<u32>(len);
     let good_a = (a_bits < vec4<u32>(0x7f800000u)) | (a_bits == vec4<u32>(0x80000000u));
     let good_b = (b_bits < vec4<u32>(0x7f800000u)) | (b_bits == vec4<u32>(0x80000000u));
@@ -164,13 +154,13 @@ fn part_of(a_bits: vec4<u32>, b_bits: vec4<u32>, index: u32, len: u32) -> Part {
     let kept_b = select(vec4<u32>(0u), b_bits & vec4<u32>(0x7fffffffu), inside & good_b);
     let one = wide(kept_a);
     let other = wide(kept_b);
-    let bad_a = first(inside & !good_a, at);
-    let bad_b = first(inside & !good_b, at);
-    let one_zero = first(inside & good_a & good_b & ((kept_a == vec4<u32>(0u)) != (kept_b == vec4<u32>(0u))), at);
+    let bad_a = first_index(inside & !good_a, at);
+    let bad_b = first_index(inside & !good_b, at);
+    let one_zero = first_index(inside & good_a & good_b & ((kept_a == vec4<u32>(0u)) != (kept_b == vec4<u32>(0u))), at);
     if METRIC == KL || METRIC == JSD {
         let term = divergence(one, other);
         let e = greatest(term.e);
-        return Part(total(mantissa_at(term, vec4<i32>(e))), 0.0, 0.0, e, 0, bad_a, bad_b, one_zero);
+        return Part(sum_of_four(mantissa_at(term, vec4<i32>(e))), 0.0, 0.0, e, 0, bad_a, bad_b, one_zero);
     }
     var x = one;
     var y = other;
@@ -182,7 +172,7 @@ fn part_of(a_bits: vec4<u32>, b_bits: vec4<u32>, index: u32, len: u32) -> Part {
     let ey = greatest(y.e);
     let mx = mantissa_at(x, vec4<i32>(ex));
     let my = mantissa_at(y, vec4<i32>(ey));
-    return Part(total(mx * my), total(mx * mx), total(my * my), ex, ey, bad_a, bad_b, one_zero);
+    return Part(sum_of_four(mx * my), sum_of_four(mx * mx), sum_of_four(my * my), ex, ey, bad_a, bad_b, one_zero);
 }
 
 /// Four pairs as they are.
@@ -227,14 +217,6 @@ fn terms_of(v: Four, unit_x: f32, unit_y: f32) -> Terms {
     return Terms(x * unit_x, y * unit_y);
 }
 
-fn most(values: vec4<u32>) -> u32 {
-    return max(max(values.x, values.y), max(values.z, values.w));
-}
-
-fn least(values: vec4<u32>) -> u32 {
-    return min(min(values.x, values.y), min(values.z, values.w));
-}
-
 /// Two octets, LANES apart, in units of the greatest so far, if none of their values is lost in these or zero in one alone.
 fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     let a0 = load_a(octet);
@@ -245,8 +227,8 @@ fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     let q = Four(a0.hi, b0.hi);
     let r = Four(a1.lo, b1.lo);
     let s = Four(a1.hi, b1.hi);
-    let top = most(max(max(max(p.a, q.a), max(r.a, s.a)), max(max(p.b, q.b), max(r.b, s.b))));
-    let low = least(min(min(smallest(p), smallest(q)), min(smallest(r), smallest(s))));
+    let top = most_of_four(max(max(max(p.a, q.a), max(r.a, s.a)), max(max(p.b, q.b), max(r.b, s.b))));
+    let low = least_of_four(min(min(smallest(p), smallest(q)), min(smallest(r), smallest(s))));
     let apart = any(one_zero_of(p) | one_zero_of(q) | one_zero_of(r) | one_zero_of(s));
     // From 2^-125 to 2^126, and 2^120 between two of them.
     let near = top < 0x7e800000u && low >= 0x00ffffffu && (top >> 23u) <= (low >> 23u) + 120u;
@@ -294,7 +276,7 @@ fn part_from(start: u32, lane: u32) -> Part {
         }
     }
     var part = Part(
-        total(running.xy), total(running.xx), total(running.yy), running.x, running.y, NO_INDEX, NO_INDEX, NO_INDEX,
+        sum_of_four(running.xy), sum_of_four(running.xx), sum_of_four(running.yy), running.x, running.y, NO_INDEX, NO_INDEX, NO_INDEX,
     );
     for (var left = running.left; left != 0u; left &= left - 1u) {
         for (var i = 0u; i < TURN; i++) {
@@ -312,14 +294,6 @@ fn part_from(start: u32, lane: u32) -> Part {
     return part;
 }
 
-fn exponent_word(e: i32) -> f32 {
-    return select(f32(e), 0.0, e == NOTHING);
-}
-
-fn index_word(index: u32) -> f32 {
-    return select(f32(index), -1.0, index == NO_INDEX);
-}
-
 @compute @workgroup_size(WORKGROUP)
 fn main(
     @builtin(local_invocation_id) local: vec3<u32>,
@@ -327,7 +301,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let lane = local.x % LANES;
-    let share = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    let share = share_at(group, groups, local.x);
     let start = share * LANES * OCTETS;
     let whole = join_lanes(local.x, lane, part_from(start, lane));
     if lane == 0u && start * 8u < params.len {

@@ -208,6 +208,6 @@ pub enum Fill {
     Below(u32),
     /// Words that count: the i-th is i.
     Count,
-    /// No buffer of its own: that of an earlier binding, as the kernel's callers bind it.
+    /// Not its own buffer: that of an earlier binding, as the kernel's callers bind it.
     Same(usize),
 }

@@ -40,7 +40,8 @@ impl Floats {
         out
     }
 
-    /// Lets `fill` write the elements of `slice` (at most [`BLOCK`]) as f32: in place if they are, else by way of this block.
+    /// Lets `fill` write the elements of `slice` (at most [`BLOCK`]) as f32: in place if they are, else by way of this
+    /// block.
     #[inline(always)]
     pub fn store(&mut self, slice: SliceMut<'_>, fill: impl FnOnce(&mut [f32])) {
         if slice.element() == Element::F32 {
@@ -51,7 +52,8 @@ impl Floats {
         narrow_into(out, slice);
     }
 
-    /// Lets `change` rewrite the elements of `slice` (at most [`BLOCK`]) as f32: in place if they are, else by way of this block.
+    /// Lets `change` rewrite the elements of `slice` (at most [`BLOCK`]) as f32: in place if they are, else by way of
+    /// this block.
     #[inline(always)]
     pub fn update(&mut self, slice: SliceMut<'_>, change: impl FnOnce(&mut [f32])) {
         if slice.element() == Element::F32 {
@@ -138,8 +140,8 @@ pub fn widen(slice: Slice<'_>) -> Vec<f32> {
     out
 }
 
-/// Elements of one task of `len`, in whole blocks: several tasks a thread where that leaves each a few microseconds of work (chunks
-/// that are streamed are only some dozens of blocks long), and no more than 64 blocks.
+/// Elements of one task of `len`, in whole blocks: several tasks a thread where that leaves each a few microseconds of
+/// work (chunks that are streamed are only some dozens of blocks long), and no more than 64 blocks.
 #[must_use]
 pub(crate) fn task_len(len: usize) -> usize {
     let tasks = 4 * rayon::current_num_threads();

@@ -56,8 +56,8 @@ pub trait Kernel: Clone + Send + Sync + 'static {
     /// [`Error::Shape`](crate::Error::Shape) and [`Error::Limit`](crate::Error::Limit), naming the argument.
     fn launch(&self, params: &Self::Params, args: &Self::Args, caps: &Caps) -> Result<[u32; 3]>;
 
-    /// The most iterations of one invocation of this step, all its loops together, where data and not the shader's text set their
-    /// number. A recording holds it against [`Caps::max_iterations`](crate::gpu::Caps::max_iterations).
+    /// The most iterations of one invocation of this step, all its loops together, where data and not the shader's text
+    /// set their number. A recording holds it against [`Caps::max_iterations`](crate::gpu::Caps::max_iterations).
     fn iterations(&self, _params: &Self::Params, _args: &Self::Args) -> u64 {
         0
     }

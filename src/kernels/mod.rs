@@ -2,7 +2,8 @@
 //!
 //! To add one: `shaders/FAMILY/NAME.wgsl`, `src/kernels/FAMILY/NAME.rs` (doc, `params!`, `args!`, `Kernel`,
 //! `Checked`), a definition in [`reference`](crate::reference) if the quantity is new, and one line in the
-//! registry below, which is ordered as the README's table of kernels is. Contract test, oracle test, bench and `verify` find it by themselves.
+//! registry below, which is ordered as the README's table of kernels is. Contract test, oracle test, bench and `verify`
+//! find it by themselves.
 
 pub mod ceiling;
 pub mod ewc;
@@ -19,7 +20,7 @@ pub mod stats;
 pub mod task2vec;
 
 pub use owner::Owner;
-pub(crate) use parts::{COLUMNS, DTYPE, ELEMENT, JOIN, RUN, WIDE, shader};
+pub(crate) use parts::{COLUMNS, DTYPE, ELEMENT, JOIN, RECORD, RUN, WIDE, shader};
 pub(crate) use sizes::{BENCHED, LENGTHS, OCTETS, WORKGROUP, elementwise};
 
 use crate::kernel::Visitor;

@@ -14,7 +14,10 @@ pub(crate) const DTYPE: &str = shader!("lib/dtype.wgsl");
 /// What lanes of a workgroup have, joined to one.
 pub(crate) const JOIN: &str = shader!("lib/join.wgsl");
 
-/// Weights with an exponent of their own.
+/// Indices and exponents in records. Needs [`DTYPE`] and [`WIDE`].
+pub(crate) const RECORD: &str = shader!("lib/record.wgsl");
+
+/// Weights with their own exponent.
 pub(crate) const WIDE: &str = shader!("lib/wide.wgsl");
 
 /// One element a load: for kernels whose elements are scattered. Needs [`DTYPE`].

@@ -20,7 +20,8 @@ pub(crate) fn elementwise(op: &str, len: u64, caps: &Caps) -> Result<[u32; 3]> {
     groups_for(op, len, u64::from(8 * WORKGROUP * OCTETS), caps)
 }
 
-/// Sizes that a kernel is timed at whose form is chosen for the device: from bound by launching to as much as a device binds.
+/// Sizes that a kernel is timed at whose form is chosen for the device: from bound by launching to as much as a device
+/// binds.
 pub(crate) const BENCHED: [u64; 7] = [1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28];
 
 /// Lengths around every edge of an elementwise kernel: empty, within and past one group of eight, one

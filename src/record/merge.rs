@@ -15,8 +15,9 @@ use crate::memory::{Element, Memory, View};
 pub type MergeStep = (Fisher, FisherParams, FisherArgs);
 
 impl Recording {
-    /// Appends the steps of one merge, in order, over the same parameters. On the host they are run block by block, which spares the state
-    /// between them; what it holds afterwards is not defined. The result has the bits of the steps dispatched one by one.
+    /// Appends the steps of one merge, in order, over the same parameters. On the host they are run block by block,
+    /// which spares the state between them; what it holds afterwards is not defined. The result has the bits of the
+    /// steps dispatched one by one.
     ///
     /// # Errors
     /// [`Error::Argument`] if the steps are not those of one merge, and as [`Recording::dispatch`].
@@ -94,7 +95,8 @@ fn writes_inputs(steps: &[MergeStep]) -> bool {
     steps.iter().any(|(_, _, args)| inputs(args).iter().any(|input| overlap(input, merged)))
 }
 
-/// Whether two views are of one device buffer, which a dispatch can't bind for reading and for writing, whatever the ranges.
+/// Whether two views are of one device buffer, which a dispatch can't bind for reading and for writing, whatever the
+/// ranges.
 fn same_buffer(a: &View, b: &View) -> bool {
     matches!((a.memory(), b.memory()), (Memory::Device(a), Memory::Device(b)) if a == b)
 }
@@ -111,7 +113,7 @@ mod tests {
     use crate::kernel::Checked;
     use crate::kernels::merge::{COUNT_WORDS, state_words};
 
-    /// Steps that merge three models of 5000 parameters, the last one into `merged` (or a buffer of its own), and that buffer.
+    /// Steps that merge three models of 5000 parameters, the last one into `merged` (or its own buffer), and that buffer.
     fn three(merged: impl Fn(&[View]) -> Option<View>) -> (Vec<MergeStep>, View) {
         let host = Backend::Host;
         let len = 5000_u32;

@@ -71,9 +71,10 @@ impl Recording {
     /// Appends one step of `kernel`. A step over nothing is left out.
     ///
     /// # Errors
-    /// What [`Kernel::launch`] refuses; [`Error::Limit`] for a view that one binding can't hold or a loop that the driver would cut short;
-    /// [`Error::Argument`] for a form that exchanges values where subgroups are not of its size, memory of another backend or memory that is written and used twice;
-    /// [`Error::Shader`] if the device refuses the shader.
+    /// What [`Kernel::launch`] refuses; [`Error::Limit`] for a view that one binding can't hold or a loop that the
+    /// driver would cut short; [`Error::Argument`] for a form that exchanges values where subgroups are not of its
+    /// size, memory of another backend or memory that is written and used twice; [`Error::Shader`] if the device
+    /// refuses the shader.
     pub fn dispatch<K: Kernel>(&mut self, kernel: &K, params: K::Params, args: K::Args) -> Result<&mut Self> {
         let groups = kernel.launch(&params, &args, &self.caps)?;
         check_views::<K>(&args, &self.backend, &self.caps)?;

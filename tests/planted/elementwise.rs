@@ -83,8 +83,8 @@ fn a_missing_barrier_is_seen() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_sum_that_overflows_is_seen() {
-    let from = "total(scaled * scaled)";
-    let to = "total(floats(kept) * floats(kept))";
+    let from = "sum_of_four(scaled * scaled)";
+    let to = "sum_of_four(floats(kept) * floats(kept))";
     shader_is_refused::<stats::Summary>("largest", from, to, "sums[1]: got inf");
     // A sum that keeps an old unit.
     for owner in ["Workgroup growing", "Invocation growing"] {

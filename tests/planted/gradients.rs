@@ -44,7 +44,7 @@ fn another_lane_s_factors_are_seen() {
     shader_is_refused::<fisher::Gram>("form: Quads(Shared)", from, to, "out[");
     shader_is_refused::<fisher::ConvSq>("form: Slide", from, to, "out[");
     let slides = [
-        ("NEXT < vec4<u32>(left)", "NEXT <= vec4<u32>(left)"),
+        ("four_indices(0u) < vec4<u32>(left)", "four_indices(0u) <= vec4<u32>(left)"),
         ("at < vec4<u32>(line.width)", "at <= vec4<u32>(line.width)"),
         ("vec4<f32>(lo.zw, hi.xy)", "vec4<f32>(lo.zw, hi.zw)"),
         ("index - shift + 4u", "index - shift"),

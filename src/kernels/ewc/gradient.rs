@@ -17,7 +17,7 @@ use crate::shape::DType;
 /// - `fisher`    F `[p]`, f32, f16 or bf16
 /// - `gradient`  `[p]`, f32, f16 or bf16, updated in place
 ///
-/// Several anchors add up: one step each. λ carries an exponent of its own and no product is formed before its exponents
+/// Several anchors add up: one step each. λ carries its own exponent and no product is formed before its exponents
 /// are added, so λ F may leave f32's range where the gradient does not. NaN and infinity in any input stay in the gradient.
 /// A loop that minimises a *mean* loss over N samples with a *sum* Fisher wants λ/N: both are the caller's convention.
 ///

@@ -8,7 +8,7 @@ use crate::kernel::{Case, CaseBuffer, FLUSHED, Kernel, Want, noise};
 use crate::reference;
 use crate::shape::DType;
 
-/// Every form of a shader that has no cases of its own.
+/// Every form of a shader that has no cases itself.
 pub(super) const FORMS: [Form; 5] = [
     Form::Tile { x: 16, y: 16 },
     Form::Tile { x: 8, y: 8 },
@@ -131,7 +131,8 @@ pub(super) fn want(
     (0..old.len()).map(element).collect()
 }
 
-/// The wanted result of a sum of products of squares: all terms are non-negative, so the value is the sum of their magnitudes.
+/// The wanted result of a sum of products of squares: all terms are non-negative, so the value is the sum of their
+/// magnitudes.
 ///
 /// A term has two squares, a product, the weight and the scale (counted twice by its square), then its sum.
 pub(super) fn want_factorised(

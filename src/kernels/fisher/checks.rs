@@ -22,8 +22,8 @@ pub(super) fn check_range(op: &str, what: &str, (first, count): (u32, u32), all:
     Ok(())
 }
 
-/// Checks that `out` holds what a step writes: of every square its `output_count` outputs with [`Mode::Each`], else whole outputs from
-/// `out_first` on, with those of the step among them. Sizes are squares, outputs, elements of an output.
+/// Checks that `out` holds what a step writes: of every square its `output_count` outputs with [`Mode::Each`], else
+/// whole outputs from `out_first` on, with those of the step among them. Sizes are squares, outputs, elements of an output.
 pub(super) fn check_out(
     op: &str,
     mode: Mode,

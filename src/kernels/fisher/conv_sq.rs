@@ -27,30 +27,32 @@ use crate::shape::DType;
 ///     + gain · Σ_s weight[s] · (Σ_{n ∈ s} Σ_p gradient_scale · b[n, o, p] · a[n, c, stride·p + dilation·k − padding])²
 /// ```
 ///
-/// with p over output positions, k over kernel offsets (both d, h, w), and a zero outside of the input. Lower ranks have leading
-/// sizes of 1. With groups, c counts the channels of o's group alone.
+/// with p over output positions, k over kernel offsets (both d, h, w), and a zero outside of the input. Lower ranks
+/// have leading sizes of 1. With groups, c counts the channels of o's group alone.
 ///
 /// - `input`        a `[n, c, d, h, w]`, f32, f16 or bf16
 /// - `grad_output`  b `[n, o, d, h, w]`, f32, f16 or bf16; gradient of the *summed* loss
 /// - `weight`       `[s]`, f32, one for each `fold` consecutive samples
 /// - `out`          `[o, c / groups, kernel d, h, w]`, f32
 ///
-/// **Transposed convolution.** Its output y[n, c, stride·p + dilation·k − padding] += x[n, o, p] · W[o, c, k] has the weight gradient
-/// Σ_p x[n, o, p] · ∂ℓ/∂y[n, c, stride·p + dilation·k − padding]: the sum above with `grad_output` bound to x and `input` to the
-/// gradient at y. That is exact, for groups too; the result is `[in, out / groups, kernel…]`, as transposed convolutions store it.
-/// `output_padding` only makes y larger. (`gradient_scale` then scales x, which is the same for the product.)
+/// **Transposed convolution.** Its output y[n, c, stride·p + dilation·k − padding] += x[n, o, p] · W[o, c, k] has the
+/// weight gradient Σ_p x[n, o, p] · ∂ℓ/∂y[n, c, stride·p + dilation·k − padding]: the sum above with `grad_output`
+/// bound to x and `input` to the gradient at y. That is exact, for groups too; the result is
+/// `[in, out / groups, kernel…]`, as transposed convolutions store it. `output_padding` only makes y larger.
+/// (`gradient_scale` then scales x, which is the same for the product.)
 ///
 /// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then of the weight's shape, or
 /// `[s, output_count, c / groups, kernel…]`.
 ///
-/// Patches are read where they lie: nothing is unfolded; the host copies the input rows of one block of positions, with their
-/// padding, for one tile at a time. `grad_output` may be smaller than input, kernel and stride allow: what no position reaches adds nothing.
-/// Inputs are to be finite: where a group is too narrow for a matrix product, the host multiplies some by zeros, as the shader does where inputs
-/// slide, and elements that do not see an infinite one become NaN with those that do.
+/// Patches are read where they lie: nothing is unfolded; the host copies the input rows of one block of positions, with
+/// their padding, for one tile at a time. `grad_output` may be smaller than input, kernel and stride allow: what no
+/// position reaches adds nothing. Inputs are to be finite: where a group is too narrow for a matrix product, the host
+/// multiplies some by zeros, as the shader does where inputs slide, and elements that do not see an infinite one become
+/// NaN with those that do.
 ///
-/// Must move a, b and out once; 2·n·p·o·c/groups·k operations and 3·s for each element. Bitwise repeatable: each element has one owner and a
-/// fixed order. No samples or no positions: the sums are zeros. Definition: [`reference::fisher::conv`](crate::reference::fisher::conv).
-/// Cf. Dangel et al., *BackPACK* (2020), `SumGradSquared`.
+/// Must move a, b and out once; 2·n·p·o·c/groups·k operations and 3·s for each element. Bitwise repeatable: each
+/// element has one owner and a fixed order. No samples or no positions: the sums are zeros. Definition:
+/// [`reference::fisher::conv`](crate::reference::fisher::conv). Cf. Dangel et al., *BackPACK* (2020), `SumGradSquared`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvSq {
     /// The shader's form.
@@ -63,7 +65,8 @@ pub struct ConvSq {
     pub grad_output: DType,
     /// Whether the old value is not read.
     pub overwrite: bool,
-    /// Whether each position meets one input, at its own place: a kernel of one element, strides of 1, no padding. [`Form::Quads`] then loads four together.
+    /// Whether each position meets one input, at its own place: a kernel of one element, strides of 1, no padding.
+    /// [`Form::Quads`] then loads four together.
     pub pointwise: bool,
 }
 
@@ -149,8 +152,8 @@ crate::args! {
     }
 }
 
-/// The last output position plus one along one axis, for an input of `input`: ⌊(input + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1,
-/// none where the kernel is larger than the padded input.
+/// The last output position plus one along one axis, for an input of `input`:
+/// ⌊(input + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1, none where the kernel is larger than the padded input.
 fn reach(input: u64, kernel: u64, stride: u64, padding: u64, dilation: u64) -> u64 {
     (input + 2 * padding).checked_sub(dilation * (kernel - 1) + 1).map_or(0, |room| room / stride + 1)
 }
@@ -244,7 +247,7 @@ impl Kernel for ConvSq {
     type Args = ConvSqArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        self.form.parts(shader!("fisher/conv_sq.wgsl"), shader!("lib/product_gather.wgsl"))
+        self.form.parts(shader!("fisher/conv_sq.wgsl"), shader!("lib/product/gather.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {

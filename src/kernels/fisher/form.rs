@@ -19,15 +19,16 @@ pub enum Form {
     Register(Loads),
     /// The same for a linear layer whose widths and first output are multiples of eight: whole octets are loaded.
     Octets(Loads),
-    /// The same for a convolution or a Gram matrix whose positions are a multiple of four: four of them are loaded together.
+    /// The same for a convolution or a Gram matrix whose positions are a multiple of four: four of them are loaded
+    /// together.
     Quads(Loads),
-    /// The same for convolutions with `stride_w` = `dilation_w` = 1, with [`Loads::Shared`]: a workgroup owns 16 rows × 8 times four neighbouring
-    /// offsets of a kernel row, past which the inputs slide.
+    /// The same for convolutions with `stride_w` = `dilation_w` = 1, with [`Loads::Shared`]: a workgroup owns 16 rows ×
+    /// 8 times four neighbouring offsets of a kernel row, past which the inputs slide.
     Slide,
     /// One invocation an element. For depthwise and other narrow groups.
     Direct,
-    /// The same where loads cost most, for convolutions with `stride_w` = `dilation_w` = 1 and `stride_h` = `dilation_h`: 4 × 4 neighbouring offsets of a
-    /// kernel an invocation, past which the inputs slide.
+    /// The same where loads cost most, for convolutions with `stride_w` = `dilation_w` = 1 and `stride_h` =
+    /// `dilation_h`: 4 × 4 neighbouring offsets of a kernel an invocation, past which the inputs slide.
     Window,
 }
 
@@ -47,8 +48,8 @@ const REGISTER_LANES: u32 = 8;
 const DIRECT_LANES: u32 = 64;
 
 /// Inputs that slide, and four positions of sixteen rows.
-const LINE_PART: &str = shader!("lib/product_line.wgsl");
-const FOURS_PART: &str = shader!("lib/product_fours.wgsl");
+const LINE_PART: &str = shader!("lib/product/line.wgsl");
+const FOURS_PART: &str = shader!("lib/product/fours.wgsl");
 
 impl Form {
     /// The form for `blocks` matrices of rows × columns on a device.
@@ -69,8 +70,8 @@ impl Form {
         if LARGE.groups(blocks, rows, columns) >= 128 && caps.max_invocations >= 256 { LARGE } else { SMALL }
     }
 
-    /// This form, with loads of whole octets if it has those and all of these are multiples of eight: the distances of rows, and
-    /// where the first begins.
+    /// This form, with loads of whole octets if it has those and all of these are multiples of eight: the distances of
+    /// rows, and where the first begins.
     #[must_use]
     pub fn for_widths(self, widths: &[u32]) -> Self {
         match self {
@@ -79,8 +80,8 @@ impl Form {
         }
     }
 
-    /// This form, with loads of four positions if it has those and all of these are multiples of four: the positions of a row, and where
-    /// the first lies.
+    /// This form, with loads of four positions if it has those and all of these are multiples of four: the positions of
+    /// a row, and where the first lies.
     #[must_use]
     pub fn for_positions(self, positions: &[u64]) -> Self {
         match self {
@@ -111,7 +112,7 @@ impl Form {
     /// Refuses [`Form::Quads`] where four positions would not lie together.
     pub(super) fn check_positions(self, op: &str, positions: &[u64]) -> Result<()> {
         if matches!(self, Self::Quads(_)) && !in_fours(positions) {
-            let problem = format!("positions {positions:?} are no multiples of 4, as form Quads has them");
+            let problem = format!("positions {positions:?} are not multiples of 4, as form Quads has them");
             return Err(Error::argument(op, problem));
         }
         Ok(())
@@ -130,7 +131,7 @@ impl Form {
         }
         if matches!(self, Self::Octets(_)) && !is_aligned(widths) {
             let problem =
-                format!("widths and first output {widths:?} are no multiples of 8, as form Octets has them");
+                format!("widths and first output {widths:?} are not multiples of 8, as form Octets has them");
             return Err(Error::argument(op, problem));
         }
         Ok(())
@@ -154,7 +155,8 @@ impl Form {
         squares.saturating_mul(self.turns(positions)).saturating_add(STORES)
     }
 
-    /// Those of one square. (The forms whose inputs slide have rows of positions: see [`ConvSqParams`](super::ConvSqParams).)
+    /// Those of one square. (The forms whose inputs slide have rows of positions: see
+    /// [`ConvSqParams`](super::ConvSqParams).)
     pub(super) fn turns(self, positions: u64) -> u64 {
         let turns = match self {
             // Eight positions: one turn, some to load the factors, eight to multiply, and the ends of these three loops.
@@ -181,29 +183,29 @@ impl Form {
 
     /// A kernel's text and the parts that it needs in this form; `eights` is how it has eight factors at a time.
     pub(super) fn parts(self, kernel: &'static str, eights: &'static str) -> Vec<&'static str> {
-        let strips = shader!("lib/product_strips.wgsl");
-        let shared = shader!("lib/product_fours_shared.wgsl");
+        let strips = shader!("lib/product/strips.wgsl");
+        let shared = shader!("lib/product/fours_shared.wgsl");
         let form = match self {
-            Self::Tile { .. } => vec![shader!("lib/product_tile.wgsl")],
+            Self::Tile { .. } => vec![shader!("lib/product/tile.wgsl")],
             Self::Register(loads) | Self::Octets(loads) => {
                 let left = match loads {
-                    Loads::Own => shader!("lib/product_left_own.wgsl"),
-                    Loads::Shared => shader!("lib/product_left_shared.wgsl"),
+                    Loads::Own => shader!("lib/product/left_own.wgsl"),
+                    Loads::Shared => shader!("lib/product/left_shared.wgsl"),
                 };
-                vec![shader!("lib/product_register.wgsl"), strips, left]
+                vec![shader!("lib/product/register.wgsl"), strips, left]
             }
             Self::Quads(loads) => {
                 let left = match loads {
-                    Loads::Own => shader!("lib/product_fours_own.wgsl"),
+                    Loads::Own => shader!("lib/product/fours_own.wgsl"),
                     Loads::Shared => shared,
                 };
-                vec![shader!("lib/product_quads.wgsl"), strips, FOURS_PART, left]
+                vec![shader!("lib/product/quads.wgsl"), strips, FOURS_PART, left]
             }
-            Self::Slide => vec![shader!("lib/product_slide.wgsl"), LINE_PART, FOURS_PART, shared],
-            Self::Direct => vec![shader!("lib/product_direct.wgsl")],
-            Self::Window => vec![shader!("lib/product_window.wgsl"), LINE_PART],
+            Self::Slide => vec![shader!("lib/product/slide.wgsl"), LINE_PART, FOURS_PART, shared],
+            Self::Direct => vec![shader!("lib/product/direct.wgsl")],
+            Self::Window => vec![shader!("lib/product/window.wgsl"), LINE_PART],
         };
-        [vec![kernel, DTYPE, ELEMENT, shader!("lib/product.wgsl"), eights], form].concat()
+        [vec![kernel, DTYPE, ELEMENT, shader!("lib/product/base.wgsl"), eights], form].concat()
     }
 
     pub(super) fn overrides(self) -> [(&'static str, f64); 2] {

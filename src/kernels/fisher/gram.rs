@@ -27,9 +27,9 @@ use crate::shape::DType;
 /// K[m, n] = ⟨g_m, g_n⟩; with a layer's inputs and its output gradients as rows, the factors of
 /// Σ_{s,t} (b_ms · b_nt)(a_ms · a_nt); with one row y, the products ⟨g_m, Δ⟩ with a direction.
 ///
-/// Must move the ranges and out once; 2·m·n·p operations. Sums are f32, one after the other: sum long rows in pieces, and the pieces
-/// wider. Bitwise repeatable: each element has one owner and a fixed order. Nothing to sum gives zeros. Definition:
-/// [`reference::fisher::inner_products`]. Cf. Wu et al., *An Improved Empirical Fisher Approximation* (2024).
+/// Must move the ranges and out once; 2·m·n·p operations. Sums are f32, one after the other: sum long rows in pieces,
+/// and the pieces wider. Bitwise repeatable: each element has one owner and a fixed order. Nothing to sum gives zeros.
+/// Definition: [`reference::fisher::inner_products`]. Cf. Wu et al., *An Improved Empirical Fisher Approximation* (2024).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gram {
     /// The shader's form.
@@ -65,9 +65,9 @@ crate::params! {
 crate::args! {
     /// The buffers of one [`Gram`] step.
     pub struct GramArgs / GramSlices {
-        /// x.
+        /// x `[m, p]`.
         read x,
-        /// y.
+        /// y `[n, p]`.
         read y,
         /// The result `[rows, columns]`.
         write out,
@@ -80,7 +80,7 @@ impl Kernel for Gram {
     type Args = GramArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        self.form.parts(shader!("fisher/gram.wgsl"), shader!("lib/product_gather.wgsl"))
+        self.form.parts(shader!("fisher/gram.wgsl"), shader!("lib/product/gather.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
@@ -229,8 +229,8 @@ impl Factors for Blocks<'_> {
 /// Rows of x, rows of y, their elements.
 type Shape = (usize, usize, usize);
 
-/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of the host's tiles (258 × 512) and blocks (128
-/// elements), of one and none.
+/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of the host's tiles (258 × 512) and
+/// blocks (128 elements), of one and none.
 const SHAPES: [Shape; 13] = [
     (0, 3, 5),
     (3, 0, 5),

@@ -28,9 +28,10 @@ use crate::shape::DType;
 /// The square of a single product factorises, so this is one matrix product of squares, (w ∘ B ∘ B)ᵀ (A ∘ A). With
 /// positions it does not: [`LinearSqShared`](super::LinearSqShared).
 ///
-/// Must move a, b and out once; 2·n·o·i operations. The factors are squared as they are fetched; there is no squared copy. Squares of
-/// factors below 1e-19 vanish in f32 (`gradient_scale` serves b). Bitwise repeatable: each element has one owner and a fixed order.
-/// No samples: the sums are zeros. Definition: [`reference::fisher`](crate::reference::fisher).
+/// Must move a, b and out once; 2·n·o·i operations. The factors are squared as they are fetched; there is no squared
+/// copy. Squares of factors below 1e-19 vanish in f32 (`gradient_scale` serves b). Bitwise repeatable: each element has
+/// one owner and a fixed order. No samples: the sums are zeros. Definition:
+/// [`reference::fisher`](crate::reference::fisher).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearSq {
     /// The shader's form.
@@ -91,7 +92,7 @@ impl Kernel for LinearSq {
     type Args = LinearSqArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        self.form.parts(shader!("fisher/linear_sq.wgsl"), shader!("lib/product_rows.wgsl"))
+        self.form.parts(shader!("fisher/linear_sq.wgsl"), shader!("lib/product/rows.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
@@ -261,8 +262,8 @@ fn square_into(values: Slice<'_>, weight: f32, scale: f32, out: &mut [f32]) {
 /// Samples, inputs, outputs.
 type Shape = (usize, usize, usize);
 
-/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of the host's tiles (258 × 512) and blocks (128 samples),
-/// of one and none.
+/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of the host's tiles (258 × 512) and
+/// blocks (128 samples), of one and none.
 const SHAPES: [Shape; 14] = [
     (0, 5, 4),
     (1, 1, 1),

@@ -1,17 +1,17 @@
 //! Squared per-sample weight gradients of a linear layer with positions.
 
+mod cases;
+
 use std::ops::Range;
 
 use super::Mode;
-use super::cases::{self, Numbers};
-use super::form::{Form, Loads};
+use super::form::Form;
 use super::product::{Factors, Scratch, Store, products};
 use super::registers::Left;
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
+use crate::kernel::{Cost, Kernel, Slice, widen_into};
 use crate::kernels::shader;
-use crate::reference;
 use crate::shape::DType;
 
 /// Sum over squares of squared weight gradients of a linear layer that is used at several positions:
@@ -27,13 +27,14 @@ use crate::shape::DType;
 ///
 /// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then `[o, i]` or `[s, output_count, i]`.
 ///
-/// The square does not factorise here: each square's gradient is a matrix product of its own, which exists one tile at a time. With
-/// `fold` = 1 a square is a sample. A parameter used several times is the same with its uses one after the other along t.
-/// For one position and one sample a square, [`LinearSq`](super::LinearSq) gives the same at the price of one product in all.
+/// The square does not factorise here: each square's gradient is its own matrix product, which exists one tile at a
+/// time. With `fold` = 1 a square is a sample. A parameter used several times is the same with its uses one after the
+/// other along t. For one position and one sample a square, [`LinearSq`](super::LinearSq) gives the same at the price
+/// of one product in all.
 ///
-/// Must move a, b and out once; 2·n·t·o·i operations and 3·s·o·i for the squares. Bitwise repeatable: each element has one owner and a
-/// fixed order. No samples or no positions: the sums are zeros. Definition: [`reference::fisher`](crate::reference::fisher).
-/// Cf. Dangel et al., *BackPACK* (2020), `SumGradSquared`.
+/// Must move a, b and out once; 2·n·t·o·i operations and 3·s·o·i for the squares. Bitwise repeatable: each element has
+/// one owner and a fixed order. No samples or no positions: the sums are zeros. Definition:
+/// [`reference::fisher`](crate::reference::fisher). Cf. Dangel et al., *BackPACK* (2020), `SumGradSquared`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearSqShared {
     /// The shader's form.
@@ -100,7 +101,7 @@ impl Kernel for LinearSqShared {
     type Args = LinearSqSharedArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        self.form.parts(shader!("fisher/linear_sq_shared.wgsl"), shader!("lib/product_rows.wgsl"))
+        self.form.parts(shader!("fisher/linear_sq_shared.wgsl"), shader!("lib/product/rows.wgsl"))
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
@@ -292,8 +293,8 @@ impl Factors for Shared<'_> {
 /// Positions of a block of a weighted sum: where a result is small, its blocks are shared out to the cores.
 const BLOCK: usize = 128;
 
-/// All squares of a weighted sum of gradients as one product, each position of b times its square's weight. In blocks of positions, whichever square they
-/// are of, so that squares of one position cost no more than their multiplications.
+/// All squares of a weighted sum of gradients as one product, each position of b times its square's weight. In blocks
+/// of positions, whichever square they are of, so that squares of one position cost no more than their multiplications.
 struct Joined<'a> {
     factors: Shared<'a>,
     /// Positions of the step, counted over all samples.
@@ -378,222 +379,4 @@ impl Factors for Joined<'_> {
             }
         }
     }
-}
-
-/// Samples, fold, positions, inputs, outputs.
-type Shape = (usize, usize, usize, usize, usize);
-
-/// Around the edges of tiles (8, 64, 128), of the depth in workgroup memory (8), of the host's register tiles (6 rows), of its tiles
-/// (258 × 512) and its blocks (128 positions), of one and none.
-const SHAPES: [Shape; 18] = [
-    (0, 1, 3, 5, 4),
-    (2, 1, 0, 5, 4),
-    (1, 1, 1, 1, 1),
-    (1, 1, 9, 7, 1),
-    (3, 1, 1, 1, 9),
-    (3, 1, 4, 5, 3),
-    (3, 1, 8, 3, 2),
-    (3, 1, 24, 5, 3),
-    (2, 1, 7, 63, 8),
-    (2, 1, 8, 64, 7),
-    (2, 1, 9, 65, 63),
-    (2, 1, 3, 127, 65),
-    (1, 1, 2, 257, 129),
-    (2, 1, 2, 513, 259),
-    (3, 1, 129, 17, 6),
-    (40, 1, 3, 9, 5),
-    (7, 3, 5, 11, 13),
-    (5, 5, 2, 6, 10),
-];
-
-impl Checked for LinearSqShared {
-    fn cases() -> Vec<Case<Self>> {
-        let mut out = Vec::new();
-        for form in cases::FORMS {
-            let kernel = plain(form);
-            out.extend(SHAPES.map(|shape| case(kernel, shape, Numbers::OVERWRITE, None)));
-            for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
-                out.push(case(kernel, (3, 1, 5, 13, 11), numbers, None));
-            }
-            for mode in [Mode::Squares, Mode::Gradients] {
-                let kernel = Self { mode, ..kernel };
-                let range = case(kernel, (9, 2, 5, 13, 21), Numbers::ADD, Some([1, 3, 8, 9]));
-                let mut held = cases::held(range.clone(), 7 * 13..19 * 13);
-                held.params.out_first = 7;
-                out.extend([range, held]);
-            }
-            for input in DType::ALL {
-                for grad_output in DType::ALL {
-                    let kernel = Self { input, grad_output, ..kernel };
-                    out.push(case(kernel, (2, 1, 3, 67, 9), Numbers::ADD, None));
-                }
-            }
-            for mode in [Mode::Gradients, Mode::Each] {
-                let kernel = Self { mode, ..kernel };
-                for shape in [
-                    (150, 1, 1, 7, 9),
-                    SHAPES[16],
-                    SHAPES[0],
-                    SHAPES[1],
-                    SHAPES[5],
-                    SHAPES[10],
-                    SHAPES[14],
-                    (2, 1, 9, 129, 257),
-                ] {
-                    out.push(case(kernel, shape, Numbers::OVERWRITE, None));
-                }
-                out.push(case(kernel, (3, 1, 5, 13, 11), Numbers::SCALED, None));
-                out.push(case(kernel, (9, 2, 5, 13, 21), Numbers::ADD, Some([1, 3, 8, 9])));
-                let kernel = Self { input: DType::BF16, grad_output: DType::F16, ..kernel };
-                out.push(case(kernel, (2, 1, 3, 67, 9), Numbers::EMA, None));
-            }
-            out.extend(exact(kernel));
-        }
-        for loads in [Loads::Own, Loads::Shared] {
-            let octets = plain(Form::Octets(loads));
-            let whole =
-                [(3, 1, 5, 8, 8), (2, 1, 9, 64, 16), (3, 1, 2, 72, 24), (7, 3, 5, 136, 40), (0, 1, 3, 8, 8)];
-            out.extend(whole.map(|shape| case(octets, shape, Numbers::OVERWRITE, None)));
-            out.push(case(octets, (9, 2, 5, 24, 32), Numbers::ADD, Some([1, 3, 8, 16])));
-            for input in DType::ALL {
-                for grad_output in DType::ALL {
-                    let kernel = Self { input, grad_output, ..octets };
-                    out.push(case(kernel, (2, 1, 3, 72, 24), Numbers::SCALED, None));
-                }
-            }
-            for mode in [Mode::Gradients, Mode::Each] {
-                out.push(case(Self { mode, ..octets }, (9, 2, 5, 24, 32), Numbers::ADD, Some([1, 3, 8, 16])));
-            }
-        }
-        // More positions than one product of the host takes, and more than one row of workgroups.
-        let kernel = plain(Form::Direct);
-        out.push(case(kernel, (2, 1, 1030, 5, 3), Numbers::OVERWRITE, None));
-        out.push(case(kernel, (1, 1, 1, 2048, 2050), Numbers::OVERWRITE, None));
-        out
-    }
-
-    fn bench(elements: u64) -> Bench<Self> {
-        let width = usize::try_from(elements.isqrt()).unwrap_or(usize::MAX).clamp(16, 1024);
-        layer(&Caps::host(), (32, 1, 128, width, width))
-    }
-
-    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
-        [(8, 1, 16, 128, 128), (32, 1, 128, 512, 512), (16, 1, 64, 1024, 1024)]
-            .map(|shape| layer(caps, shape))
-            .into()
-    }
-}
-
-fn layer(caps: &Caps, (samples, fold, positions, inputs, outputs): Shape) -> Bench<LinearSqShared> {
-    let form = cases::form(caps, outputs, inputs);
-    let floats = |len: usize, fill| (DType::F32.into(), len as u64, fill);
-    Bench {
-        name: format!("n={samples} t={positions} {outputs}x{inputs} f32"),
-        kernel: LinearSqShared { overwrite: true, ..plain(form) },
-        params: whole((samples, fold, positions, inputs, outputs), Numbers::OVERWRITE),
-        buffers: vec![
-            floats(samples * positions * inputs, Fill::Noise),
-            floats(samples * positions * outputs, Fill::Noise),
-            floats(samples, Fill::Positive),
-            floats(outputs * inputs, Fill::Zero),
-        ],
-    }
-}
-
-fn plain(form: Form) -> LinearSqShared {
-    let mode = Mode::Squares;
-    LinearSqShared { form, mode, input: DType::F32, grad_output: DType::F32, overwrite: false }
-}
-
-fn whole((samples, fold, positions, inputs, outputs): Shape, numbers: Numbers) -> LinearSqSharedParams {
-    let [samples, fold, positions, inputs, outputs] =
-        [samples, fold, positions, inputs, outputs].map(|x| u32::try_from(x).expect("cases are small"));
-    LinearSqSharedParams {
-        samples,
-        fold,
-        first: 0,
-        count: samples.div_ceil(fold),
-        positions,
-        inputs,
-        outputs,
-        first_output: 0,
-        output_count: outputs,
-        out_first: 0,
-        decay: numbers.decay,
-        gain: numbers.gain,
-        gradient_scale: numbers.gradient_scale,
-    }
-}
-
-/// `range`: the first square, their number, the first output, their number.
-fn case(
-    kernel: LinearSqShared,
-    shape: Shape,
-    numbers: Numbers,
-    range: Option<[u32; 4]>,
-) -> Case<LinearSqShared> {
-    let (samples, fold, positions, inputs, outputs) = shape;
-    let kernel = LinearSqShared { overwrite: numbers.overwrite, ..kernel };
-    let mut params = whole(shape, numbers);
-    if let Some([first, count, first_output, output_count]) = range {
-        params = LinearSqSharedParams { first, count, first_output, output_count, ..params };
-    }
-    let input = CaseBuffer::floats(kernel.input, &noise(1, samples * positions * inputs));
-    let grad_output =
-        CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * positions * outputs));
-    let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold), kernel.mode));
-    let out = match kernel.mode {
-        Mode::Each => numbers.out(samples.div_ceil(fold) * params.output_count as usize * inputs),
-        _ => numbers.out(outputs * inputs),
-    };
-    let (a, b, old) = (input.values(), grad_output.values(), out.values());
-    let gradients = |a: &[f64], b: &[f64]| {
-        let mut all = cases::gradients(samples, fold, |n| {
-            let a = &a[n * positions * inputs..][..positions * inputs];
-            let b = &b[n * positions * outputs..][..positions * outputs];
-            reference::fisher::linear(a, b, positions, inputs, outputs)
-        });
-        all.drain(..params.first as usize);
-        all.truncate(params.count as usize);
-        all
-    };
-    let weights = &weight.values()[params.first as usize..][..params.count as usize];
-    let magnitudes = gradients(&cases::abs(&a), &cases::abs(&b));
-    let first = params.first_output as usize * inputs;
-    let elements = first..first + params.output_count as usize * inputs;
-    let covered = cases::Covered { first: params.first as usize, elements };
-    let terms = (&gradients(&a, &b)[..], &magnitudes[..], fold * positions);
-    let want = cases::wanted(kernel.mode, numbers, &covered, terms, weights, &old);
-    Case {
-        name: format!("{kernel:?} n,fold,t,i,o={shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
-        kernel,
-        params,
-        buffers: vec![input, grad_output, weight, out],
-        want: vec![(3, want)],
-    }
-}
-
-/// Small integers, where nothing is rounded: opposite positions cancel before the square, one sample is its square.
-fn exact(kernel: LinearSqShared) -> Vec<Case<LinearSqShared>> {
-    let guard = |shape: Shape, input: &[f64], grad_output: &[f64], want: &[f64]| {
-        let (samples, fold, ..) = shape;
-        Case {
-            name: format!("{kernel:?} exact a={input:?} b={grad_output:?} fold={fold}"),
-            kernel: LinearSqShared { overwrite: true, ..kernel },
-            params: whole(shape, Numbers::OVERWRITE),
-            buffers: vec![
-                CaseBuffer::floats(kernel.input, input),
-                CaseBuffer::floats(kernel.grad_output, grad_output),
-                CaseBuffer::floats(DType::F32, &vec![1.0; samples.div_ceil(fold)]),
-                CaseBuffer::sentinel(DType::F32, want.len()),
-            ],
-            want: vec![(3, want.iter().map(|&v| Want::exact(v)).collect())],
-        }
-    };
-    vec![
-        guard((1, 1, 2, 1, 1), &[1.0, 1.0], &[1.0, -1.0], &[0.0]),
-        guard((2, 1, 1, 1, 1), &[1.0, 1.0], &[1.0, -1.0], &[2.0]),
-        guard((2, 2, 1, 1, 1), &[1.0, 1.0], &[1.0, -1.0], &[0.0]),
-        guard((1, 1, 2, 2, 2), &[1.0, 2.0, 3.0, -4.0], &[5.0, -1.0, 2.0, 3.0], &[121.0, 4.0, 64.0, 196.0]),
-    ]
 }

@@ -12,8 +12,8 @@ pub enum Mode {
     Squares,
     /// Σ_s weight_s · g_s: a weighted gradient. Weights may have either sign.
     Gradients,
-    /// weight_s · g_s of every square by itself. `out` is `[s, …]`, with the step's own range of outputs alone; a step writes its own
-    /// squares.
+    /// weight_s · g_s of every square by itself. `out` is `[s, …]`, with the step's own range of outputs alone; a step
+    /// writes its own squares.
     Each,
 }
 
@@ -101,7 +101,8 @@ pub(super) fn for_results(
     }
 }
 
-/// The elements of `out` that a step writes, of rows of outputs of `width` elements, counted from the first that `out` holds.
+/// The elements of `out` that a step writes, of rows of outputs of `width` elements, counted from the first that `out`
+/// holds.
 pub(super) fn written(
     mode: Mode,
     squares: &Range<usize>,

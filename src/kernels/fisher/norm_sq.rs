@@ -1,20 +1,19 @@
 //! Squared per-sample gradients of a normalisation layer's weight.
 
+mod cases;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::Mode;
 use super::norm_stats::floats;
 use super::product::{Store, sum_of_runs};
-use super::{Mode, cases};
 use crate::error::{Error, Result};
 use crate::gpu::{Caps, DeviceClass};
-use crate::kernel::{
-    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_of, noise, vectorised,
-};
+use crate::kernel::{Cost, Kernel, Slice, groups_of, vectorised};
 use crate::kernels::{COLUMNS, DTYPE, ELEMENT, WORKGROUP, shader};
 use crate::memory::Element;
-use crate::reference;
 use crate::shape::DType;
 
 /// Sum over samples of the squared gradients of a normalisation layer's weight:
@@ -37,8 +36,8 @@ use crate::shape::DType;
 ///
 /// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then `[c]` or `[s, c]`.
 ///
-/// Moves each element of x and b once; 5 operations an element. Bitwise repeatable: a channel has one owner and a fixed order.
-/// Definition: [`reference::norm::gradients`].
+/// Moves each element of x and b once; 5 operations an element. Bitwise repeatable: a channel has one owner and a fixed
+/// order. Definition: [`reference::norm::gradients`](crate::reference::norm::gradients).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NormSq {
     /// What becomes of the gradients.
@@ -49,8 +48,8 @@ pub struct NormSq {
     pub gradient: DType,
     /// Channels of a workgroup, a power of two; its other invocations share a sample's positions.
     pub channels: u32,
-    /// Groups of eight channels for each invocation, up to four, where channels lie beside each other and come in eights; 0 for one channel
-    /// an invocation or several of them.
+    /// Groups of eight channels for each invocation, up to eight, where channels lie beside each other and come in
+    /// eights; 0 for one channel an invocation or several of them.
     pub octets: u32,
 }
 
@@ -59,25 +58,25 @@ pub struct NormSq {
 pub enum NormLayout {
     /// Layer norm and RMS norm: `[n, t, c]`, with μ and scale for each `[n, t]`.
     Last {
-        /// t
+        /// Positions t of a sample.
         positions: u32,
-        /// c
+        /// Channels c.
         channels: u32,
     },
     /// Group norm: `[n, c, t]`, with μ and scale for each `[n, group]`.
     Group {
-        /// c
+        /// Channels c.
         channels: u32,
-        /// t
+        /// Positions t of a sample.
         positions: u32,
         /// Of equally many channels each.
         groups: u32,
     },
     /// Batch norm: `[n, c, t]`, with μ and scale for each c.
     Batch {
-        /// c
+        /// Channels c.
         channels: u32,
-        /// t
+        /// Positions t of a sample.
         positions: u32,
     },
 }
@@ -85,15 +84,15 @@ pub enum NormLayout {
 crate::params! {
     /// The numbers of one [`NormSq`] step. Made by [`NormLayout::params`].
     pub struct NormSqParams {
-        /// n
+        /// Samples n.
         samples: u32,
         /// Consecutive samples whose gradients add before squaring; 1 is the per-sample Fisher.
         fold: u32,
-        /// ⌈n / fold⌉
+        /// Squares: ⌈n / fold⌉.
         squares: u32,
-        /// t
+        /// Positions t of a sample.
         positions: u32,
-        /// c
+        /// Channels c.
         channels: u32,
         /// Elements from one position to the next.
         position_stride: u32,
@@ -117,9 +116,9 @@ crate::params! {
 crate::args! {
     /// The buffers of one [`NormSq`] step.
     pub struct NormSqArgs / NormSqSlices {
-        /// x.
+        /// x, laid out as [`NormLayout`] says.
         read input,
-        /// b.
+        /// b, laid out likewise.
         read grad_output,
         /// (μ, scale) `[…, 2]`.
         read stats,
@@ -141,7 +140,8 @@ impl NormLayout {
         }
     }
 
-    /// The uniform block for `samples` samples in squares of `fold` that overwrites with the plain sum; change the last three fields for more.
+    /// The uniform block for `samples` samples in squares of `fold` that overwrites with the plain sum; change the last
+    /// three fields for more.
     #[must_use]
     pub fn params(&self, samples: u32, fold: u32) -> NormSqParams {
         let (positions, channels) = self.sizes();
@@ -196,8 +196,8 @@ impl NormSq {
         Self { mode, input, gradient, channels, octets: 0 }
     }
 
-    /// The same, suited to a device: where a barrier costs more than it saves, one invocation has all positions of a channel, but for
-    /// squares so long that they meet [`Caps::max_iterations`].
+    /// The same, suited to a device: where a barrier costs more than it saves, one invocation has all positions of a
+    /// channel, but for squares so long that they meet [`Caps::max_iterations`].
     #[must_use]
     pub fn for_device(self, caps: &Caps, layout: &NormLayout, fold: u32) -> Self {
         let (positions, channels) = layout.sizes();
@@ -341,8 +341,8 @@ struct Walk<'a> {
     weight: &'a [f32],
 }
 
-/// Channels of a task that lie beside each other at every position: what is read of one follows what is read of another, and
-/// a first-level cache holds their sums.
+/// Channels of a task that lie beside each other at every position: what is read of one follows what is read of
+/// another, and a first-level cache holds their sums.
 const TOGETHER: usize = 1024;
 
 /// Channels of a task whose positions lie beside each other.
@@ -459,201 +459,4 @@ fn products(x: &[f32], b: &[f32], mean: f32, scale: f32) -> f32 {
         *lane += b * ((x - mean) * scale);
     }
     lanes.iter().sum()
-}
-
-impl Checked for NormSq {
-    fn cases() -> Vec<Case<Self>> {
-        let layouts = [
-            NormLayout::Last { positions: 1, channels: 1 },
-            NormLayout::Last { positions: 13, channels: 31 },
-            NormLayout::Last { positions: 9, channels: 257 },
-            NormLayout::Last { positions: 0, channels: 3 },
-            NormLayout::Group { channels: 12, positions: 35, groups: 3 },
-            NormLayout::Group { channels: 6, positions: 300, groups: 6 },
-            NormLayout::Group { channels: 70, positions: 1, groups: 1 },
-            NormLayout::Batch { channels: 5, positions: 33 },
-            NormLayout::Batch { channels: 300, positions: 1 },
-        ];
-        let overwrite = (1.0, 0.0, 1.0);
-        let mut cases = Vec::new();
-        for layout in layouts {
-            let kernel = Self::new(&layout, Mode::Squares, DType::F32, DType::F32);
-            let software = kernel.for_device(&Caps::host(), &layout, 1);
-            for samples in [(0, 1), (1, 1), (5, 1), (5, 2), (4, 4)] {
-                cases.push(case(kernel, layout, samples, overwrite));
-                if software != kernel {
-                    cases.push(case(software, layout, samples, overwrite));
-                }
-            }
-        }
-        cases.extend(cases_of_octets());
-        for mode in [Mode::Gradients, Mode::Each] {
-            for layout in layouts {
-                let kernel = Self::new(&layout, mode, DType::F32, DType::BF16);
-                for samples in [(0, 1), (5, 1), (5, 2)] {
-                    cases.push(case(kernel, layout, samples, overwrite));
-                }
-            }
-            cases.push(case(
-                Self::new(&layouts[4], mode, DType::F16, DType::F32),
-                layouts[4],
-                (3, 1),
-                (2.0, 0.5, 0.25),
-            ));
-        }
-        for input in DType::ALL {
-            for gradient in DType::ALL {
-                for layout in [layouts[1], layouts[4]] {
-                    cases.push(case(
-                        Self::new(&layout, Mode::Squares, input, gradient),
-                        layout,
-                        (3, 1),
-                        (2.0, 1.0, 0.25),
-                    ));
-                }
-            }
-        }
-        let plain = |layout| Self::new(layout, Mode::Squares, DType::F32, DType::F32);
-        cases.push(case(plain(&layouts[1]), layouts[1], (4, 1), (2.0_f32.powi(70), 0.0, 1.0)));
-        cases.push(case(plain(&layouts[4]), layouts[4], (4, 1), (1.0, 0.9, 0.1)));
-        cases
-    }
-
-    fn bench(elements: u64) -> Bench<Self> {
-        let samples = elements / u64::from(POSITIONS * CHANNELS);
-        layer(&Caps::host(), u32::try_from(samples).unwrap_or(1 << 14).clamp(1, 1 << 14))
-    }
-
-    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
-        [1, 8, 32, 128, 512].map(|samples| layer(caps, samples)).into()
-    }
-}
-
-/// Around a workgroup's 64, 128, 256 and 512 channels.
-fn cases_of_octets() -> Vec<Case<NormSq>> {
-    let mut cases = Vec::new();
-    for octets in [1, 2, 4, 8] {
-        for channels in [8, 56, 64, 72, 128, 200, 256, 264, 512, 520] {
-            let layout = NormLayout::Last { positions: 5, channels };
-            let kernel = NormSq { octets, ..NormSq::new(&layout, Mode::Squares, DType::F32, DType::F32) };
-            for samples in [(1, 1), (5, 2)] {
-                cases.push(case(kernel, layout, samples, (1.0, 0.0, 1.0)));
-            }
-            for mode in [Mode::Gradients, Mode::Each] {
-                cases.push(case(NormSq { mode, ..kernel }, layout, (3, 1), (2.0, 0.5, 0.25)));
-            }
-        }
-        let layout = NormLayout::Last { positions: 3, channels: 24 };
-        for (input, gradient) in [(DType::F16, DType::BF16), (DType::BF16, DType::F16)] {
-            let kernel = NormSq { octets, ..NormSq::new(&layout, Mode::Squares, input, gradient) };
-            cases.push(case(kernel, layout, (4, 3), (2.0, 1.0, 0.25)));
-        }
-        let layout = NormLayout::Last { positions: 0, channels: 24 };
-        let kernel = NormSq { octets, ..NormSq::new(&layout, Mode::Squares, DType::F32, DType::F32) };
-        cases.push(case(kernel, layout, (2, 1), (1.0, 0.0, 1.0)));
-    }
-    cases
-}
-
-/// Of a bench's samples.
-const POSITIONS: u32 = 128;
-const CHANNELS: u32 = 1024;
-
-fn layer(caps: &Caps, samples: u32) -> Bench<NormSq> {
-    let layout = NormLayout::Last { positions: POSITIONS, channels: CHANNELS };
-    let len = u64::from(samples) * u64::from(POSITIONS * CHANNELS);
-    let kernel = NormSq::new(&layout, Mode::Squares, DType::F32, DType::F32);
-    Bench {
-        name: format!("{samples} samples x {POSITIONS} positions x {CHANNELS} channels, f32"),
-        kernel: kernel.for_device(caps, &layout, 1),
-        params: layout.params(samples, 1),
-        buffers: vec![
-            (DType::F32.into(), len, Fill::Noise),
-            (DType::F32.into(), len, Fill::Noise),
-            (DType::F32.into(), 2 * layout.stats(samples.into()), Fill::Positive),
-            (DType::F32.into(), samples.into(), Fill::Positive),
-            (DType::F32.into(), CHANNELS.into(), Fill::Zero),
-        ],
-    }
-}
-
-fn case(
-    kernel: NormSq,
-    layout: NormLayout,
-    (samples, fold): (u32, u32),
-    (gradient_scale, decay, gain): (f32, f32, f32),
-) -> Case<NormSq> {
-    let params = NormSqParams { gradient_scale, decay, gain, ..layout.params(samples, fold) };
-    let (positions, channels) = (params.positions as usize, params.channels as usize);
-    let len = samples as usize * positions * channels;
-    let pairs = usize::try_from(layout.stats(samples.into())).expect("cases are small");
-    let unit = 1.0 / f64::from(gradient_scale);
-    let input = CaseBuffer::floats(kernel.input, &noise(1, len));
-    let values: Vec<f64> = noise(2, len).iter().map(|b| b * unit).collect();
-    let gradient = CaseBuffer::floats(kernel.gradient, &values);
-    let stats = CaseBuffer::floats(DType::F32, &noise(3, 2 * pairs));
-    let weight = CaseBuffer::floats(DType::F32, &noise(4, params.squares as usize));
-    let len = channels * kernel.mode.results(params.squares.into()) as usize;
-    let out = if decay == 0.0 {
-        CaseBuffer::sentinel(DType::F32, len)
-    } else {
-        CaseBuffer::floats(DType::F32, &noise(5, len))
-    };
-    let want = wanted(kernel.mode, layout, &params, [&input, &gradient, &stats, &weight, &out]);
-    Case {
-        name: format!("{kernel:?} {layout:?} n={samples} fold={fold} decay={decay}"),
-        kernel,
-        params,
-        buffers: vec![input, gradient, stats, weight, out],
-        want: vec![(4, want)],
-    }
-}
-
-/// Where an element lies, from the shapes of [`NormLayout`] alone.
-fn element(layout: NormLayout, n: usize, t: usize, c: usize) -> reference::norm::Element {
-    let (positions, channels) = layout.sizes();
-    let (positions, channels) = (positions as usize, channels as usize);
-    let (index, stat) = match layout {
-        NormLayout::Last { .. } => ((n * positions + t) * channels + c, n * positions + t),
-        NormLayout::Group { groups, .. } => {
-            let groups = groups as usize;
-            ((n * channels + c) * positions + t, n * groups + c * groups / channels)
-        }
-        NormLayout::Batch { .. } => ((n * channels + c) * positions + t, c),
-    };
-    reference::norm::Element { index, stat }
-}
-
-/// The definition on the stored values; its magnitudes are the definition on absolute values, with μ = 0 and the
-/// distances in the place of x, since a distance is rounded by itself.
-fn wanted(mode: Mode, layout: NormLayout, params: &NormSqParams, buffers: [&CaseBuffer; 5]) -> Vec<Want> {
-    let [x, b, stats, weight, out] = buffers.map(CaseBuffer::values);
-    let [samples, fold, positions, channels] =
-        [params.samples, params.fold, params.positions, params.channels].map(|size| size as usize);
-    let sizes = (samples, fold, positions, channels);
-    let find = |n, t, c| element(layout, n, t, c);
-    let gradients = |parts| reference::norm::gradients(parts, sizes, find, params.gradient_scale.into());
-    let sums = cases::sums(mode, &weight, &gradients((&x, &b, &stats)), channels);
-    let mut distances = vec![0.0; x.len()];
-    for n in 0..samples {
-        for t in 0..positions {
-            for c in 0..channels {
-                let at = find(n, t, c);
-                distances[at.index] = (x[at.index] - stats[2 * at.stat]).abs();
-            }
-        }
-    }
-    let scales: Vec<f64> = stats.chunks_exact(2).flat_map(|pair| [0.0, pair[1].abs()]).collect();
-    let abs = |values: &[f64]| values.iter().map(|v| v.abs()).collect::<Vec<f64>>();
-    let magnitudes = gradients((&distances, &abs(&b), &scales));
-    let magnitudes = cases::sums(mode, &abs(&weight), &magnitudes, channels);
-    // A gradient: distance, scale, product, its additions, gradient scale, counted twice by the square; then square, weight,
-    // their additions and the last line's three.
-    let depth = (2 * (fold * positions + 4) + 2 + weight.len() + 3) as f64;
-    let (decay, gain) = (f64::from(params.decay), f64::from(params.gain));
-    let one = |((old, sum), magnitude): ((f64, f64), f64)| {
-        let old = if decay == 0.0 { 0.0 } else { decay * old };
-        Want::computed(old + gain * sum, old.abs() + gain * magnitude, depth, DType::F32)
-    };
-    out.into_iter().zip(sums).zip(magnitudes).map(one).collect()
 }

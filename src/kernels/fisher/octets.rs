@@ -3,13 +3,14 @@
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
 
-/// Invocations of a workgroup that sums neighbouring columns: as many as software devices run in step. Each reads its own octets of every
-/// row, so a workgroup goes through all rows before the next one begins.
+/// Invocations of a workgroup that sums neighbouring columns: as many as software devices run in step. Each reads its
+/// own octets of every row, so a workgroup goes through all rows before the next one begins.
 pub(super) const COLUMN_LANES: u32 = 8;
 
-/// Octets of neighbouring columns for each invocation on a device, 0 where one invocation, or several, have one column: on a GPU, where that is
-/// as good, and for widths that are no multiple of eight. As many as leave a workgroup for each processor, or four: the wider the piece of a
-/// row that is read at a time, the fewer pages are begun. The number changes no bit: a column is summed by one invocation.
+/// Octets of neighbouring columns for each invocation on a device, 0 where one invocation, or several, have one column:
+/// on a GPU, where that is as good, and for widths that are not multiples of eight. As many as leave a workgroup for
+/// each processor, or four: the wider the piece of a row that is read at a time, the fewer pages are begun. The number
+/// changes no bit: a column is summed by one invocation.
 pub(super) fn octets_for(caps: &Caps, columns: u32, rows: u64) -> u32 {
     // A square so long meets `Caps::max_iterations`.
     if !caps.is_software_device() || !columns.is_multiple_of(8) || columns == 0 || rows >= 4096 {

@@ -1,8 +1,9 @@
 //! The host execution that the product kernels share.
 //!
 //! The result is cut into tiles whose sums stay in a core's second-level cache. For each tile and square,
-//! a product is taken over a block of positions at a time, register tile by register tile ([`registers`](super::registers)), and
-//! squared before it leaves the registers. So the memory in use is a few tiles a thread, whatever the number of samples.
+//! a product is taken over a block of positions at a time, register tile by register tile
+//! ([`registers`](super::registers)), and squared before it leaves the registers. So the memory in use is a few tiles a
+//! thread, whatever the number of samples.
 //!
 //! The cut depends on the shape alone, and a tile's squares are added in order: results do not depend on the number
 //! of threads. Where a result has too few tiles to keep many cores busy, its squares are cut into runs whose sums
@@ -55,8 +56,8 @@ impl Scratch {
     }
 }
 
-/// The factors of a product kernel, cut as the engine asks. Rows are those of the left factor, whose elements are taken one at a
-/// time; columns those of the right one, which is laid out for vectors.
+/// The factors of a product kernel, cut as the engine asks. Rows are those of the left factor, whose elements are taken
+/// one at a time; columns those of the right one, which is laid out for vectors.
 pub(super) trait Factors: Sync {
     /// Whether the result's rows are the columns, and its columns the rows.
     const TRANSPOSED: bool = false;
@@ -102,7 +103,8 @@ pub(super) trait Factors: Sync {
     );
 }
 
-/// Positions of a block: a panel of them stays in a first-level cache, or nearly, and all columns of a tile in a second-level one.
+/// Positions of a block: a panel of them stays in a first-level cache, or nearly, and all columns of a tile in a
+/// second-level one.
 const POSITIONS: usize = 128;
 
 /// Tiles times runs that keep the cores of a large machine busy.
@@ -172,8 +174,8 @@ fn tiles(out: &mut [f32], columns: usize, (height, width): (usize, usize)) -> Ve
     tiles
 }
 
-/// A sum over squares, taken by runs of them that are added in order: `sum(scratch, run)` gives `len` sums. There are as many
-/// runs as make about [`TASKS`] tasks of `tasks` that are there anyway.
+/// A sum over squares, taken by runs of them that are added in order: `sum(scratch, run)` gives `len` sums. There are
+/// as many runs as make about [`TASKS`] tasks of `tasks` that are there anyway.
 pub(super) fn sum_of_runs<S: Default + Send>(
     squares: &Range<usize>,
     tasks: usize,
@@ -278,8 +280,8 @@ impl<'a> Panels<'a> {
         self.columns.len().next_multiple_of(self.grain.lanes)
     }
 
-    /// From one position of the right factor to the next. A power of two would put the positions of a panel in the same few places of
-    /// the caches; a line of the cache more does not.
+    /// From one position of the right factor to the next. A power of two would put the positions of a panel in the same
+    /// few places of the caches; a line of the cache more does not.
     fn stride(&self) -> usize {
         self.width().next_multiple_of(LINE) + LINE
     }

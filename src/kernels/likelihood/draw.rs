@@ -1,17 +1,16 @@
 //! Labels drawn from the model.
 
+mod cases;
+
 use rayon::prelude::*;
 
 use super::philox::philox;
 use super::{Faults, LANES, LOGITS, PHILOX, Rows, halves, joined, largest, len};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{
-    Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Want, groups_of, noise, vectorised,
-};
+use crate::kernel::{Cost, Kernel, groups_of, vectorised};
 use crate::kernels::{DTYPE, shader};
 use crate::memory::Element;
-use crate::reference;
 use crate::shape::DType;
 
 /// Labels drawn from a classifier's own distribution, one for each sample and draw:
@@ -24,13 +23,15 @@ use crate::shape::DType;
 /// - `logits` z `[n, c]`, f32, f16 or bf16; minus infinity for a class that cannot be
 /// - `labels` `[n]`, words; only where `masked`: a sample whose label is `ignored` is not drawn for. Else any buffer
 /// - `drawn`  `[r, n]`, words; `ignored` where nothing can be drawn
-/// - `fault`  [`FAULTS`](super::FAULTS) words: 0 for a NaN, plus infinity or no possible class, 2 for a largest logit beyond ±2¹⁴
+/// - `fault`  [`FAULTS`](super::FAULTS) words: 0 for a NaN, plus infinity or no possible class, 2 for a largest logit
+///   beyond ±2¹⁴
 ///
-/// **Exactly the same on every device and on the host**: logits are rounded to multiples of 2⁻¹⁶, and from there on all is integers,
-/// exp included (nine terms of 2^−f and shifts). The price is a bias that no sample shows: the probability of any set of
-/// classes is off by less than 2⁻¹⁶ + c · 2⁻³², and a class below 2⁻³² of the likeliest one is never drawn.
+/// **Exactly the same on every device and on the host**: logits are rounded to multiples of 2⁻¹⁶, and from there on all
+/// is integers, exp included (nine terms of 2^−f and shifts). The price is a bias that no sample shows: the probability
+/// of any set of classes is off by less than 2⁻¹⁶ + c · 2⁻³², and a class below 2⁻³² of the likeliest one is never drawn.
 ///
-/// Reads the logits three times, and a 64th of them once more a draw; about 100 integer operations a logit. Definition: [`reference::likelihood::draw`].
+/// Reads the logits three times, and a 64th of them once more a draw; about 100 integer operations a logit. Definition:
+/// [`reference::likelihood::draw`](crate::reference::likelihood::draw).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
     /// Storage of the logits.
@@ -42,11 +43,11 @@ pub struct Draw {
 crate::params! {
     /// The numbers of one [`Draw`] step.
     pub struct DrawParams {
-        /// n.
+        /// Samples n.
         samples: u32,
-        /// c.
+        /// Classes c.
         classes: u32,
-        /// r, labels a sample.
+        /// Draws r: labels of a sample.
         draws: u32,
         /// The number of the first draw.
         first_draw: u32,
@@ -204,7 +205,8 @@ fn cumulate(weights: &[u32], cumulated: &mut Vec<u64>) {
 /// The largest logit may be this far from zero, so that those which round to −2¹⁵ are out of the question.
 const FARTHEST: f32 = 16_384.0;
 
-/// In units of 2⁻¹⁶, rounded to nearest (halves away from zero); −2³¹ for all from −2¹⁵ down. No more than 2¹⁴ may be rounded.
+/// In units of 2⁻¹⁶, rounded to nearest (halves away from zero); −2³¹ for all from −2¹⁵ down. No more than 2¹⁴ may be
+/// rounded.
 #[inline(always)]
 fn fixed(z: f32) -> i32 {
     const LEAST: f32 = -2_147_483_648.0;
@@ -218,8 +220,8 @@ fn fixed(z: f32) -> i32 {
     units
 }
 
-/// 32-bit words throughout, and no branch: it vectorises. The largest logit is within ±2¹⁴, so that a class that cannot be lies 2¹⁴ below it
-/// at least, where weights are 0.
+/// 32-bit words throughout, and no branch: it vectorises. The largest logit is within ±2¹⁴, so that a class that cannot
+/// be lies 2¹⁴ below it at least, where weights are 0.
 #[inline(always)]
 fn weight_of(z: f32, top: i32) -> u32 {
     const LOG2_E: u64 = 1_549_082_005; // in units of 2⁻³⁰
@@ -243,186 +245,6 @@ fn exp2_minus(f: u32) -> u32 {
         inner = term - halves(product(inner)).1;
     }
     (1 << 31) - halves(product(inner) >> 33).0
-}
-
-impl Checked for Draw {
-    fn cases() -> Vec<Case<Self>> {
-        let plain = Sizes { samples: 5, classes: 10, draws: 3, first_draw: 0, first_sample: 0 };
-        let mut cases = Vec::new();
-        for logits in DType::ALL {
-            let kernel = Self { logits, masked: false };
-            for (samples, classes, draws) in [
-                (0, 3, 2),
-                (3, 4, 0),
-                (1, 1, 1),
-                (7, 2, 130),
-                (4, 63, 5),
-                (3, 64, 2),
-                (9, 65, 3),
-                (2, 1000, 66),
-            ] {
-                cases.push(case(kernel, Sizes { samples, classes, draws, ..plain }, 3.0, true));
-            }
-        }
-        let kernel = Self { logits: DType::F32, masked: false };
-        // Beyond one dimension of workgroups; beyond 2³² samples; late draws; nearly certain and nearly uniform rows.
-        cases.push(case(kernel, Sizes { samples: 66_000, classes: 2, draws: 1, ..plain }, 2.0, true));
-        cases.push(case(
-            kernel,
-            Sizes { first_sample: (1 << 32) - 2, first_draw: u32::MAX - 3, ..plain },
-            3.0,
-            true,
-        ));
-        cases.push(case(kernel, Sizes { first_sample: u64::MAX - 2, ..plain }, 30.0, true));
-        cases.push(case(kernel, Sizes { classes: 5003, ..plain }, 0.5, true));
-        cases.push(case(kernel, Sizes { samples: 40, draws: 20, ..plain }, 3.0, false));
-        cases.push(masked());
-        cases.extend(faulty());
-        cases
-    }
-
-    fn bench(elements: u64) -> Bench<Self> {
-        const CLASSES: u32 = 1000;
-        let samples = u32::try_from(elements / u64::from(CLASSES)).unwrap_or(1 << 21).clamp(1, 1 << 21);
-        Bench {
-            name: format!("{samples} samples of {CLASSES} classes, f32"),
-            kernel: Self { logits: DType::F32, masked: false },
-            params: Sizes { samples, classes: CLASSES, draws: 1, first_draw: 0, first_sample: 0 }.params(),
-            buffers: vec![
-                (DType::F32.into(), u64::from(samples) * u64::from(CLASSES), Fill::Noise),
-                (Element::U32, 1, Fill::Zero),
-                (Element::U32, samples.into(), Fill::Zero),
-                (Element::U32, super::FAULTS, Fill::Zero),
-            ],
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sizes {
-    samples: u32,
-    classes: u32,
-    draws: u32,
-    first_draw: u32,
-    first_sample: u64,
-}
-
-const SEED: u64 = 0x0123_4567_89ab_cdef;
-const IGNORED: u32 = 0xffff_ff9c;
-
-impl Sizes {
-    fn params(self) -> DrawParams {
-        let Self { samples, classes, draws, first_draw, first_sample } = self;
-        let (first_sample_low, first_sample_high) = halves(first_sample);
-        let (seed_low, seed_high) = halves(SEED);
-        DrawParams {
-            samples,
-            classes,
-            draws,
-            first_draw,
-            first_sample_low,
-            first_sample_high,
-            seed_low,
-            seed_high,
-            ignored: IGNORED,
-        }
-    }
-}
-
-/// With logits off the grid of 2⁻¹⁶, or on it, where nothing but the integers' last bits is between them and exact arithmetic.
-fn case(kernel: Draw, sizes: Sizes, spread: f64, on_grid: bool) -> Case<Draw> {
-    let len = sizes.samples as usize * sizes.classes as usize;
-    let place = |z: f64| if on_grid { (1024.0 * z).round() / 1024.0 } else { z };
-    let mut values: Vec<f64> = noise(21, len).iter().map(|z| place(spread * z)).collect();
-    // Every 7th class of every other sample cannot be.
-    for (i, z) in values.iter_mut().enumerate() {
-        let (n, c) = (i / sizes.classes as usize, i % sizes.classes as usize);
-        if n % 2 == 1 && c % 7 == 6 {
-            *z = f64::NEG_INFINITY;
-        }
-    }
-    let logits = CaseBuffer::floats(kernel.logits, &values);
-    let want = wanted(&logits.values(), sizes, on_grid);
-    Case {
-        name: format!("{kernel:?} {sizes:?} spread {spread}{}", if on_grid { "" } else { ", off the grid" }),
-        kernel,
-        params: sizes.params(),
-        buffers: vec![
-            logits,
-            CaseBuffer::words(&[0]),
-            CaseBuffer::sentinel(Element::U32, want.len()),
-            CaseBuffer::words(&[0; 3]),
-        ],
-        want: vec![(2, want), (3, vec![Want::exact(0.0); 3])],
-    }
-}
-
-/// The labels that exact arithmetic draws. Exact only where the bias of the integers cannot reach the next class, so where it could
-/// the case is no case.
-fn wanted(logits: &[f64], sizes: Sizes, on_grid: bool) -> Vec<Want> {
-    let bias = 2.0_f64.powi(if on_grid { -25 } else { -16 }) + f64::from(sizes.classes) * 2.0_f64.powi(-32);
-    let of = |r: u32, n: u32| {
-        let (low, high) = halves(sizes.first_sample.wrapping_add(n.into()));
-        let (seed_low, seed_high) = halves(SEED);
-        let bits = reference::likelihood::philox([low, high, sizes.first_draw + r, 0], [seed_low, seed_high]);
-        let uniform = (f64::from(bits[1]) + f64::from(bits[0]) * 2.0_f64.powi(-32)) * 2.0_f64.powi(-32);
-        let classes = sizes.classes as usize;
-        let row = &logits[n as usize * classes..][..classes];
-        let class = reference::likelihood::draw(row, uniform);
-        let near = [(uniform - bias).max(0.0), (uniform + bias).min(1.0 - f64::EPSILON)];
-        let certain = near.iter().all(|&u| reference::likelihood::draw(row, u) == class);
-        // A distance above half a class lets any neighbour pass: only where the definition itself is undecided.
-        Want { value: class as f64, bound: if certain { 0.0 } else { classes as f64 } }
-    };
-    let want: Vec<Want> = (0..sizes.draws)
-        .flat_map(|r| (0..sizes.samples).map(move |n| (r, n)))
-        .map(|(r, n)| of(r, n))
-        .collect();
-    let undecided = want.iter().filter(|want| want.bound > 0.0).count();
-    assert!(undecided * 20 <= want.len(), "{sizes:?}: {undecided} of {} draws decide nothing", want.len());
-    want
-}
-
-/// Samples of the ignored label, one of which holds garbage.
-fn masked() -> Case<Draw> {
-    let sizes = Sizes { samples: 5, classes: 10, draws: 3, first_draw: 0, first_sample: 0 };
-    let mut case = case(Draw { logits: DType::F32, masked: true }, sizes, 3.0, true);
-    let mut values = case.buffers[0].values();
-    values[10..20].fill(f64::NAN);
-    case.buffers[0] = CaseBuffer::floats(DType::F32, &values);
-    case.buffers[1] = CaseBuffer::words(&[0, IGNORED, 2, 3, IGNORED]);
-    for row in case.want[0].1.chunks_mut(5) {
-        (row[1], row[4]) = (Want::exact(IGNORED.into()), Want::exact(IGNORED.into()));
-    }
-    case.name = "masked".into();
-    case
-}
-
-/// Rows from which nothing can be drawn. The first of each kind is told; the others are drawn for as ever.
-fn faulty() -> Vec<Case<Draw>> {
-    let sizes = Sizes { samples: 5, classes: 10, draws: 2, first_draw: 0, first_sample: 7 };
-    let of = |name: &str, bad: &[f64], word: usize| {
-        let mut case = case(Draw { logits: DType::F32, masked: false }, sizes, 3.0, true);
-        let mut values = case.buffers[0].values();
-        for row in [2, 4] {
-            values[10 * row..10 * row + bad.len()].copy_from_slice(bad);
-        }
-        case.buffers[0] = CaseBuffer::floats(DType::F32, &values);
-        for row in case.want[0].1.chunks_mut(5) {
-            (row[2], row[4]) = (Want::exact(IGNORED.into()), Want::exact(IGNORED.into()));
-        }
-        case.want[1].1[word] = Want::exact((!2_u32).into());
-        case.name = format!("faulty: {name}");
-        case
-    };
-    vec![
-        of("NaN", &[f64::NAN], 0),
-        of("negative NaN", &[-f64::NAN], 0),
-        of("infinity", &[f64::INFINITY], 0),
-        of("no class", &[f64::NEG_INFINITY; 10], 0),
-        of("too large", &[16_385.0], 2),
-        of("too small", &[-16_385.0; 10], 2),
-    ]
 }
 
 #[cfg(test)]

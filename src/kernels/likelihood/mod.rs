@@ -1,9 +1,10 @@
 //! From a network's outputs to the gradients that its Fisher is made of.
 //!
-//! The Fisher of a model is `E[g gᵀ]` over labels that the *model* finds likely; the empirical one takes the data's label in their
-//! place. Backpropagation is linear, so what has to be made per label is only ∂ℓ/∂z, the loss's gradient at the network's output.
-//! A step writes it for one or more **rounds**, `[r, n, c]`, with a weight and a squared norm for each row `[r, n]`. The application
-//! sends each round back through the network, and the Fisher kernels take the rounds as further samples with these weights:
+//! The Fisher of a model is `E[g gᵀ]` over labels that the *model* finds likely; the empirical one takes the data's
+//! label in their place. Backpropagation is linear, so what has to be made per label is only ∂ℓ/∂z, the loss's gradient
+//! at the network's output. A step writes it for one or more **rounds**, `[r, n, c]`, with a weight and a squared norm
+//! for each row `[r, n]`. The application sends each round back through the network, and the Fisher kernels take the
+//! rounds as further samples with these weights:
 //!
 //! | Fisher | rounds | label of a row | weight |
 //! |---|---|---|---|
@@ -12,12 +13,13 @@
 //! | exact | every class (softmax), every output (Gaussian) | the class; a unit direction | p; 1 |
 //! | improved empirical | 1 | the data's, the gradient scaled to length 1 | 1, 0 where the gradient is 0 |
 //!
-//! A sample has **one** prediction. Where it has several (the tokens of a text), rows are predictions: their draws may be backpropagated
-//! together, since labels given the outputs are independent; every class of every token may not.
+//! A sample has **one** prediction. Where it has several (the tokens of a text), rows are predictions: their draws may
+//! be backpropagated together, since labels given the outputs are independent; every class of every token may not.
 //!
-//! **Draws are the same on every device.** Random numbers are Philox4x32-10 (Salmon et al. 2011) of a seed and a counter made of
-//! the sample's number in the whole data, the draw's number and, for a Gaussian, the output's: no state, so chunks and order change nothing. What is made of
-//! them is made by integers: no rounding mode, contraction or `exp` of a driver comes in.
+//! **Draws are the same on every device.** Random numbers are Philox4x32-10 (Salmon et al. 2011) of a seed and a
+//! counter made of the sample's number in the whole data, the draw's number and, for a Gaussian, the output's: no
+//! state, so chunks and order change nothing. What is made of them is made by integers: no rounding mode, contraction
+//! or `exp` of a driver comes in.
 //!
 //! **Faults are told, not hidden.** A row with an impossible output or label gets NaN for its gradient and weight, and
 //! its index is noted in `fault`, [`FAULTS`] words cleared before: `!n` of the first, zero for none.
@@ -43,10 +45,10 @@ use crate::memory::Element;
 pub const FAULTS: u64 = 3;
 
 /// Counters and random bits.
-const PHILOX: &str = shader!("lib/philox.wgsl");
+const PHILOX: &str = shader!("lib/likelihood/philox.wgsl");
 
 /// Reading logits and ordering them.
-const LOGITS: &str = shader!("lib/logits.wgsl");
+const LOGITS: &str = shader!("lib/likelihood/logits.wgsl");
 
 /// Invocations of a workgroup, which handles one row unless each has its own: few, since most rows are short.
 pub(crate) const LANES: u32 = 64;
@@ -101,7 +103,8 @@ impl Faults {
     }
 }
 
-/// The largest value (minus infinity of none), and whether any is NaN. By integers that order as the values do, of which maxima vectorise.
+/// The largest value (minus infinity of none), and whether any is NaN. By integers that order as the values do, of
+/// which maxima vectorise.
 #[inline(always)]
 fn largest(values: &[f32]) -> (f32, bool) {
     let order = |bits: i32| bits ^ (bits >> 31 & i32::MAX);

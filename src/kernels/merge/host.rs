@@ -1,5 +1,5 @@
-//! The host execution that both merging kernels share: blocks of parameters, their tallies, and counting. Most blocks are merged by
-//! [`plain`](super::plain) without tallies.
+//! The host execution that both merging kernels share: blocks of parameters, their tallies, and counting. Most blocks
+//! are merged by [`plain`](super::plain) without tallies.
 
 use rayon::prelude::*;
 
@@ -25,7 +25,7 @@ pub(super) struct Tallies {
     pub(super) unfloored: [u32; BLOCK],
 }
 
-/// What weights with exponents of their own take.
+/// What weights with their own exponents take.
 #[derive(Default)]
 pub(super) struct General {
     pub(super) tallies: Tallies,
@@ -70,7 +70,8 @@ impl Default for Tallies {
     }
 }
 
-/// Non-negative finite f32 bits as mantissa in [1, 2) and exponent; a subnormal's by way of an exact conversion of its integer.
+/// Non-negative finite f32 bits as mantissa in
+/// [1, 2) and exponent; a subnormal's by way of an exact conversion of its integer.
 #[expect(
     clippy::cast_possible_wrap,
     clippy::cast_precision_loss,
@@ -92,7 +93,8 @@ pub(super) fn pow2(e: i32) -> f32 {
     f32::from_bits(((e + 127).clamp(0, 254) as u32) << 23)
 }
 
-/// A Fisher's bits as they are used: anything that is not a valid Fisher counts as zero (and is reported), as minus zero does.
+/// A Fisher's bits as they are used: anything that is not a valid Fisher counts as zero (and is reported), as minus
+/// zero does.
 #[inline(always)]
 fn checked(bits: u32) -> u32 {
     if bits > 0x7f7f_ffff { 0 } else { bits }
@@ -150,7 +152,7 @@ impl Tallies {
         self.exponent = prior.exponent;
     }
 
-    /// Adds one model, of which `extra` pulls besides its weight; see `add_model` in `shaders/lib/tally.wgsl`.
+    /// Adds one model, of which `extra` pulls besides its weight; see `add_model` in `shaders/lib/merge/tally.wgsl`.
     #[inline(always)]
     pub(super) fn add(
         &mut self,
@@ -226,7 +228,7 @@ impl Tallies {
 
 /// What is kept of the mean and what a model draws it by, and the weights with the model in.
 ///
-/// Every array is an argument of its own: only then does the compiler know that no two overlap, and vectorises the loop.
+/// Every array is a separate argument: only then does the compiler know that no two overlap, and vectorises the loop.
 #[expect(clippy::too_many_arguments, reason = "see above")]
 #[inline(always)]
 fn shares(
@@ -285,7 +287,7 @@ pub(super) fn note(counts: &mut Words, slot: usize, start: usize, flags: impl It
     }
 }
 
-/// Counts what is wrong with one model's block and what its floor raised. Slots as in `shaders/lib/count.wgsl`.
+/// Counts what is wrong with one model's block and what its floor raised. Slots as in `shaders/lib/merge/count.wgsl`.
 #[inline(always)]
 pub(super) fn count_model(
     counts: &mut Words,
@@ -381,7 +383,8 @@ pub(crate) fn add_to(counts: &mut [u32], sum: Words) {
     counts.copy_from_slice(&add(before, sum));
 }
 
-/// Shares the blocks of `len` parameters out to the cores, compiled for the widest vectors, and adds up what they count in each of `steps` steps.
+/// Shares the blocks of `len` parameters out to the cores, compiled for the widest vectors, and adds up what they count
+/// in each of `steps` steps.
 pub(super) fn counted(
     len: usize,
     state: Option<SliceMut<'_>>,

@@ -2,7 +2,7 @@
 //!
 //! Both kernels keep a **running weighted mean** of the distances to a reference: after model m,
 //! mean ← mean · (D − w)/D + d · w/D with D the sum of the weights so far. Only ratios of weights occur, and the
-//! weights carry an exponent of their own, so Fishers anywhere in f32's range, subnormals included, neither
+//! weights carry their own exponent, so Fishers anywhere in f32's range, subnormals included, neither
 //! overflow nor vanish, whatever factor normalises them. Equal models give distance 0 and so come back bit for bit.
 
 mod fisher;
@@ -22,13 +22,14 @@ pub use ubgm::{Ubgm, UbgmArgs, UbgmParams, UbgmSlices};
 use crate::error::Result;
 use crate::gpu::Caps;
 use crate::kernel::groups_for;
-use crate::kernels::{Owner, WORKGROUP};
+use crate::kernels::{Owner, WORKGROUP, shader};
 use crate::shape::DType;
 
 /// Words of the `counts` buffer of a merge step.
 pub const COUNT_WORDS: u64 = 16;
 
-/// Words from one step's counts to the next one's, where several lie in one buffer: 256 bytes, the strictest device's alignment.
+/// Words from one step's counts to the next one's, where several lie in one buffer: 256 bytes, the strictest device's
+/// alignment.
 pub const COUNT_STRIDE: u64 = 64;
 
 /// Words of the `state` buffer of `len` parameters: four each, in whole groups of eight parameters.
@@ -37,7 +38,7 @@ pub const fn state_words(len: u64) -> u64 {
     4 * len.next_multiple_of(8)
 }
 
-/// A factor with an exponent of its own, `mantissa · 2^exponent`: f64's range in the two words a shader takes.
+/// A factor with its own exponent, `mantissa · 2^exponent`: f64's range in the two words a shader takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Factor {
     /// In [1, 2), or 0.
@@ -147,11 +148,16 @@ fn code(fisher: Option<DType>) -> f64 {
     fisher.map_or(NONE, DType::code).into()
 }
 
-pub(crate) const TALLY: &str = crate::kernels::shader!("lib/tally.wgsl");
-pub(crate) const COUNT: &str = crate::kernels::shader!("lib/count.wgsl");
+/// Parts of the shaders: what is known of a parameter, what is counted, what lies between steps, and the models of a
+/// Fisher merge.
+const TALLY: &str = shader!("lib/merge/tally.wgsl");
+const COUNT: &str = shader!("lib/merge/count.wgsl");
+const STEP: &str = shader!("lib/merge/step.wgsl");
+const MODELS: &str = shader!("lib/merge/models.wgsl");
 
-/// Invocations of a workgroup, and the groups of eight parameters that each handles one after the other: what it counts is handed over once.
-/// Where invocations count by themselves, a workgroup is as many as run in step, and its groups lie beside each other.
+/// Invocations of a workgroup, and the groups of eight parameters that each handles one after the other: what it counts
+/// is handed over once. Where invocations count by themselves, a workgroup is as many as run in step, and its groups
+/// lie beside each other.
 const fn sizes(owner: Owner) -> (u32, u32) {
     match owner {
         Owner::Workgroup => (WORKGROUP, 4),

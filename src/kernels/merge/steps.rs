@@ -1,5 +1,6 @@
-//! All steps of a Fisher merge on the host, block by block: what is known of a parameter between steps then stays in a first-level cache,
-//! as plain numbers. Steps one after the other over all parameters would write it to memory with an exponent each, and read it again.
+//! All steps of a Fisher merge on the host, block by block: what is known of a parameter between steps then stays in a
+//! first-level cache, as plain numbers. Steps one after the other over all parameters would write it to memory with an
+//! exponent each, and read it again.
 
 use super::fisher::{HostStep, load_fisher};
 use super::host::{self, Block, Scratch, Words};
@@ -7,7 +8,8 @@ use super::plain::{self, BlockSteps};
 use crate::kernel::{BLOCK, SliceMut};
 use crate::memory::Element;
 
-/// Runs the steps of one merge of `len` parameters, and tells what each counts. The bits of the result are those of the steps one by one.
+/// Runs the steps of one merge of `len` parameters, and tells what each counts. The bits of the result are those of the
+/// steps one by one.
 pub(crate) fn merge_on_host(len: usize, steps: &[HostStep<'_>], merged: SliceMut<'_>) -> Vec<Words> {
     host::counted(
         len,

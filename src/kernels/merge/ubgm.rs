@@ -1,14 +1,15 @@
 //! Uncertainty-based gradient matching.
 
+mod cases;
+
 use super::host::{self, Block};
 use super::plain::{self, BlockStep, PlainFactor};
-use super::{COUNT, COUNT_WORDS, Factor, TALLY, state_words};
+use super::{COUNT, COUNT_WORDS, Factor, STEP, TALLY, state_words};
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise};
-use crate::kernels::{BENCHED, DTYPE, LENGTHS, Owner, WIDE, shader};
+use crate::kernel::{Cost, Kernel, Slice};
+use crate::kernels::{DTYPE, Owner, WIDE, shader};
 use crate::memory::Element;
-use crate::reference;
 use crate::shape::DType;
 
 /// One step of uncertainty-based gradient matching, one model at a time:
@@ -29,7 +30,7 @@ use crate::shape::DType;
 ///
 /// Bitwise repeatable: no element depends on another. With F_0 = 0 the result is Fisher merging's.
 /// Source: Daheim et al., *Model Merging by Uncertainty-Based Gradient Matching* (2024), equation 12; definition:
-/// [`reference::merge::ubgm`].
+/// [`reference::merge::ubgm`](crate::reference::merge::ubgm).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ubgm {
     /// Storage of the model.
@@ -102,7 +103,7 @@ impl Kernel for Ubgm {
     type Args = UbgmArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("merge/ubgm.wgsl"), DTYPE, WIDE, TALLY, COUNT]
+        vec![shader!("merge/ubgm.wgsl"), DTYPE, WIDE, TALLY, COUNT, STEP]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {
@@ -275,140 +276,12 @@ impl Ubgm {
     }
 }
 
-impl Checked for Ubgm {
-    fn cases() -> Vec<Case<Self>> {
-        let mut cases = Vec::new();
-        for theta in DType::ALL {
-            for fisher in DType::ALL {
-                for merged in DType::ALL {
-                    cases.push(case(theta, fisher, merged, 1003, (0.75, 0.0, 0.0)));
-                }
-            }
-        }
-        let plain = |len, numbers| case(DType::F32, DType::F32, DType::F32, len, numbers);
-        cases.extend(LENGTHS.map(|len| plain(len, (1.5, 0.0, 0.0))));
-        cases.push(plain(1021, (1e-40, 0.0, 0.0)));
-        cases.push(plain(1021, (1.0, 0.125, 0.0)));
-        cases.push(plain(1021, (2.0, 0.0, 0.25)));
-        // A model that weighs nothing, its Fisher as large as any.
-        cases.push(plain(1021, (0.0, 3e38, 0.0)));
-        let alone = |case: Case<Self>| Case {
-            name: format!("{} alone", case.name),
-            kernel: Self { owner: Owner::Invocation, ..case.kernel },
-            ..case
-        };
-        let alone: Vec<_> = cases.iter().cloned().map(alone).collect();
-        cases.extend(alone);
-        cases
-    }
-
-    fn bench(elements: u64) -> Bench<Self> {
-        let len = u32::try_from(elements).unwrap_or(u32::MAX);
-        let Case { kernel, params, .. } = case(DType::F32, DType::F32, DType::F32, 0, (1.0, 0.0, 0.0));
-        let stream = |fill| (DType::F32.into(), u64::from(len), fill);
-        Bench {
-            name: format!("one model, {len} f32"),
-            kernel,
-            params: UbgmParams { len, ..params },
-            buffers: vec![
-                stream(Fill::Noise),
-                stream(Fill::Positive),
-                stream(Fill::Noise),
-                stream(Fill::Positive),
-                (Element::U32, state_words(0), Fill::Zero),
-                stream(Fill::Zero),
-                (Element::U32, COUNT_WORDS, Fill::Zero),
-            ],
-        }
-    }
-
-    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
-        let owner = Owner::of(caps);
-        BENCHED
-            .map(|elements| {
-                let bench = Self::bench(elements);
-                Bench { kernel: Self { owner, ..bench.kernel }, ..bench }
-            })
-            .into()
-    }
-}
-
-fn fishers(seed: u64, len: usize) -> Vec<f64> {
-    let zero = noise(seed + 1, len);
-    let both = noise(99, len);
-    let squares = noise(seed, len).into_iter().map(|x| x * x * 100.0);
-    squares
-        .zip(zero.iter().zip(&both))
-        .map(|(f, (&z, &b))| if z < -0.6 || b < -0.9 { 0.0 } else { f })
-        .collect()
-}
-
-fn case(
-    theta: DType,
-    fisher: DType,
-    merged: DType,
-    len: usize,
-    (lambda, floor, delta): (f64, f32, f64),
-) -> Case<Ubgm> {
-    let owner = Owner::Workgroup;
-    let kernel =
-        Ubgm { theta, fisher, base: theta, base_fisher: fisher, merged, first: true, last: true, owner };
-    let model = CaseBuffer::floats(theta, &noise(1, len));
-    let base = CaseBuffer::floats(theta, &noise(2, len));
-    let own = CaseBuffer::floats(fisher, &fishers(10, len));
-    let prior = CaseBuffer::floats(fisher, &fishers(20, len));
-    let (scale, base_scale) = (0.5, 4.0);
-    let factors = [lambda, scale, base_scale, delta].map(Factor::of);
-    let params = UbgmParams {
-        len: u32::try_from(len).expect("cases are small"),
-        lambda: factors[0].mantissa,
-        lambda_exponent: factors[0].exponent,
-        scale: factors[1].mantissa,
-        scale_exponent: factors[1].exponent,
-        floor: floor.to_bits(),
-        base_scale: factors[2].mantissa,
-        base_scale_exponent: factors[2].exponent,
-        delta: factors[3].mantissa,
-        delta_exponent: factors[3].exponent,
-    };
-    let (t, f, t0, f0) = (model.values(), own.values(), base.values(), prior.values());
-    let mut counts = vec![0.0; 16];
-    let mut want = Vec::new();
-    for p in 0..len {
-        let raised = f[p] < floor.into();
-        let own = f[p].max(floor.into()) * scale;
-        let prior = f0[p] * base_scale + delta;
-        let value = reference::merge::ubgm(t0[p], prior, &[t[p]], &[own], &[lambda]);
-        let sum = prior + lambda * own;
-        // A pull is at most λ (F_0 + F_m) / (F_0 + λ F_m) ≤ max(1, λ) (1 + 1) of the distance.
-        let reach = if sum == 0.0 { 0.0 } else { lambda * (prior + own) / sum * (t[p] - t0[p]).abs() };
-        want.push(Want::computed(value, t0[p].abs() + reach, 12.0, merged));
-        counts[0] += f64::from(u8::from(sum == 0.0));
-        counts[1] += f64::from(u8::from(raised));
-        counts[2] += f64::from(u8::from(lambda * own > 0.99 * sum && sum > 0.0));
-        counts[3] += f64::from(u8::from(raised));
-    }
-    Case {
-        name: format!("{kernel:?} p={len} lambda={lambda:e} floor={floor} delta={delta}"),
-        kernel,
-        params,
-        buffers: vec![
-            model,
-            own,
-            base,
-            prior,
-            CaseBuffer::words(&[0; 8]),
-            CaseBuffer::sentinel(merged, len),
-            CaseBuffer::words(&[0; COUNT_WORDS as usize]),
-        ],
-        want: vec![(5, want), (6, counts.into_iter().map(Want::exact).collect())],
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::cases::case;
     use super::*;
     use crate::backend::Backend;
+    use crate::kernel::Case;
     use crate::verify::run_case;
 
     /// One subnormal Fisher sends its whole block down the path with exponents. Every other element must keep its bits.

@@ -18,12 +18,13 @@ use crate::shape::DType;
 /// - `exp_avg_sq`      v ≥ 0 `[p]`, f32, f16 or bf16, updated in place
 /// - `max_exp_avg_sq`  v_max ≥ 0 `[p]`, of the same type, updated in place
 ///
-/// The parameters are those of [`Ema`](super::Ema). v_max is what the optimizer divides by, another quantity than v: a Fisher
-/// diagonal is estimated by v. As PyTorch does, the maximum is taken before bias correction; the paper's algorithm 2 has none.
+/// The parameters are those of [`Ema`](super::Ema). v_max is what the optimizer divides by, another quantity than v: a
+/// Fisher diagonal is estimated by v. As PyTorch does, the maximum is taken before bias correction; the paper's
+/// algorithm 2 has none.
 ///
-/// Moves each element of g once, of v and v_max twice; 5 operations an element. Bitwise repeatable: no element depends on another.
-/// A NaN in g, v or v_max stays. Source: Reddi, Kale & Kumar, *On the Convergence of Adam and Beyond* (2018), algorithm 2;
-/// definition: [`reference::optimizer::amsgrad`].
+/// Moves each element of g once, of v and v_max twice; 5 operations an element. Bitwise repeatable: no element depends
+/// on another. A NaN in g, v or v_max stays. Source: Reddi, Kale & Kumar, *On the Convergence of Adam and Beyond*
+/// (2018), algorithm 2; definition: [`reference::optimizer::amsgrad`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Amsgrad {
     /// Storage of the gradient.

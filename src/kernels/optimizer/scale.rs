@@ -24,8 +24,8 @@ use crate::shape::DType;
 /// - `values`  v `[p]`, f32, f16 or bf16
 /// - `scaled`  `[p]`, f32, f16 or bf16, round to nearest even
 ///
-/// Moves each element of both once; 1 operation an element. Bitwise repeatable: no element depends on another. NaN and infinity
-/// stay; products beyond the storage type become infinite, and a device may take a subnormal v for 0.
+/// Moves each element of both once; 1 operation an element. Bitwise repeatable: no element depends on another. NaN and
+/// infinity stay; products beyond the storage type become infinite, and a device may take a subnormal v for 0.
 /// Source: Kingma & Ba, *Adam* (2015), section 3; definition: [`reference::optimizer::scale`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scale {

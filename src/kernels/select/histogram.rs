@@ -1,18 +1,16 @@
 //! How many scores lie in each bin of a window.
 
+mod cases;
+
 use rayon::prelude::*;
 
-use super::score::{BAD, Inputs, Scorer, all_scores, ranges};
+use super::score::{BAD, Scorer, ranges};
 use super::{SCORE, STATE_WORDS, Score, Scores};
 use crate::error::{Error, Result};
 use crate::gpu::Caps;
-use crate::kernel::{
-    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, groups_for, vectorised,
-};
-use crate::kernels::{DTYPE, LENGTHS, WORKGROUP, shader};
+use crate::kernel::{BLOCK, Cost, Kernel, Slice, groups_for, vectorised};
+use crate::kernels::{DTYPE, WORKGROUP, shader};
 use crate::memory::Element;
-use crate::reference;
-use crate::shape::DType;
 
 /// Counts scores per bin of a window of score bits:
 ///
@@ -32,14 +30,15 @@ use crate::shape::DType;
 ///
 /// Reads each input once. The result does not depend on the order of execution: integers are added. Windows of at most
 /// [`LOCAL_BINS`] bins are counted in workgroup memory first; larger ones straight in `counts`, which is for windows
-/// that few scores lie in. Definition: [`reference::select::histogram`].
+/// that few scores lie in. Definition: [`reference::select::histogram`](crate::reference::select::histogram).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Histogram {
     /// What is counted.
     pub scores: Scores,
     /// Counting in workgroup memory first; requires at most [`LOCAL_BINS`] bins.
     pub local: bool,
-    /// Few scores are expected in the window, as in every one but the first: those outside are counted in registers. Changes no count.
+    /// Few scores are expected in the window, as in every one but the first: those outside are counted in registers.
+    /// Changes no count.
     pub sparse: bool,
 }
 
@@ -176,7 +175,8 @@ const BINS: usize = 1 << (31 - SHIFT);
 /// One thread's counts.
 struct Tally {
     window: Window,
-    /// Where every score lies in the window: tables beside each other, of a size that the compiler knows, so that no index needs a check.
+    /// Where every score lies in the window: tables beside each other, of a size that the compiler knows, so that no
+    /// index needs a check.
     tables: Option<Box<[[u32; TABLES]; BINS]>>,
     /// Where few do, and the window is small or many did: a table.
     sparse: Vec<u32>,
@@ -303,114 +303,4 @@ fn dense_block(tables: &mut [[u32; TABLES]; BINS], bits: &[u32]) {
     for &b in fours.remainder() {
         tables[bin(b)][0] += 1;
     }
-}
-
-impl Checked for Histogram {
-    fn cases() -> Vec<Case<Self>> {
-        let mut cases = Vec::new();
-        for scores in all_scores() {
-            let inputs = Inputs::mixed(scores, 1, 5000);
-            cases.push(case("coarse", true, &inputs, (0, 20, LOCAL_BINS)));
-            cases.push(case("coarser", true, &inputs, (0, 24, 128)));
-            cases.push(case("fine", false, &inputs, (0x3e80_0000, 12, 4096)));
-        }
-        let fish = all_scores()[0];
-        for len in LENGTHS.into_iter().chain([65_535, 65_536, 65_537, 140_000]) {
-            let inputs = Inputs::mixed(fish, 2, len);
-            cases.push(case("lengths", true, &inputs, (0, 20, LOCAL_BINS)));
-            cases.push(case("window inside", true, &inputs, (0x3e00_0000, 12, 1024)));
-            cases.push(case("window inside", false, &inputs, (0x3e00_0000, 12, 4097)));
-        }
-        let equal = Inputs::new(fish, &[], &[0.25; 5000]);
-        cases.push(case("all equal", true, &equal, (0x3e80_0000, 0, 1)));
-        // More scores in a large window than it has bins.
-        let many = Inputs::new(fish, &[], &[0.25; 300_000]);
-        cases.push(case("all equal", false, &many, (0x3e80_0000, 0, 4096)));
-        cases.push(case("just above", true, &equal, (0x3e80_0001, 0, 2)));
-        cases.push(case("just below", true, &equal, (0x3e7f_ff00, 0, 256)));
-        let edge = [0.0, -0.0, 1e-45, f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)];
-        cases.push(case("extremes", true, &Inputs::new(fish, &[], &edge), (0, 20, LOCAL_BINS)));
-        cases.push(case("window beyond all scores", false, &equal, (0x3e80_0000, 20, 4096)));
-        cases.extend(bad(fish));
-        let sparse = |case: Case<Self>| Case {
-            name: format!("{} sparse", case.name),
-            kernel: Self { sparse: true, ..case.kernel },
-            ..case
-        };
-        let local = |case: &&Case<Self>| case.kernel.local;
-        let sparse: Vec<_> = cases.iter().filter(local).cloned().map(sparse).collect();
-        cases.extend(sparse);
-        cases
-    }
-
-    fn bench(elements: u64) -> Bench<Self> {
-        let len = u32::try_from(elements).unwrap_or(u32::MAX);
-        let scores = Scores { score: Score::Fish, theta: DType::F32, fisher: DType::F32 };
-        Bench {
-            name: format!("{len} f32, 2048 bins"),
-            kernel: Self { scores, local: true, sparse: false },
-            params: HistogramParams { len, shift: 20, bins: LOCAL_BINS },
-            buffers: vec![
-                (DType::F32.into(), len.into(), Fill::Positive),
-                (DType::F32.into(), len.into(), Fill::Positive),
-                (Element::U32, STATE_WORDS, Fill::Zero),
-                (Element::U32, u64::from(LOCAL_BINS) + 2, Fill::Zero),
-                (Element::U32, 1, Fill::Zero),
-            ],
-        }
-    }
-}
-
-fn case(name: &str, local: bool, inputs: &Inputs, (low, shift, bins): (u32, u32, u32)) -> Case<Histogram> {
-    const BEFORE: u32 = 3;
-    // Beyond the largest finite score there is only infinity.
-    let edge = |i: u64| match u32::try_from(u64::from(low) + (i << shift)) {
-        Ok(bits) if bits <= f32::INFINITY.to_bits() => f64::from(f32::from_bits(bits)),
-        _ => f64::INFINITY,
-    };
-    let edges: Vec<f64> = (0..=u64::from(bins)).map(edge).collect();
-    let below = inputs.values.iter().filter(|&&s| s < edges[0]).count();
-    let within = reference::select::histogram(&inputs.values, &edges);
-    let above = inputs.values.len() - below - within.iter().map(|&c| c as usize).sum::<usize>();
-    let outside = |count: usize| u32::try_from(count).expect("cases are small");
-    let want = std::iter::once(outside(below)).chain(within).chain([outside(above)]);
-    let want = want.map(|count| Want::exact((count + BEFORE).into())).collect();
-    Case {
-        name: format!(
-            "{name} {:?} local={local} p={} from {low:#x} by 2^{shift}",
-            inputs.scores,
-            inputs.len()
-        ),
-        kernel: Histogram { scores: inputs.scores, local, sparse: false },
-        params: HistogramParams { len: inputs.len(), shift, bins },
-        buffers: vec![
-            inputs.theta.clone(),
-            inputs.fisher.clone(),
-            CaseBuffer::words(&[low, 7]),
-            CaseBuffer::words(&vec![BEFORE; bins as usize + 2]),
-            CaseBuffer::words(&[0]),
-        ],
-        want: vec![(3, want), (4, vec![Want::exact(0.0)])],
-    }
-}
-
-/// One bad element among many, at the edges: it is not counted, and the first is told.
-fn bad(scores: Scores) -> Vec<Case<Histogram>> {
-    let values = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, -1e-45];
-    let at = [0_usize, 1, 1023, 1024, 4999];
-    let one = |(value, first): (f64, usize)| {
-        let mut fisher = vec![1.0; 5000];
-        fisher[first] = value;
-        fisher[4999] = value;
-        let bad = if first == 4999 { 1 } else { 2 };
-        let mut case = case("bad", true, &Inputs::new(scores, &[], &[]), (0, 20, LOCAL_BINS));
-        let buffer = CaseBuffer::floats(scores.fisher, &fisher);
-        (case.buffers[0], case.buffers[1]) = (buffer.clone(), buffer);
-        case.params.len = 5000;
-        case.name = format!("bad {value} at {first}");
-        case.want[0].1[1 + (1.0_f32.to_bits() >> 20) as usize] = Want::exact(f64::from(3 + 5000 - bad));
-        case.want[1].1 = vec![Want::exact((!u32::try_from(first).expect("cases are small")).into())];
-        case
-    };
-    values.into_iter().zip(at).map(one).collect()
 }

@@ -33,9 +33,9 @@ pub use spend::{Spend, SpendArgs, SpendParams, SpendSlices};
 use super::shader;
 
 /// The shaders' common parts.
-const SCORE: &str = shader!("lib/score.wgsl");
-const SCAN: &str = shader!("lib/scan.wgsl");
-const KEEP: &str = shader!("lib/keep.wgsl");
+const SCORE: &str = shader!("lib/select/score.wgsl");
+const SCAN: &str = shader!("lib/select/scan.wgsl");
+const KEEP: &str = shader!("lib/select/keep.wgsl");
 
 /// Invocations of a workgroup that has a block where they run in step: as many as one vector of software Vulkan has.
 const FEW: u32 = 8;

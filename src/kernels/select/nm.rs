@@ -34,7 +34,8 @@ use crate::shape::DType;
 pub struct Nm {
     /// What is compared.
     pub scores: Scores,
-    /// M, where it is 2, 4 or 8 and a group's elements lie beside each other: then an invocation has whole groups and whole words of the mask.
+    /// M, where it is 2, 4 or 8 and a group's elements lie beside each other: then an invocation has whole groups and
+    /// whole words of the mask.
     pub beside: Option<u32>,
 }
 
@@ -93,8 +94,8 @@ impl Kernel for Nm {
 
     fn wgsl(&self) -> Vec<&'static str> {
         let groups = match self.beside {
-            Some(_) => shader!("lib/groups_beside.wgsl"),
-            None => shader!("lib/groups_apart.wgsl"),
+            Some(_) => shader!("lib/select/groups_beside.wgsl"),
+            None => shader!("lib/select/groups_apart.wgsl"),
         };
         vec![shader!("select/nm.wgsl"), DTYPE, SCORE, groups]
     }
@@ -178,8 +179,8 @@ impl Kernel for Nm {
     }
 }
 
-/// The groups of one unit of `size · stride` elements: the elements of one lie a stride apart, the groups side by side, and all are
-/// looked at together.
+/// The groups of one unit of `size · stride` elements: the elements of one lie a stride apart, the groups side by side,
+/// and all are looked at together.
 #[inline(always)]
 fn choose(bits: &[u32], out: &mut [u8], keep: u32, stride: usize) {
     const TOGETHER: usize = 64;
@@ -246,7 +247,7 @@ fn choose_beside(
     }
 }
 
-/// Elements of groups of `SIZE`, each place of a group in a column of its own.
+/// Elements of groups of `SIZE`, each place of a group in its own column.
 #[inline(always)]
 fn split<const SIZE: usize>(groups: &[u32], columns: &mut [u32]) {
     let (groups, _) = groups.as_chunks::<SIZE>();
@@ -301,7 +302,7 @@ impl Checked for Nm {
             cases.push(case(&Inputs::mixed(fish, 15, len), (4, 8, 1)));
         }
         cases.extend([0, 5, 1199].map(bad));
-        // The general form, for sizes that have one of their own.
+        // The general form, for sizes that have their own.
         let apart = |case: Case<Self>| Case {
             name: case.name.replace("beside", "apart"),
             kernel: Self { beside: None, ..case.kernel },

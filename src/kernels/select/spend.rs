@@ -18,8 +18,8 @@ use super::STATE_WORDS;
 /// - `left`   `[2]`, the lower and the upper half of a number of 64 bits
 /// - `state`  the state of a selection, whose second word is how many ties the next [`Mask`](super::Mask) keeps
 ///
-/// Three words in, three out. Exact. Recorded behind each part, it lets a stream's parts follow each other on a device without the
-/// host waiting between them.
+/// Three words in, three out. Exact. Recorded behind each part, it lets a stream's parts follow each other on a device
+/// without the host waiting between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spend;
 

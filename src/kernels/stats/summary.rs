@@ -1,15 +1,14 @@
 //! Sums, extremes, zeros and impossible values of a Fisher diagonal, in one pass.
 
+mod cases;
+
 use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::gpu::Caps;
-use crate::kernel::{
-    BLOCK, Bench, Case, CaseBuffer, Checked, Cost, Fill, Floats, Kernel, Want, noise, vectorised,
-};
-use crate::kernels::{BENCHED, DTYPE, JOIN, Owner, WIDE, shader};
+use crate::kernel::{BLOCK, Cost, Floats, Kernel, vectorised};
+use crate::kernels::{DTYPE, JOIN, Owner, WIDE, shader};
 use crate::memory::Element;
-use crate::reference;
 use crate::shape::DType;
 
 /// Summary statistics of a Fisher diagonal, one record for each share of [`Summary::share`] values:
@@ -21,12 +20,14 @@ use crate::shape::DType;
 /// - `counts`  words `[share, 5]`: max and min as bit patterns of f32 (0 and 0xffffffff where no value is good); zeros of
 ///   either sign; the number of bad values; the flat index of the first (0xffffffff where there is none)
 ///
-/// A value is *bad* if it is NaN, infinite or negative, which no Fisher diagonal can be: told from the bits, counted, and left out
-/// of the rest. Sums are scaled by the share's own maximum, so that neither 3e38 squared nor a subnormal, on devices that flush
-/// them, is lost. [`Stats::fold`] puts the records together in f64.
+/// A value is *bad* if it is NaN, infinite or negative, which no Fisher diagonal can be: told from the bits, counted,
+/// and left out of the rest. Sums are scaled by the share's own maximum, so that neither 3e38 squared nor a subnormal,
+/// on devices that flush them, is lost. [`Stats::fold`] puts the records together in f64.
 ///
-/// Moves each value once and 28 bytes a share; 3 operations a value. A share's sums are off by at most 46 roundings where a workgroup has it,
-/// 70 where one invocation does. Bitwise repeatable: the order of summation is fixed. Definition: [`reference::stats`].
+/// Moves each value once and 28 bytes a share; 3 operations a value. A share's sums are off by at most 46 roundings
+/// where a workgroup has it,
+/// 70 where one invocation does. Bitwise repeatable: the order of summation is fixed. Definition:
+/// [`reference::stats`](crate::reference::stats).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// Storage of the values.
@@ -254,8 +255,8 @@ impl Default for Part {
 }
 
 impl Part {
-    /// Adds consecutive values, at most [`BLOCK`], of which the first has flat index `start`: in one loop if all of them are
-    /// Fishers, else with care.
+    /// Adds consecutive values, at most [`BLOCK`], of which the first has flat index `start`: in one loop if all of
+    /// them are Fishers, else with care.
     #[inline(always)]
     fn add(&mut self, values: &[f32], start: usize) {
         if !self.add_good(values) {
@@ -326,134 +327,6 @@ impl Part {
 #[inline(always)]
 fn is_good(bits: u32) -> bool {
     (bits < 0x7f80_0000) | (bits == 0x8000_0000)
-}
-
-impl Checked for Summary {
-    fn cases() -> Vec<Case<Self>> {
-        let mut cases = Vec::new();
-        for values in DType::ALL {
-            for owner in [Owner::Workgroup, Owner::Invocation] {
-                let kernel = Self { values, owner };
-                let share = usize::try_from(kernel.share()).expect("shares are small");
-                for len in [0, 1, 7, 8, 9, 2049, share - 1, share, share + 1, 3 * share + 5] {
-                    let positive: Vec<f64> = noise(1, len).iter().map(|v| v.abs()).collect();
-                    cases.push(case(kernel, "positive", &positive));
-                }
-                cases.push(case(kernel, "every magnitude", &magnitudes(5000)));
-                cases.push(case(kernel, "growing", &growing(20_000)));
-                cases.push(case(kernel, "signs and zeros", &signs(share + 100)));
-                cases.push(case(kernel, "many zeros", &many_zeros(2 * share + 100)));
-                cases.push(case(kernel, "largest", &vec![3.0e38; 5000]));
-                cases.push(case(kernel, "smallest", &vec![2.0_f64.powi(-149); 5000]));
-                cases.push(case(kernel, "zeros", &[0.0, -0.0, 0.0]));
-                cases.push(case(
-                    kernel,
-                    "nothing good",
-                    &[f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1e-45, -f64::NAN],
-                ));
-            }
-        }
-        cases
-    }
-
-    fn bench(elements: u64) -> Bench<Self> {
-        bench(&Caps::host(), elements)
-    }
-
-    fn layers(caps: &Caps) -> Vec<Bench<Self>> {
-        BENCHED.map(|elements| bench(caps, elements)).into()
-    }
-}
-
-fn bench(caps: &Caps, elements: u64) -> Bench<Summary> {
-    let kernel = Summary { values: DType::F32, owner: Owner::of(caps) };
-    let len = u32::try_from(elements).unwrap_or(u32::MAX);
-    let (sums, counts) = kernel.records(len.into());
-    Bench {
-        name: format!("{len} f32"),
-        kernel,
-        params: SummaryParams { len },
-        buffers: vec![
-            (Element::F32, len.into(), Fill::Positive),
-            (Element::F32, sums, Fill::Zero),
-            (Element::U32, counts, Fill::Zero),
-        ],
-    }
-}
-
-/// Values whose unit grows from one group to the next.
-fn growing(len: usize) -> Vec<f64> {
-    noise(6, len).iter().enumerate().map(|(i, v)| v.abs() * (i as f64 / 300.0 - 40.0).exp2()).collect()
-}
-
-/// Mostly zeros, as where most weights never had a gradient.
-fn many_zeros(len: usize) -> Vec<f64> {
-    noise(7, len).iter().enumerate().map(|(i, v)| if i / 300 % 3 > 0 { 0.0 } else { v.abs() }).collect()
-}
-
-/// Positive values of all the magnitudes that f32 has, subnormals included.
-fn magnitudes(len: usize) -> Vec<f64> {
-    noise(3, len).iter().map(|v| (138.0 * v - 11.0).exp2()).collect()
-}
-
-/// Values of both signs, a few of them zero, NaN or infinite.
-fn signs(len: usize) -> Vec<f64> {
-    let mut values = noise(4, len);
-    for (i, value) in values.iter_mut().enumerate() {
-        match i % 37 {
-            11 => *value = 0.0,
-            12 => *value = -0.0,
-            30 => *value = f64::NAN,
-            31 => *value = f64::INFINITY,
-            _ => *value = if i < 100 || i % 5 > 0 { value.abs() } else { *value },
-        }
-    }
-    values
-}
-
-fn case(kernel: Summary, name: &str, values: &[f64]) -> Case<Summary> {
-    let dtype = kernel.values;
-    let stored = CaseBuffer::floats(dtype, values);
-    let size = usize::try_from(kernel.share()).expect("shares are small");
-    let (mut sums, mut counts) = (Vec::new(), Vec::new());
-    for (share, values) in stored.values().chunks(size).enumerate() {
-        want(kernel, share * size, values, &mut sums, &mut counts);
-    }
-    Case {
-        name: format!("{dtype} {:?} {name} p={}", kernel.owner, values.len()),
-        kernel,
-        params: SummaryParams { len: u32::try_from(values.len()).expect("cases are small") },
-        buffers: vec![
-            stored,
-            CaseBuffer::sentinel(Element::F32, sums.len()),
-            CaseBuffer::sentinel(Element::U32, counts.len()),
-        ],
-        want: vec![(1, sums), (2, counts)],
-    }
-}
-
-/// What the definition says of one share, in the record's form.
-///
-/// A square is rounded once more than [`Owner::roundings`] says of the sum.
-fn want(kernel: Summary, start: usize, values: &[f64], sums: &mut Vec<Want>, counts: &mut Vec<Want>) {
-    let (max, min) = (reference::stats::max(values), reference::stats::min(values));
-    #[expect(clippy::cast_possible_truncation, reason = "stored values are f32 at most")]
-    let bits = |value: f64| f64::from((value.abs() as f32).to_bits());
-    let depth = f64::from(kernel.owner.roundings(OCTETS) + 1);
-    let unit = max.filter(|max| *max > 0.0).map_or(1.0, |max| max.log2().floor().exp2());
-    for scaled in [reference::stats::sum(values) / unit, reference::stats::sum_sq(values) / unit / unit] {
-        sums.push(Want::computed(scaled, scaled, depth, DType::F32));
-    }
-    let (bad, first) = reference::stats::bad(values).unwrap_or((0, NONE.into()));
-    let first = if bad > 0 { first + start as u64 } else { first };
-    let words = [
-        max.map_or(0.0, bits),
-        min.map_or(NONE.into(), bits),
-        reference::stats::zeros(values) as f64,
-        bad as f64,
-        first as f64,
-    ];
-    counts.extend(words.map(Want::exact));
 }
 
 #[cfg(test)]

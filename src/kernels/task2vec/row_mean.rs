@@ -10,12 +10,13 @@ use crate::kernel::{
     vectorised,
 };
 use crate::kernels::records::{index_of, index_word, power};
-use crate::kernels::{DTYPE, JOIN, RUN, WIDE, WORKGROUP, shader};
+use crate::kernels::{DTYPE, JOIN, RECORD, RUN, WIDE, WORKGROUP, shader};
 use crate::memory::Element;
 use crate::reference;
 use crate::shape::DType;
 
-/// What the mean of each row of a block is made of: the sums of its rows, cut into parts of at most [`RowMean::part`] elements:
+/// What the mean of each row of a block is made of: the sums of its rows, cut into parts of at most [`RowMean::part`]
+/// elements:
 ///
 ///   record[r, j] = (Σ_{i in part j of row r} F[r, i] / 2^e,  e,  first bad),   e = ⌊log₂ max F⌋ over the part
 ///
@@ -23,12 +24,13 @@ use crate::shape::DType;
 /// - `records`  f32 `[rows, parts, 3]`, see [`RowMean::records`]; read one with [`RowPart::of`]
 ///
 /// The caller adds a row's parts in f64 and divides by its width, so a row may begin in one block and end in another. A
-/// value is *bad* if it is NaN, infinite or negative: told from the bits, left out of the sum, and the first one's index in its
-/// part is recorded (−1 where there is none). Where no value is above 0, e is 0.
+/// value is *bad* if it is NaN, infinite or negative: told from the bits, left out of the sum, and the first one's
+/// index in its part is recorded (−1 where there is none). Where no value is above 0, e is 0.
 ///
-/// Moves each value once and 12 bytes a part; 1 operation a value. A part's sum is off by at most [`RowMean::roundings`]: pairwise over
-/// lanes, one after the other within one. Bitwise repeatable: the order of summation is fixed. Definition:
-/// [`reference::task2vec::row_sum`]. Cf. Task2Vec's `montecarlo_fisher`, a mean over all but the first axis.
+/// Moves each value once and 12 bytes a part; 1 operation a value. A part's sum is off by at most
+/// [`RowMean::roundings`]: pairwise over lanes, one after the other within one. Bitwise repeatable: the order of
+/// summation is fixed. Definition: [`reference::task2vec::row_sum`]. Cf. Task2Vec's `montecarlo_fisher`, a mean over
+/// all but the first axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowMean {
     /// Storage of the values.
@@ -48,8 +50,8 @@ const ALONE: u32 = 512;
 const WORDS: usize = 3;
 
 impl RowMean {
-    /// The specialisation for rows of `width` on a device: as many invocations a row as it keeps busy, but one for a part where a
-    /// barrier costs more than it saves.
+    /// The specialisation for rows of `width` on a device: as many invocations a row as it keeps busy, but one for a
+    /// part where a barrier costs more than it saves.
     #[must_use]
     pub fn for_width(values: DType, width: u64, caps: &Caps) -> Self {
         if caps.is_software_device() {
@@ -71,9 +73,9 @@ impl RowMean {
         (self.lanes * self.items) as u64
     }
 
-    /// The most roundings that lie one after the other in a part's sum. Where each octet has to be taken with care: three additions
-    /// within it, one for each of an invocation's octets, and those of the lanes; one more covers what is below 2⁻¹²⁶ of
-    /// the maximum, which a device may flush.
+    /// The most roundings that lie one after the other in a part's sum. Where each octet has to be taken with care:
+    /// three additions within it, one for each of an invocation's octets, and those of the lanes; one more covers what
+    /// is below 2⁻¹²⁶ of the maximum, which a device may flush.
     #[must_use]
     pub const fn roundings(&self) -> u32 {
         3 + self.items / 8 + 1 + self.lanes.ilog2() + 1
@@ -143,7 +145,7 @@ impl Kernel for RowMean {
     type Args = RowMeanArgs;
 
     fn wgsl(&self) -> Vec<&'static str> {
-        vec![shader!("task2vec/row_mean.wgsl"), DTYPE, WIDE, RUN, JOIN]
+        vec![shader!("task2vec/row_mean.wgsl"), DTYPE, WIDE, RUN, RECORD, JOIN]
     }
 
     fn overrides(&self) -> Vec<(&'static str, f64)> {

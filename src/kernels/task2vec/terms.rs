@@ -125,7 +125,8 @@ mod tests {
     #[test]
     fn terms_are_those_of_the_definitions() {
         for (a, b) in [(1.0_f64, 2.0_f64), (3.0, 1.0), (1.0, 1.5), (1e-30, 2e-30), (1e9, 1.0), (5.0, 5.0)] {
-            // The definition adds logarithms of both values, each rounded at its own size; then come four roundings of the result's.
+            // The definition adds logarithms of both values, each rounded at its own size; then come four roundings of
+            // the result's.
             let near = |got: f64, want: f64| {
                 let sizes = want.abs() + a.ln().abs() + b.ln().abs();
                 assert!((got - want).abs() <= 4.0 * f64::EPSILON * sizes, "{a} {b}: {got} {want}");

@@ -49,6 +49,22 @@ impl Shape {
         }
     }
 
+    /// As the definition takes it.
+    fn layer(&self) -> reference::fisher::Conv {
+        let sizes = |sizes: [u32; 3]| sizes.map(|size| size as usize);
+        reference::fisher::Conv {
+            channels: self.channels as usize,
+            outputs: self.outputs as usize,
+            groups: self.groups as usize,
+            input: sizes(self.input),
+            grad: sizes(self.grad()),
+            kernel: sizes(self.kernel),
+            stride: sizes(self.stride),
+            padding: sizes(self.padding),
+            dilation: sizes(self.dilation),
+        }
+    }
+
     fn grad(&self) -> [u32; 3] {
         std::array::from_fn(|axis| {
             let [input, kernel, stride, padding, dilation] =
@@ -149,57 +165,8 @@ fn shapes() -> Vec<Shape> {
 
 impl Checked for ConvSq {
     fn cases() -> Vec<Case<Self>> {
-        let mut out = Vec::new();
-        let shapes = shapes();
-        for form in cases::FORMS.into_iter().chain([Form::Window, Form::Slide]) {
-            let kernel = plain(form);
-            let fits = |shape: &&Shape| match form {
-                Form::Window | Form::Slide => (shape.stride, shape.dilation) == ([1; 3], [1; 3]),
-                _ => true,
-            };
-            out.extend(
-                shapes.iter().filter(fits).map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)),
-            );
-            let (grouped, depthwise) = (shapes[14], shapes[16]);
-            let slides = Shape { stride: [1; 3], dilation: [1; 3], ..depthwise };
-            let depthwise = if matches!(form, Form::Window | Form::Slide) { slides } else { depthwise };
-            for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
-                out.extend([grouped, depthwise].map(|shape| case(kernel, shape, numbers, None)));
-            }
-            for mode in [Mode::Gradients, Mode::Each] {
-                let kernel = Self { mode, ..kernel };
-                for shape in [shapes[0], shapes[5], depthwise, shapes[18], shapes[24], shapes[27]] {
-                    out.push(case(kernel, shape, Numbers::OVERWRITE, None));
-                }
-                out.push(case(kernel, grouped, Numbers::SCALED, None));
-                let range = Shape { samples: 9, fold: 2, ..grouped };
-                out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 8, 8])));
-                out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 9, 5])));
-                let kernel = Self { input: DType::BF16, grad_output: DType::F16, ..kernel };
-                out.push(case(kernel, depthwise, Numbers::EMA, None));
-            }
-            let range = Shape { samples: 9, fold: 2, ..grouped };
-            out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 8, 8])));
-            out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 9, 5])));
-            for mode in [Mode::Squares, Mode::Gradients] {
-                let range = case(Self { mode, ..kernel }, range, Numbers::ADD, Some([1, 3, 9, 5]));
-                // Weights of an output: 4 channels of a group, 3 × 3.
-                let mut held = cases::held(range, 8 * 36..15 * 36);
-                held.params.out_first = 8;
-                out.push(held);
-            }
-            let range = Shape { samples: 4, ..depthwise };
-            out.push(case(kernel, range, Numbers::ADD, Some([1, 2, 4, 6])));
-            for (input, grad_output) in [
-                (DType::F16, DType::F32),
-                (DType::F32, DType::BF16),
-                (DType::BF16, DType::BF16),
-                (DType::F16, DType::F16),
-            ] {
-                let kernel = Self { input, grad_output, ..kernel };
-                out.extend([grouped, depthwise].map(|shape| case(kernel, shape, Numbers::ADD, None)));
-            }
-        }
+        let forms = cases::FORMS.into_iter().chain([Form::Window, Form::Slide]);
+        let mut out: Vec<_> = forms.flat_map(|form| in_form(form, &shapes())).collect();
         out.extend([Loads::Own, Loads::Shared].into_iter().flat_map(in_fours));
         out.extend(in_windows());
         out.extend(in_slides());
@@ -216,6 +183,62 @@ impl Checked for ConvSq {
             .map(|(samples, channels, groups, size)| layer(caps, samples, channels, groups, size))
             .into()
     }
+}
+
+/// Every shape that a form takes, and every number, range, mode and storage type.
+fn in_form(form: Form, shapes: &[Shape]) -> Vec<Case<ConvSq>> {
+    let kernel = plain(form);
+    let sliding = matches!(form, Form::Window | Form::Slide);
+    let fits = |shape: &&Shape| !sliding || (shape.stride, shape.dilation) == ([1; 3], [1; 3]);
+    let fitting = shapes.iter().filter(fits);
+    let mut out: Vec<_> = fitting.map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)).collect();
+    let (grouped, mut depthwise) = (shapes[14], shapes[16]);
+    if sliding {
+        depthwise = Shape { stride: [1; 3], dilation: [1; 3], ..depthwise };
+    }
+    for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
+        out.extend([grouped, depthwise].map(|shape| case(kernel, shape, numbers, None)));
+    }
+    let some = [shapes[0], shapes[5], depthwise, shapes[18], shapes[24], shapes[27]];
+    for mode in [Mode::Gradients, Mode::Each] {
+        let kernel = ConvSq { mode, ..kernel };
+        out.extend(some.map(|shape| case(kernel, shape, Numbers::OVERWRITE, None)));
+        out.push(case(kernel, grouped, Numbers::SCALED, None));
+        let kernel = ConvSq { input: DType::BF16, grad_output: DType::F16, ..kernel };
+        out.push(case(kernel, depthwise, Numbers::EMA, None));
+    }
+    out.extend(in_ranges(kernel, grouped, depthwise));
+    for (input, grad_output) in [
+        (DType::F16, DType::F32),
+        (DType::F32, DType::BF16),
+        (DType::BF16, DType::BF16),
+        (DType::F16, DType::F16),
+    ] {
+        let kernel = ConvSq { input, grad_output, ..kernel };
+        out.extend([grouped, depthwise].map(|shape| case(kernel, shape, Numbers::ADD, None)));
+    }
+    out
+}
+
+/// Ranges of squares and outputs: whole groups and parts of one, and results of which `out` holds a part.
+fn in_ranges(kernel: ConvSq, grouped: Shape, depthwise: Shape) -> Vec<Case<ConvSq>> {
+    let range = Shape { samples: 9, fold: 2, ..grouped };
+    let mut out = Vec::new();
+    for mode in [Mode::Squares, Mode::Gradients, Mode::Each] {
+        let kernel = ConvSq { mode, ..kernel };
+        out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 8, 8])));
+        out.push(case(kernel, range, Numbers::ADD, Some([1, 3, 9, 5])));
+    }
+    for mode in [Mode::Squares, Mode::Gradients] {
+        let range = case(ConvSq { mode, ..kernel }, range, Numbers::ADD, Some([1, 3, 9, 5]));
+        // Weights of an output: 4 channels of a group, 3 × 3.
+        let mut held = cases::held(range, 8 * 36..15 * 36);
+        held.params.out_first = 8;
+        out.push(held);
+    }
+    let range = Shape { samples: 4, ..depthwise };
+    out.push(case(kernel, range, Numbers::ADD, Some([1, 2, 4, 6])));
+    out
 }
 
 /// Kernels around a window's four offsets, rows around four positions, their number around two.
@@ -322,18 +345,7 @@ fn case(kernel: ConvSq, shape: Shape, numbers: Numbers, range: Option<[u32; 4]>)
     if let Some([first, count, first_output, output_count]) = range {
         params = ConvSqParams { first, count, first_output, output_count, ..params };
     }
-    let sizes = |sizes: [u32; 3]| sizes.map(|size| size as usize);
-    let layer = reference::fisher::Conv {
-        channels: shape.channels as usize,
-        outputs: shape.outputs as usize,
-        groups: shape.groups as usize,
-        input: sizes(shape.input),
-        grad: sizes(shape.grad()),
-        kernel: sizes(shape.kernel),
-        stride: sizes(shape.stride),
-        padding: sizes(shape.padding),
-        dilation: sizes(shape.dilation),
-    };
+    let layer = shape.layer();
     let (samples, fold) = (shape.samples as usize, shape.fold as usize);
     let of_input = layer.channels * layer.input.iter().product::<usize>();
     let of_grad = layer.outputs * layer.grad.iter().product::<usize>();

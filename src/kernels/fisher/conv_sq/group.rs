@@ -80,8 +80,8 @@ impl Factors for Group<'_> {
     ) {
         let (sample, positions) = self.sample(square, positions);
         out.chunks_exact_mut(stride).for_each(|out| out[columns.len()..].fill(0.0));
-        // One channel after the other, each read from its first position to its last: reading a few positions of all channels at a time
-        // keeps what is written in a first-level cache, but waits for each of them.
+        // One channel after the other, each read from its first position to its last: reading a few positions of all
+        // channels at a time keeps what is written in a first-level cache, but waits for each of them.
         let line = scratch.take(positions.len());
         for (column, output) in columns.clone().enumerate() {
             self.layer.grads(sample, self.first_output + output, positions.clone(), line);

@@ -50,8 +50,8 @@ impl Layer<'_> {
 
     /// Adds a block of positions to each element's product; tells how many.
     ///
-    /// Rows of gradients lie as far apart as those of the window, with zeros between them, so that all of them and a tap's elements
-    /// make one long dot product: rows of images are shorter than a few vectors.
+    /// Rows of gradients lie as far apart as those of the window, with zeros between them, so that all of them and a
+    /// tap's elements make one long dot product: rows of images are shorter than a few vectors.
     #[inline(always)]
     fn narrow_block(&self, sample: usize, output: usize, start: usize, scratch: &mut Narrow) -> usize {
         let block = self.block(&(start..self.positions()));

@@ -1,4 +1,5 @@
-//! What the loops find out about a block's weights: whether plain f32 holds them all, and if not, which power of two would help.
+//! What the loops find out about a block's weights: whether plain f32 holds them all, and if not, which power of two
+//! would help.
 
 use super::PlainFactor;
 use crate::kernels::merge::host::NOTHING;

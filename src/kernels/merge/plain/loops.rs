@@ -20,22 +20,26 @@ macro_rules! with_flags {
 const YES: bool = true;
 const NO: bool = false;
 
-/// What a loop over Fisher merges starts from: the state of a step before,
-const BEFORE: u8 = 0;
-/// nothing,
-const NOTHING: u8 = 1;
-/// nothing, where the first model is the reference itself, as in every merge of files: there is one stream less to read, and one division less,
-const REFERENCE: u8 = 2;
-/// or sums. What it leaves: sums,
-const SUMS: u8 = 3;
-/// a state,
-const STATE: u8 = 4;
-/// or the result.
-const MERGED: u8 = 5;
+/// A loop over Fisher merges starts from the state that a step before left.
+const FROM_STATE: u8 = 0;
+/// It starts from nothing.
+const FROM_NOTHING: u8 = 1;
+/// It starts from nothing, and the first model is the reference itself, as in every merge of files: there is one stream
+/// less to read, and one division less.
+const FROM_REFERENCE: u8 = 2;
+/// It starts from the sums of the step straight before.
+const FROM_SUMS: u8 = 3;
 
-/// What a loop starts from that starts with these.
-fn beginning(a: Model<'_>, origin: &[f32]) -> u8 {
-    if std::ptr::eq(a.theta, origin) { REFERENCE } else { NOTHING }
+/// It leaves a state.
+const TO_STATE: u8 = 0;
+/// It leaves the result.
+const TO_MERGED: u8 = 1;
+/// It leaves sums for the step straight after.
+const TO_SUMS: u8 = 2;
+
+/// What the loop of a first step starts from, whose first model is `a`.
+fn first_start(a: Model<'_>, origin: &[f32]) -> u8 {
+    if std::ptr::eq(a.theta, origin) { FROM_REFERENCE } else { FROM_NOTHING }
 }
 
 /// One step of a Fisher merge, of one model or two.
@@ -44,11 +48,11 @@ pub(in crate::kernels::merge) fn fisher(a: Model<'_>, b: Option<Model<'_>>, step
     let b = b.unwrap_or(a);
     let floor = a.least | b.least > 0;
     let Step { origin, before, end, shift } = step;
-    let (kind, after, merged, limit): (u8, &mut State, &mut [f32], f32) = match end {
-        End::State(after) => (STATE, after, &mut [], f32::INFINITY),
-        End::Merged(merged, limit) => (MERGED, &mut [], merged, limit),
+    let (ends, after, merged, limit): (u8, &mut State, &mut [f32], f32) = match end {
+        End::State(after) => (TO_STATE, after, &mut [], f32::INFINITY),
+        End::Merged(merged, limit) => (TO_MERGED, &mut [], merged, limit),
     };
-    let start = if before.is_some() { BEFORE } else { beginning(a, origin) };
+    let begins = if before.is_some() { FROM_STATE } else { first_start(a, origin) };
     let (before, rest) = (before.unwrap_or_default(), (shift, limit));
     macro_rules! from_to {
         ($start:ident, $end:ident) => {
@@ -59,13 +63,13 @@ pub(in crate::kernels::merge) fn fisher(a: Model<'_>, b: Option<Model<'_>>, step
     }
     vectorised(
         #[inline(always)]
-        || match (start, kind) {
-            (BEFORE, STATE) => from_to!(BEFORE, STATE),
-            (BEFORE, _) => from_to!(BEFORE, MERGED),
-            (REFERENCE, STATE) => from_to!(REFERENCE, STATE),
-            (REFERENCE, _) => from_to!(REFERENCE, MERGED),
-            (_, STATE) => from_to!(NOTHING, STATE),
-            _ => from_to!(NOTHING, MERGED),
+        || match (begins, ends) {
+            (FROM_STATE, TO_STATE) => from_to!(FROM_STATE, TO_STATE),
+            (FROM_STATE, _) => from_to!(FROM_STATE, TO_MERGED),
+            (FROM_REFERENCE, TO_STATE) => from_to!(FROM_REFERENCE, TO_STATE),
+            (FROM_REFERENCE, _) => from_to!(FROM_REFERENCE, TO_MERGED),
+            (_, TO_STATE) => from_to!(FROM_NOTHING, TO_STATE),
+            _ => from_to!(FROM_NOTHING, TO_MERGED),
         },
     )
 }
@@ -83,7 +87,7 @@ pub(in crate::kernels::merge) fn fisher_of_many(
     let last = merged.is_some();
     let (merged, limit): (&mut [f32], f32) = merged.unwrap_or((&mut [], f32::INFINITY));
     let Sums { mean, sum, largest, unfloored } = sums;
-    let (start, rest) = (if first { beginning(a, origin) } else { SUMS }, (shift, limit));
+    let (begins, rest) = (if first { first_start(a, origin) } else { FROM_SUMS }, (shift, limit));
     macro_rules! from_to {
         ($start:ident, $end:ident) => {
             with_flags!(fisher_loop::<$start, $end>(
@@ -93,16 +97,19 @@ pub(in crate::kernels::merge) fn fisher_of_many(
     }
     vectorised(
         #[inline(always)]
-        || match (start, last) {
-            (SUMS, true) => from_to!(SUMS, MERGED),
-            (SUMS, false) => from_to!(SUMS, SUMS),
-            (REFERENCE, _) => from_to!(REFERENCE, SUMS),
-            _ => from_to!(NOTHING, SUMS),
+        || match (begins, last) {
+            (FROM_SUMS, true) => from_to!(FROM_SUMS, TO_MERGED),
+            (FROM_SUMS, false) => from_to!(FROM_SUMS, TO_SUMS),
+            (FROM_REFERENCE, _) => from_to!(FROM_REFERENCE, TO_SUMS),
+            _ => from_to!(FROM_NOTHING, TO_SUMS),
         },
     )
 }
 
-/// Every array is an argument of its own: only then does the compiler know that no two overlap, and vectorises the loop.
+/// One or two models of a Fisher merge, parameter by parameter.
+///
+/// Every array is a separate argument: only then does the compiler know that no two overlap, and vectorises the loop. For
+/// the same reason it is one loop, and one function.
 #[expect(clippy::too_many_arguments, reason = "see above")]
 #[inline(always)]
 fn fisher_loop<const START: u8, const END: u8, const PAIR: bool, const FLOOR: bool>(
@@ -118,19 +125,21 @@ fn fisher_loop<const START: u8, const END: u8, const PAIR: bool, const FLOOR: bo
     merged: &mut [f32],
     (shift, limit): (i32, f32),
 ) -> Seen {
+    // Slices of the lengths that are used: no index is checked in the loop.
     let n = origin.len().min(BLOCK);
     let (theta_a, fisher_a) = (&a.theta[..n], &a.fisher[..n]);
     let (theta_b, fisher_b, origin) = (&b.theta[..n], &b.fisher[..n], &origin[..n]);
     let used = |by: bool| if by { n } else { 0 };
-    let (before, after) = (&before[..used(START == BEFORE)], &mut after[..used(END == STATE)]);
-    let sums = used(START == SUMS || END == SUMS);
+    let (before, after) = (&before[..used(START == FROM_STATE)], &mut after[..used(END == TO_STATE)]);
+    let sums = used(START == FROM_SUMS || END == TO_SUMS);
     let (mean, sum, largest) = (&mut mean[..sums], &mut sum[..sums], &mut largest[..sums]);
-    let (unfloored, merged) = (&mut unfloored[..sums], &mut merged[..used(END == MERGED)]);
+    let (unfloored, merged) = (&mut unfloored[..sums], &mut merged[..used(END == TO_MERGED)]);
     let mut tally = Tally::default();
     let (mut extremes_a, mut extremes_b) = (Extremes::NONE, Extremes::NONE);
     let mut exponents = Exponents::NONE;
     let counted = (u32::from(a.counted), u32::from(b.counted));
     for i in 0..n {
+        // Fishers, raised to their floors.
         let (mut bits_a, mut bits_b) = (fisher_a[i].to_bits(), fisher_b[i].to_bits());
         let mut above = 1;
         if FLOOR {
@@ -139,40 +148,43 @@ fn fisher_loop<const START: u8, const END: u8, const PAIR: bool, const FLOOR: bo
             tally.raised += (below_a & counted.0) + if PAIR { below_b & counted.1 } else { 0 };
             (bits_a, bits_b) = (bits_a.max(a.least), bits_b.max(b.least));
         }
+        // The first model, which joins those before it, if there are some.
         extremes_a.add(bits_a);
         let weight = f32::from_bits(bits_a) * a.factor.value;
         let exponent = exponent_of(bits_a, a.factor);
-        let distance = if START == REFERENCE { 0.0 } else { theta_a[i] - origin[i] };
+        let distance = if START == FROM_REFERENCE { 0.0 } else { theta_a[i] - origin[i] };
         let mut running = match START {
-            BEFORE => Running::load(&before[i], shift, &mut exponents),
-            SUMS => Running::of(mean[i], sum[i], largest[i], if FLOOR { unfloored[i] } else { 1 }),
+            FROM_STATE => Running::load(&before[i], shift, &mut exponents),
+            FROM_SUMS => Running::of(mean[i], sum[i], largest[i], if FLOOR { unfloored[i] } else { 1 }),
             _ => Running::first(weight, exponent, distance, a.share),
         };
-        if matches!(START, BEFORE | SUMS) {
+        if matches!(START, FROM_STATE | FROM_SUMS) {
             running.add(weight, weight, exponent, distance, a.share);
         }
         running.unfloored |= above;
+        // The second.
         if PAIR {
             extremes_b.add(bits_b);
             let weight = f32::from_bits(bits_b) * b.factor.value;
             let (exponent, distance) = (exponent_of(bits_b, b.factor), theta_b[i] - origin[i]);
-            if START == REFERENCE {
+            if START == FROM_REFERENCE {
                 running.add_to_reference(weight, exponent, distance, b.share);
             } else {
                 running.add(weight, weight, exponent, distance, b.share);
             }
         }
-        if END == MERGED {
+        // The result, or what the next step starts from.
+        if END == TO_MERGED {
             let value = running.result(origin[i]);
             merged[i] = value;
             tally.end(running, value);
             continue;
         }
         tally.check(running.mean);
-        if START == REFERENCE {
+        if START == FROM_REFERENCE {
             tally.check(origin[i]);
         }
-        if END == STATE {
+        if END == TO_STATE {
             running.save(&mut after[i], shift);
         } else {
             (mean[i], sum[i], largest[i]) = (running.mean, running.sum, running.largest);

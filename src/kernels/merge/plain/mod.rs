@@ -1,13 +1,16 @@
-//! Merging in plain f32, where a block's weights allow it: several times as fast as with exponents of their own, the same bits.
+//! Merging in plain f32, where a block's weights allow it: several times as fast as with their own exponents, the same
+//! bits.
 //!
-//! A power of two common to all weights changes no rounding, so long as nothing becomes subnormal or overflows. So the weights of a
-//! block are brought near one by such a power, and merged in a single loop, which also finds out what it is to be: the
-//! loop takes the power that fitted the block before, and where that does not fit, is run once more. Blocks that
-//! no power fits, and those in which something has to be reported, are left to [`host`](super::host), which has an answer for everything.
+//! A power of two common to all weights changes no rounding, so long as nothing becomes subnormal or overflows. So the
+//! weights of a block are brought near one by such a power, and merged in a single loop, which also finds out what it
+//! is to be: the loop takes the power that fitted the block before, and where that does not fit, is run once more.
+//! Blocks that no power fits, and those in which something has to be reported, are left to [`host`](super::host), which
+//! has an answer for everything.
 //!
-//! The loops know at compile time whether a step starts from nothing, ends with the result, or has a second model: between steps they read and
-//! write the same words that `host` does, so that a parameter may take either way in each step and keep its bits. A loop that
-//! has to be run again needs what it began with: so a step in the middle writes to a place of its own first.
+//! The loops know at compile time whether a step starts from nothing, ends with the result, or has a second model:
+//! between steps they read and write the same words that `host` does, so that a parameter may take either way in each
+//! step and keep its bits. A loop that has to be run again needs what it began with: so a step in the middle writes to
+//! its own place first.
 
 mod bounds;
 mod loops;
@@ -85,8 +88,8 @@ enum End<'a> {
     Merged(&'a mut [f32], f32),
 }
 
-/// What steps over a block hand on to each other where one comes straight after the other: all in units of the same power of two, and so without
-/// exponents.
+/// What steps over a block hand on to each other where one comes straight after the other: all in units of the same
+/// power of two, and so without exponents.
 pub(super) struct Sums {
     mean: [f32; BLOCK],
     sum: [f32; BLOCK],
@@ -126,8 +129,8 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// What has to be added to the weights' exponents, if that can help: 0 where they lie between 2^-60 and 2^60. Then no ratio of
-    /// two weights is subnormal.
+    /// What has to be added to the weights' exponents, if that can help: 0 where they lie between 2^-60 and 2^60. Then
+    /// no ratio of two weights is subnormal.
     fn shift(&self) -> Option<i32> {
         let Some((smallest, largest)) = self.range else { return Some(0) };
         if smallest >= -60 && largest <= 60 {
@@ -168,7 +171,8 @@ pub(super) struct Scratch {
     seen: Vec<Seen>,
 }
 
-/// What `attempt` has seen once a power of two fitted: twice at most, as what is found the first time is centred the second.
+/// What `attempt` has seen once a power of two fitted: twice at most, as what is found the first time is centred the
+/// second.
 #[inline(always)]
 fn fitted(scratch: &mut Scratch, mut attempt: impl FnMut(&mut Scratch) -> Option<Seen>) -> Option<Seen> {
     for _ in 0..2 {
@@ -193,8 +197,9 @@ pub(super) struct BlockStep<'s> {
 }
 
 impl BlockStep<'_> {
-    /// Merges a block by `merge`, which is given the exponent to add to those of the weights (none if that leaves f32's range). Tells whether
-    /// the block was merged and counted; if not, its state is what it was or, in a first step, anything.
+    /// Merges a block by `merge`, which is given the exponent to add to those of the weights (none if that leaves f32's
+    /// range). Tells whether the block was merged and counted; if not, its state is what it was or, in a first step,
+    /// anything.
     #[inline(always)]
     pub(super) fn merge(
         &self,
@@ -267,8 +272,9 @@ pub(super) struct BlockSteps<'s> {
 }
 
 impl BlockSteps<'_> {
-    /// Merges a block by `merge`, which does the step of an index and is given the exponent to add to those of the weights (none if that leaves
-    /// f32's range). Tells whether the block was merged and counted, each step by itself; if not, the result is anything.
+    /// Merges a block by `merge`, which does the step of an index and is given the exponent to add to those of the
+    /// weights (none if that leaves f32's range). Tells whether the block was merged and counted, each step by itself;
+    /// if not, the result is anything.
     #[inline(always)]
     pub(super) fn merge(
         &self,

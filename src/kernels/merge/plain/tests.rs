@@ -204,8 +204,8 @@ impl Models {
     }
 }
 
-/// Both ways leave the same bits after each step, but at the parameters that sent a block the general way. A zero mean may have either
-/// sign, and the exponent of no weight is any that is low enough.
+/// Both ways leave the same bits after each step, but at the parameters that sent a block the general way. A zero mean
+/// may have either sign, and the exponent of no weight is any that is low enough.
 fn assert_same(plain: &Left, other: &Left, what: &str) {
     let zero = |word: u32| if word == 0x8000_0000 { 0 } else { word };
     let exponent = |word: u32| ((word.cast_signed() >> 1).max(Exponents::NOTHING), word & 1);
@@ -302,6 +302,6 @@ fn exponents_are_those_of_values_and_of_what_they_are_stored_with() {
     assert_eq!(range(&[(1.5, -900), (0.0, NOTHING)]), Some((-900, -900)));
     assert_eq!(range(&[(1.5, -900), (6.0, 800)]), Some((-900, 802)));
     assert_eq!(range(&[(0.25, 4)]), Some((2, 4)));
-    // A weight of zero with an exponent of its own is no case for plain f32.
+    // A weight of zero with its own exponent is no case for plain f32.
     assert_eq!(range(&[(0.0, 3)]), Some((-124, 3)));
 }
