@@ -121,13 +121,21 @@ fn refuse_other_kinds(path: &Path, file: &File, file_bytes: u64) -> Result<()> {
     } else if text.starts_with(b"<!doctype") || text.starts_with(b"<html") || text.starts_with(b"<?xml") {
         "this is a web page, not a safetensors file; the download was answered with a page (a login, or an error)"
     } else if start.starts_with(b"PK\x03\x04") {
-        "this is a zip archive, as PyTorch writes them, not a safetensors file; is it a .pt or .bin under another name?"
+        "this is a zip archive, as torch.save writes them, and safetensors is read here; save a model with \
+         save_pretrained(safe_serialization=True), and read an optimizer's state with `squisher extract`"
+    } else if is_text(&start) && text.starts_with(b"{") {
+        "this is JSON, not a safetensors file; the name of an index of shards ends in .safetensors.index.json"
     } else if start.starts_with(b"GGUF") {
         "this is a GGUF file, not a safetensors file; give the original safetensors checkpoint"
     } else {
         return Ok(());
     };
     Err(Error::file(path, problem))
+}
+
+/// Whether the bytes where a header's length would be are text: as a length they would be beyond any file.
+fn is_text(start: &[u8]) -> bool {
+    start.iter().take(8).all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
 }
 
 /// Holds every entry's size against its dtype and shape.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use pytorch_reader::PytorchReader;
 
 use super::names::Param;
-use super::open::Checkpoint;
+use super::open::{Checkpoint, is_pytorch_model};
 use super::pickle::{Outline, is_float, state_dicts};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable};
 
 /// The floating-point tensors of a model: its parameters, and buffers like a batch norm's running mean.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +38,13 @@ impl ModelParams {
             return Self::of_pytorch(&[path.to_owned()]);
         }
         let has_safetensors = !path.is_dir() || holds(path, |name| name.ends_with(".safetensors"))?;
+        if let (false, true, Some(name)) = (has_safetensors, shards.is_empty(), other_pytorch_model(path)?) {
+            let problem = format!(
+                "no .safetensors file and no pytorch_model.bin in this folder; there is {}: give that file's own path",
+                printable(&name)
+            );
+            return Err(Error::file(path, problem));
+        }
         match (has_safetensors, shards.is_empty()) {
             (false, false) => Self::of_pytorch(&shards),
             (_, true) => Ok(Self::of(&Checkpoint::open(path)?)),
@@ -114,6 +121,13 @@ fn pytorch_shards(folder: &Path) -> Result<Vec<PathBuf>> {
     // Numbers have leading zeros: pytorch_model-00001-of-00003.bin.
     shards.sort();
     Ok(shards.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// A file in `folder` that may be a model under a name of its own.
+fn other_pytorch_model(folder: &Path) -> Result<Option<String>> {
+    let mut found = names(folder)?;
+    found.sort();
+    Ok(found.into_iter().find(|name| is_pytorch_model(name)))
 }
 
 fn holds(folder: &Path, is: impl Fn(&str) -> bool) -> Result<bool> {

@@ -58,7 +58,7 @@ impl fmt::Display for NameSource {
             Self::Stored => f.write_str("names stored in the optimizer state"),
             Self::File(path) => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                write!(f, "names file {}", printable(&name))
+                write!(f, "the names file {}", printable(&name))
             }
             Self::Shapes => f.write_str("shapes: each occurs once in the state and once in the model"),
             Self::Order => f.write_str("the model's order of definition"),
@@ -118,7 +118,7 @@ pub fn resolve(state: &OptimizerState, model: &[Param], hints: NameHints<'_>, ma
         return match file {
             Some(file) if file.named != stored.named => Err(Error::mismatch(
                 OP,
-                format!("the {} contradicts the names stored in the state; leave --names out", file.source),
+                format!("{} contradicts the names stored in the state; leave --names out", file.source),
             )),
             _ => Ok(stored),
         };
@@ -133,7 +133,7 @@ pub fn resolve(state: &OptimizerState, model: &[Param], hints: NameHints<'_>, ma
     question.by_order(hints.definition_order)
 }
 
-const OP: &str = "extract: names";
+const OP: &str = "extract";
 
 /// How to write a names file.
 pub const SNIPPET: &str = r#"

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use safetensors::Dtype;
 
@@ -380,7 +380,7 @@ pub(super) fn open_regular(path: &Path) -> Result<File> {
 
 /// Decides what `path` is.
 fn find(path: &Path) -> Result<Found> {
-    let metadata = fs::metadata(path).map_err(|error| Error::io("open", path, error))?;
+    let metadata = fs::metadata(path).map_err(|error| not_there(path, error))?;
     if metadata.is_dir() {
         let kind = find_in_folder(path)?;
         return Ok(Found { folder: Some(path.to_owned()), kind });
@@ -390,6 +390,23 @@ fn find(path: &Path) -> Result<Found> {
         return Ok(Found { folder: Some(disk::parent_of(path)), kind: FoundKind::Index(path.to_owned()) });
     }
     Ok(Found { folder: None, kind: FoundKind::File(path.to_owned()) })
+}
+
+/// The refusal of a path that cannot be looked at; one that looks like `owner/name` may be meant for the Hugging Face Hub.
+fn not_there(path: &Path, error: io::Error) -> Error {
+    let mut parts = path.components();
+    let two = matches!(
+        (parts.next(), parts.next(), parts.next()),
+        (Some(Component::Normal(_)), Some(Component::Normal(_)), None)
+    );
+    let of_file = path.extension().is_some_and(|ending| {
+        ["safetensors", "json", "bin", "pt", "pth"].iter().any(|known| ending == *known)
+    });
+    if error.kind() != io::ErrorKind::NotFound || !two || of_file || disk::parent_of(path).exists() {
+        return Error::io("open", path, error);
+    }
+    let problem = "there is no such file or folder; names of the Hugging Face Hub are not resolved: download it, and give its folder";
+    Error::file(path, problem)
 }
 
 /// The index or the only file of a folder.
@@ -429,13 +446,22 @@ fn several(folder: &Path, what: &str, names: &[&String]) -> Error {
 }
 
 fn nothing_here(names: &[String]) -> String {
-    let pytorch =
-        names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth"));
     let expected = "no .safetensors file and no *.safetensors.index.json in this folder";
-    match pytorch {
-        Some(name) => format!("{expected}; there is {}: give that file's own path", printable(name)),
+    match names.iter().find(|name| is_pytorch_model(name)) {
+        Some(name) => format!(
+            "{expected}; there is {}, and safetensors is read here: save the model with \
+             save_pretrained(safe_serialization=True)",
+            printable(name)
+        ),
         None => format!("{expected}; give a model's folder or a .safetensors file"),
     }
+}
+
+/// Whether a file of this name may be a model that `torch.save` wrote, and not what a trainer leaves beside one.
+pub(super) fn is_pytorch_model(name: &str) -> bool {
+    let beside = ["optimizer", "scheduler", "scaler", "training_args", "rng_state"];
+    let ending = [".bin", ".pt", ".pth", ".ckpt"].iter().any(|ending| name.ends_with(ending));
+    ending && !beside.iter().any(|start| name.starts_with(start))
 }
 
 /// The names of the regular files in `folder` that are not hidden, sorted; links are followed.

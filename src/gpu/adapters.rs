@@ -71,7 +71,17 @@ async fn list(with_gl: bool) -> Vec<(wgpu::Adapter, AdapterReport)> {
 /// and only if asked for.
 pub(super) async fn find(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterReport)> {
     let wants_gl = choice.backends.is_some_and(|backends| backends.contains(wgpu::Backends::GL));
-    let all = list(wants_gl || choice.wanted.is_some()).await;
+    match find_among(list(wants_gl).await, choice) {
+        // Only the adapters of OpenGL, last in the list, are left to have that name or number.
+        Err(_) if !wants_gl && choice.wanted.is_some() => find_among(list(true).await, choice),
+        found => found,
+    }
+}
+
+fn find_among(
+    all: Vec<(wgpu::Adapter, AdapterReport)>,
+    choice: &AdapterChoice,
+) -> Result<(wgpu::Adapter, AdapterReport)> {
     let names: Vec<String> =
         all.iter().map(|(_, r)| format!("{} {} ({:?})", r.index, r.info.name, r.info.backend)).collect();
     let fits = |report: &AdapterReport| {
@@ -87,7 +97,7 @@ pub(super) async fn find(choice: &AdapterChoice) -> Result<(wgpu::Adapter, Adapt
     };
     all.into_iter().filter(|(_, report)| fits(report)).min_by_key(|(_, report)| rank(report)).ok_or_else(
         || {
-            let asked = choice.wanted.as_ref().map_or("a hardware adapter".into(), |w| format!("\"{w}\""));
+            let asked = asked(choice);
             let here = if names.is_empty() { "none".into() } else { names.join(", ") };
             let message = format!(
                 "{asked} was not found; here: {here}; the host backend (--backend host) needs none, and \
@@ -96,6 +106,19 @@ pub(super) async fn find(choice: &AdapterChoice) -> Result<(wgpu::Adapter, Adapt
             Error::Adapter { message }
         },
     )
+}
+
+/// What was looked for, in words.
+fn asked(choice: &AdapterChoice) -> String {
+    let of = choice.backends.map(|backends| {
+        backends.iter_names().map(|(name, _)| name.to_lowercase()).collect::<Vec<_>>().join(" or ")
+    });
+    let of = of.map(|names| format!(" of {names}")).unwrap_or_default();
+    match &choice.wanted {
+        Some(wanted) => format!("\"{wanted}\"{of}"),
+        None if choice.software => format!("an adapter{of}"),
+        None => format!("a hardware adapter{of}"),
+    }
 }
 
 /// The adapter that is taken where nothing is asked for; nothing where all are software, which the host outruns.

@@ -135,8 +135,8 @@ pub struct StepReport {
 /// computed from the step as it was written.
 ///
 /// # Errors
-/// What [`Capture::open`], [`PerSample::new`] and [`indicator()`] refuse; [`Error::Argument`] for a damping that is negative or no number, for labels that are not the
-/// data's, and for K + λI without an inverse; [`Error::File`] for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does
+/// What [`Capture::open`], [`PerSample::new`] and [`indicator()`] refuse; [`Error::Argument`] for a damping that is negative or no number; [`Error::Mismatch`] for labels that are not
+/// the data's, for K + λI without an inverse, and for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does
 /// not fit in memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
 pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'_>) -> Result<StepReport> {
     check_damping(options.damping)?;
@@ -233,8 +233,9 @@ fn check_labels(captures: &[Capture], wanted: Labels, why: &str) -> Result<()> {
     match captures.iter().find(|capture| capture.labels() != wanted) {
         None => Ok(()),
         Some(other) => {
-            let problem = format!("{why}, and {} is of {:?} labels", other.path().display(), other.labels());
-            Err(Error::argument(OP, problem))
+            let problem =
+                format!("{why}, and {} has labels \"{}\"", other.path().display(), other.labels().word());
+            Err(Error::mismatch(OP, problem))
         }
     }
 }

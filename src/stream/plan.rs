@@ -348,12 +348,15 @@ impl fmt::Display for Plan {
             let dtypes: Vec<String> = dtypes.map(|dtype| dtype.to_string()).collect();
             writeln!(f, "  {verb} {}: {}", stream.name.escape_debug(), dtypes.join(", "))?;
         }
-        writeln!(f, "  {} elements in {} chunks of at most {longest}", self.elements, self.chunks.len())?;
+        match self.chunks.len() {
+            1 => writeln!(f, "  {} elements in one chunk", self.elements)?,
+            n => writeln!(f, "  {} elements in {n} chunks of at most {longest}", self.elements)?,
+        }
         writeln!(f, "  {} read, {} written", mib(self.traffic.read), mib(self.traffic.written))?;
         writeln!(
             f,
-            "  {} chunks on their way at a time: {} device memory, {} host memory",
-            self.slots,
+            "  {} in flight at a time: {} device memory, {} host memory",
+            if self.slots == 1 { "1 chunk".to_owned() } else { format!("{} chunks", self.slots) },
             mib(self.peak_device_bytes),
             mib(self.peak_host_bytes)
         )

@@ -117,7 +117,7 @@ fn a_folder_that_does_not_say_which() {
     );
     assert_says(
         &refusal(folder(&[("pytorch_model.bin", b"")]).path()),
-        &["\"pytorch_model.bin\"", "own path"],
+        &["\"pytorch_model.bin\"", "safetensors is read here", "safe_serialization=True"],
     );
 }
 

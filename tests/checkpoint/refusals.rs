@@ -160,7 +160,7 @@ fn other_kinds_of_file_are_recognised() {
     assert_says(&refusal(pointer), &["git-LFS pointer", "git lfs pull"]);
     assert_says(&refusal(b"\n<!DOCTYPE html><html>"), &["web page"]);
     assert_says(&refusal(b"<html><body>404"), &["web page"]);
-    assert_says(&refusal(b"PK\x03\x04 and so on and on"), &["zip archive", ".pt"]);
+    assert_says(&refusal(b"PK\x03\x04 and so on and on"), &["zip archive", "safe_serialization=True"]);
     assert_says(&refusal(b"GGUF\x03\0\0\0\0\0\0\0"), &["GGUF"]);
 }
 

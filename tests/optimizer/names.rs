@@ -29,6 +29,8 @@ fn equal_shapes_without_an_order_are_refused() {
             "[6, 6]",
             "ids 0, 2 could be \"first.weight\", \"inner.weight\"",
             "sorted",
+            ".state_dict(), \"order.pt\")",
+            "--model order.pt",
             "--names parameters.json",
             "json.dump",
         ],
@@ -98,11 +100,39 @@ fn a_names_file_may_be_lines_and_must_fit() {
     let twice = names.iter().map(|n| n.replace("first.bias", "inner.bias")).collect::<Vec<_>>().join("\n");
     refused(with_names(&twice), &["\"inner.bias\" twice"]);
     let swapped = names.iter().rev().cloned().collect::<Vec<_>>().join("\n");
-    refused(with_names(&swapped), &["do not fit the model", "is [6, 6] in the state and [3] in the model"]);
+    refused(
+        with_names(&swapped),
+        &["\"names.txt\" does not fit the model", "is [6, 6] in the state and [3] in the model"],
+    );
     let unknown = names.iter().map(|n| n.replace("head", "tail")).collect::<Vec<_>>().join("\n");
     refused(with_names(&unknown), &["\"tail.weight\" [3, 6] is not in the model"]);
     refused(with_names("{\"a\": []}"), &["not a JSON list of names"]);
     refused(with_names("[1, 2]"), &["not a JSON list of names"]);
+}
+
+#[test]
+fn a_names_file_in_the_models_order_is_told_apart_and_still_refused() {
+    let with_order = |case: &str| {
+        let (folder, m) = (tempfile::tempdir().unwrap(), ordered_model(case));
+        let path = folder.path().join("names.txt");
+        fs::write(&path, m.definition_order.clone().unwrap().join("\n")).unwrap();
+        resolve(&open(case), &m.params, NameHints { names_file: Some(&path), definition_order: None }, false)
+    };
+    refused(
+        with_order("trainer_groups"),
+        &[
+            "does not fit the model",
+            "in the model's order, not the optimizer's",
+            "transformers Trainer",
+            "json.dump",
+        ],
+    );
+    // No rule explains these groups, so that nothing is said of any.
+    let message = with_order("no_rule").unwrap_err().to_string();
+    assert!(
+        message.contains("does not fit the model") && !message.contains("in the model's order"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ Exit codes:
   1    failure
   2    usage
   3    an input file is damaged, missing or of a kind that is not read
-  4    the inputs are sound but do not fit together
+  4    the inputs are sound but do not fit together, or not what is asked of them
   5    no adapter answers to the request
   6    the device was lost or is out of memory
   7    the output cannot be written

@@ -21,11 +21,11 @@ pub(crate) struct DeviceFlags {
 #[derive(Args)]
 pub(crate) struct MemoryFlags {
     /// The most device memory to use, such as 64MiB or 8GB; does not apply to the host backend
-    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Device options")]
+    #[arg(long, global = true, value_name = "SIZE", allow_negative_numbers = true, value_parser = parse_size, help_heading = "Device options")]
     device_memory: Option<u64>,
 
-    /// The most host memory to use for data on their way
-    #[arg(long, global = true, value_name = "SIZE", value_parser = parse_size, help_heading = "Device options")]
+    /// The most host memory to use for data in flight
+    #[arg(long, global = true, value_name = "SIZE", allow_negative_numbers = true, value_parser = parse_size, help_heading = "Device options")]
     host_memory: Option<u64>,
 }
 

@@ -3,7 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use squisher::Error;
+
+use crate::args::Cli;
 
 /// Print `squisher: operation: …` with every cause, once, and give the exit code of the library's error in the chain.
 pub(crate) fn report(operation: &str, error: &anyhow::Error) -> ExitCode {
@@ -17,11 +20,10 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     known.map_or(1, Error::exit_code)
 }
 
-/// The chain on one line. A cause that the message before it already ends with is not said twice, nor is an operation
-/// that the message begins with (`merge: merge.fisher: …`).
+/// The chain on one line. A cause that the message before it already ends with is not said twice, nor is the command's own name.
 fn message(operation: &str, error: &anyhow::Error) -> String {
     let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in error.chain().map(said) {
         if text.is_empty() {
             text = cause;
         } else if !text.ends_with(&cause) {
@@ -32,6 +34,20 @@ fn message(operation: &str, error: &anyhow::Error) -> String {
         Some(rest) if rest.starts_with([':', '.', ' ']) => text,
         _ => format!("{operation}: {text}"),
     }
+}
+
+/// A cause without the library's name of what was asked for, where the rest says it: it is for those who program with it.
+fn said(cause: &(dyn std::error::Error + 'static)) -> String {
+    match cause.downcast_ref::<Error>() {
+        Some(Error::Argument { op, problem } | Error::Mismatch { op, problem }) if !is_command(op) => {
+            problem.clone()
+        }
+        _ => cause.to_string(),
+    }
+}
+
+fn is_command(op: &str) -> bool {
+    Cli::command().get_subcommands().any(|command| command.get_name() == op)
 }
 
 #[cfg(test)]
@@ -55,10 +71,17 @@ mod tests {
     fn nothing_is_said_twice() {
         let text = message("merge", &missing().into());
         assert_eq!(text, "merge: a.safetensors: open: entity not found");
-        let text = message("merge", &Error::argument("merge.fisher", "no models").into());
-        assert_eq!(text, "merge.fisher: no models");
-        let text = message("merge", &Error::argument("mergers", "no models").into());
-        assert_eq!(text, "merge: mergers: no models");
+        let text = message("merge", &Error::argument("merge", "no models").into());
+        assert_eq!(text, "merge: no models");
+    }
+
+    #[test]
+    fn a_command_is_named_and_a_part_of_the_library_is_not() {
+        let text = |op| message("demo", &Error::mismatch(op, "they differ").into());
+        assert_eq!(text("merge"), "demo: merge: they differ");
+        assert_eq!(text("checkpoint.write"), "demo: they differ");
+        let limit = Error::Limit { op: "fisher.gram".into(), limit: "bytes".into(), max: 1, asked: 2 };
+        assert_eq!(message("step", &limit.into()), "step: fisher.gram: bytes is 1 on this device, 2 needed");
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(crate) struct Options {
     pub(crate) normalize: Option<Normalize>,
 
     /// Raise each Fisher to at least R times its mean
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) floor: Option<f64>,
 
     /// What to do with a tensor that has no Fisher in one model [default: error]
@@ -51,7 +51,7 @@ pub(crate) struct Options {
     pub(crate) dtype: Option<DType>,
 
     /// δ of ubgm, added to F₀ [default: 0]
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", allow_negative_numbers = true)]
     pub(crate) delta: Option<f64>,
 
     /// What to do with Fishers that are NaN, infinite or negative [default: error]

@@ -34,7 +34,9 @@ use crate::merge_request::{MergeRequest, Method, Normalize, Options, Source};
 /// [`Error::Io`] where it cannot be read; [`Error::File`] with line and column for everything it gets wrong.
 pub(crate) fn read(path: &Path) -> Result<MergeRequest, Error> {
     let no_recipe = || Error::file(path, "is no YAML recipe; a model is given with --model");
-    if path.is_dir() {
+    let metadata = std::fs::metadata(path).map_err(|error| Error::io("read", path, error))?;
+    // A pipe would block, and a folder is a model.
+    if !metadata.is_file() {
         return Err(no_recipe());
     }
     let bytes = read_bytes(path).map_err(|error| Error::io("read", path, error))?;

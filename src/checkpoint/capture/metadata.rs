@@ -37,6 +37,17 @@ pub enum Labels {
     All,
 }
 
+impl Labels {
+    /// As a capture's metadata spell it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Sampled => "sampled",
+            Self::All => "all",
+        }
+    }
+}
+
 /// What a header entry says of a layer.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Described {

@@ -6,6 +6,8 @@ use super::{Capture, CaptureLayer};
 use crate::checkpoint::TensorInfo;
 use crate::error::{Error, Result, printable};
 
+const OP: &str = "captures";
+
 /// Requires that captures are batches of one network: the same layers, of the same kinds and shapes, under the same loss.
 ///
 /// # Errors
@@ -14,15 +16,25 @@ pub fn same_network(captures: &[Capture]) -> Result<()> {
     let Some((first, rest)) = captures.split_first() else { return Ok(()) };
     for other in rest {
         same_layers(first, other)?;
-        if first.loss_reduction != other.loss_reduction || first.labels != other.labels {
-            return Err(difference(
-                (first, other),
-                &format!(
-                    "loss reduction and labels are {:?}, {:?} and {:?}, {:?}",
-                    first.loss_reduction, first.labels, other.loss_reduction, other.labels
-                ),
-            ));
-        }
+        same_loss(first, other)?;
+    }
+    Ok(())
+}
+
+/// Labels of another kind, or a loss reduced otherwise, are those of another Fisher.
+fn same_loss(first: &Capture, other: &Capture) -> Result<()> {
+    let files = format!("{} and {}", first.path().display(), other.path().display());
+    if first.labels != other.labels {
+        let (one, two) = (first.labels.word(), other.labels.word());
+        let problem = format!(
+            "{files} have labels of two kinds, \"{one}\" and \"{two}\", which are different Fishers; give captures of one kind"
+        );
+        return Err(Error::mismatch(OP, problem));
+    }
+    if first.loss_reduction != other.loss_reduction {
+        let problem =
+            format!("one of {files} is of a summed loss and one of a mean loss; capture all of them alike");
+        return Err(Error::mismatch(OP, problem));
     }
     Ok(())
 }
@@ -46,7 +58,7 @@ pub(crate) fn same_layers(first: &Capture, other: &Capture) -> Result<()> {
 
 fn difference((a, b): (&Capture, &Capture), problem: &str) -> Error {
     let (a, b) = (a.path().display(), b.path().display());
-    Error::mismatch("captures", format!("{a} and {b} are not of one network: {problem}"))
+    Error::mismatch(OP, format!("{a} and {b} are not of one network: {problem}"))
 }
 
 /// Whether two files hold one layer's uses in the same types and, samples apart, shapes.

@@ -13,11 +13,12 @@ impl Capture {
     /// `sample_weight` `[n]`.
     ///
     /// # Errors
-    /// [`Error::File`] where there is none; [`Error::Tensor`] for a weight that is not a number or is below 0.
+    /// [`Error::Mismatch`] where there is none; [`Error::Tensor`] for a weight that is not a number or is below 0.
     pub fn sample_weight(&self) -> Result<Vec<f64>> {
         let tensor = self.checkpoint.get(WEIGHT).ok_or_else(|| {
-            let problem = "has no sample_weight, which weighting needs; store one weight a sample, or leave --weighted out";
-            Error::file(self.path(), problem)
+            self.lacks(
+                "sample_weight, which weighting needs; store one weight a sample, or leave --weighted out",
+            )
         })?;
         let weights = self.floats(tensor)?;
         match weights.iter().position(|&weight| weight < 0.0) {
@@ -29,6 +30,11 @@ impl Capture {
         }
     }
 
+    /// The file is sound, and lacks what is asked of it.
+    fn lacks(&self, what: &str) -> Error {
+        Error::mismatch("captures", format!("{} has no {what}", self.path().display()))
+    }
+
     /// Whether there is a `logit_grad`.
     #[must_use]
     pub fn has_logit_grad(&self) -> bool {
@@ -38,12 +44,10 @@ impl Capture {
     /// ‖∂ℓ_n/∂z_n‖² for every sample, in f64, of the loss as it was captured.
     ///
     /// # Errors
-    /// [`Error::File`] where there is no `logit_grad`; [`Error::Tensor`] for NaN or infinity in it.
+    /// [`Error::Mismatch`] where there is no `logit_grad`; [`Error::Tensor`] for NaN or infinity in it.
     pub fn logit_grad_sq(&self) -> Result<Vec<f64>> {
         let tensor = self.checkpoint.get(LOGIT_GRAD).ok_or_else(|| {
-            let problem =
-                "has no logit_grad, which the iEF needs: store ∂loss/∂logits [n, c] under that name";
-            Error::file(self.path(), problem)
+            self.lacks("logit_grad, which the iEF needs: store ∂loss/∂logits [n, c] under that name")
         })?;
         let values = self.floats(tensor)?;
         let row = values.len().checked_div(usize_of(self.samples)).unwrap_or(0).max(1);

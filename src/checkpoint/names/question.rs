@@ -77,7 +77,35 @@ impl<'a> Question<'a> {
             ));
         }
         let of_entries: Vec<&str> = self.state.entries().iter().map(|e| names[e.position].as_str()).collect();
-        self.by_names(NameSource::File(path.to_owned()), &of_entries)
+        self.by_names(NameSource::File(path.to_owned()), &of_entries).map_err(|error| match error {
+            Error::Mismatch { op, problem } => {
+                Error::Mismatch { op, problem: problem + &self.regrouped(&names) }
+            }
+            other => other,
+        })
+    }
+
+    /// What to say of names that do not fit as they stand, and fit grouped as a known trainer groups them: `named_parameters()` gives
+    /// the model's order. Nothing where no rule fits, or where two do and differ.
+    fn regrouped(&self, names: &[String]) -> String {
+        let Some(order) = names.iter().map(|name| self.lookup.find(name)).collect::<Option<Vec<usize>>>()
+        else {
+            return String::new();
+        };
+        let fitting = self.hypotheses(&order).into_iter().filter_map(|(source, parts)| {
+            match (source, self.lay(&parts)) {
+                (NameSource::GroupRule(rule), Laid::Only(indices)) => Some((rule, indices)),
+                _ => None,
+            }
+        });
+        let fitting: Vec<_> = fitting.collect();
+        match fitting.split_first() {
+            Some(((rule, indices), others)) if others.iter().all(|(_, other)| other == indices) => format!(
+                "\nThese are in the model's order, not the optimizer's: grouped they fit, in one way only ({rule}). Write the names in that \
+                 order if the trainer grouped them so.{SNIPPET}"
+            ),
+            _ => String::new(),
+        }
     }
 
     /// The map that `names`, one per entry, say; checked against the model.
@@ -110,7 +138,8 @@ impl<'a> Question<'a> {
         if problems.is_empty() {
             return Ok(self.map(source, &indices, renamed));
         }
-        self.mismatch(format!("{source} do not fit the model: {}", listed(&problems, problems.len())))
+        let verb = if matches!(source, NameSource::File(_)) { "does" } else { "do" };
+        self.mismatch(format!("{source} {verb} not fit the model: {}", listed(&problems, problems.len())))
     }
 
     /// A shape that the model lacks, or has less often, shows that the state is another model's.
@@ -163,16 +192,19 @@ impl<'a> Question<'a> {
             }
         }
         let Some((source, indices)) = fits.first() else {
-            return Err(self.refuse(if orders.is_empty() { NO_ORDER } else { NO_RULE }, &notes));
+            return Err(match orders.is_empty() {
+                true => self.refuse(NO_ORDER, &notes, ORDER_SNIPPET),
+                false => self.refuse(NO_RULE, &notes, ""),
+            });
         };
         if let Some((other, _)) = fits.iter().find(|(_, others)| others != indices) {
             notes = vec![format!("{source} and {other} both fit and differ")];
-            return Err(self.refuse("two rules give different maps", &notes));
+            return Err(self.refuse("two rules give different maps", &notes, ""));
         }
         // A hypothesis that fits in several ways could be the true one, and then differ.
         if !notes.is_empty() {
             notes.insert(0, format!("{source} fits"));
-            return Err(self.refuse("more than one rule is possible", &notes));
+            return Err(self.refuse("more than one rule is possible", &notes, ""));
         }
         Ok(self.map(source.clone(), indices, Vec::new()))
     }
@@ -255,7 +287,7 @@ impl<'a> Question<'a> {
     }
 
     /// The refusal: what is open, and how to settle it.
-    fn refuse(&self, why: &str, notes: &[String]) -> Error {
+    fn refuse(&self, why: &str, notes: &[String], remedy: &str) -> Error {
         let in_model = census(self.model.iter().map(|(_, shape)| shape.as_slice()));
         let in_state = census(self.shapes.iter().map(Vec::as_slice));
         let mut open = Vec::new();
@@ -284,7 +316,7 @@ impl<'a> Question<'a> {
         Error::mismatch(
             OP,
             format!(
-                "{}: which parameter each id means is not certain: {why}{notes}{}{more}{hint}{SNIPPET}",
+                "{}: which parameter each id means is not certain: {why}{notes}{}{more}{hint}{remedy}{SNIPPET}",
                 self.state.path().display(),
                 open[..shown].concat()
             ),
@@ -304,8 +336,15 @@ impl<'a> Question<'a> {
     }
 }
 
-const NO_ORDER: &str = "equal shapes, and the model's order of definition is unknown (safetensors files are sorted; \
-                        a pytorch_model.bin given as --model would tell it)";
+const NO_ORDER: &str =
+    "equal shapes, and the model's order of definition is unknown (safetensors files are sorted)";
+/// How to tell the order where nothing is left but files.
+const ORDER_SNIPPET: &str = r#"
+The model's order mostly settles it, and needs no trainer: a pytorch_model.bin of the model has it, and so has the file that these lines write
+(with the class that was trained, and your folder). Then pass --model order.pt:
+  import torch, transformers
+  torch.save(transformers.AutoModelForCausalLM.from_pretrained("run-a").state_dict(), "order.pt")
+Or:"#;
 const NO_RULE: &str = "no known order or grouping rule fits in exactly one way";
 
 /// Some groups, and the tensors they would have been made from, in order.

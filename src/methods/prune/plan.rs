@@ -108,9 +108,15 @@ pub(super) fn plan_model<'a>(
     if missing.is_empty() {
         return Ok(plan);
     }
+    let have = match missing.len() {
+        1 => "1 tensor of the model has".to_owned(),
+        n => format!("{n} tensors of the model have"),
+    };
+    // Buffers of batch norms are no parameters, and never have one.
+    let buffers = missing.iter().all(|name| name.contains(".running_"));
+    let globs = if buffers { "--exclude '*.running_*'" } else { "--exclude" };
     let problem = format!(
-        "{} of the model's tensors have no Fisher in {}: {}; give the Fisher of this model, or leave them out with --exclude",
-        missing.len(),
+        "{have} no Fisher in {}: {}; give the Fisher of this model, or leave them out with {globs}",
         fisher.path().display(),
         listed(&missing)
     );

@@ -29,7 +29,7 @@ pub struct Indicator {
 /// Two passes of 2·P·i·o operations a linear layer; no N × N matrix.
 ///
 /// # Errors
-/// As [`PerSample::inner_products`]; [`Error::Argument`] for captures of other labels; [`Error::Mismatch`] where `exact` and `data` are not of one
+/// As [`PerSample::inner_products`]; [`Error::Mismatch`] for captures of other labels, and where `exact` and `data` are not of one
 /// network, or not of as many samples.
 pub fn indicator(exact: &[PathBuf], data: &[PathBuf], direction: &Path, run: &Run<'_>) -> Result<Indicator> {
     let open = |paths: &[PathBuf]| paths.iter().map(Capture::open).collect::<Result<Vec<_>>>();
@@ -56,10 +56,10 @@ pub(super) fn judge(
 pub(super) fn weights_of(exact: &[Capture], data: &[Capture]) -> Result<Vec<f64>> {
     if let Some(capture) = exact.iter().find(|capture| capture.labels() == Labels::Data) {
         let problem = format!(
-            "the Fisher is defined by the model's labels, and {} is of the data's; capture all classes",
+            "--indicator: the Fisher is defined by the model's labels, and {} is of the data's; capture all classes",
             capture.path().display()
         );
-        return Err(Error::argument(OP, problem));
+        return Err(Error::mismatch(OP, problem));
     }
     check_labels(data, Labels::Data, "∇L is defined by the data's labels")?;
     if let (Some(one), Some(other)) = (exact.first(), data.first()) {

@@ -40,7 +40,7 @@ impl Solution {
 /// `gram` is K `[N, N]`, symmetric; N³/3 operations, no other memory than a column.
 ///
 /// # Errors
-/// [`Error::Shape`] where the sizes do not fit; [`Error::Argument`] where K + λI has no inverse as far as f32 gradients tell, with a damping that would
+/// [`Error::Shape`] where the sizes do not fit; [`Error::Mismatch`] where K + λI has no inverse as far as f32 gradients tell, with a damping that would
 /// do.
 pub fn solve(gram: &mut [f64], damping: f64, rhs: &mut [f64]) -> Result<()> {
     let n = rhs.len();
@@ -81,11 +81,12 @@ pub fn solve(gram: &mut [f64], damping: f64, rhs: &mut [f64]) -> Result<()> {
 /// What sample's pivot is nothing, with the least damping that would do.
 fn singular(sample: usize, damping: f64, largest: f64) -> Error {
     let least = if largest > 0.0 { largest * ROUNDING } else { f64::MIN_POSITIVE };
+    let damped = if damping == 0.0 { "K".to_owned() } else { format!("K + {damping:e}·I") };
     let problem = format!(
-        "K + {damping:e}·I has no inverse: the gradient of sample {sample} is 0 or, as far as f32 tells, a sum of those before it (repeated \
+        "{damped} has no inverse: the gradient of sample {sample} is 0 or, as far as f32 tells, a sum of those before it (repeated \
          samples, or more samples than parameters); pass --damping {least:.1e} or more"
     );
-    Error::argument(OP, problem)
+    Error::mismatch(OP, problem)
 }
 
 #[cfg(test)]

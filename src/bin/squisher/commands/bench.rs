@@ -38,11 +38,11 @@ pub(crate) struct Bench {
     only: Option<String>,
 
     /// Elements of each kernel's largest buffer, about; may be repeated [default: 4 Ki to 256 Mi]
-    #[arg(long = "size", value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 31))]
+    #[arg(long = "size", value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..1 << 31))]
     sizes: Vec<u64>,
 
     /// Seconds to spend on all measurements together, about
-    #[arg(long, value_name = "S", default_value_t = 60.0)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, default_value_t = 60.0)]
     seconds: f64,
 
     /// Print the measurements as CSV

@@ -39,7 +39,7 @@ pub(crate) struct Fisher {
     kind: Kind,
 
     /// β of ema and accumulator
-    #[arg(long, value_name = "B")]
+    #[arg(long, value_name = "B", allow_negative_numbers = true)]
     beta: Option<f64>,
 
     /// Multiply each sample's square by its sample_weight
@@ -151,9 +151,9 @@ impl fmt::Display for Planned {
         let (samples, bytes) = (counted(self.samples, "sample"), size(self.bytes_to_read));
         write!(
             f,
-            "{}\nwould read {samples}, {bytes} from {} files",
+            "{}\nwould read {samples}, {bytes} from {}",
             Table::of_tensors(&self.tensors),
-            self.batches
+            counted(self.batches as u64, "file")
         )
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Mask {
     fisher: PathBuf,
 
     /// The share to keep, from 0 to 1
-    #[arg(long, value_name = "X", value_parser = share)]
+    #[arg(long, value_name = "X", value_parser = share, allow_negative_numbers = true)]
     keep: f64,
 
     /// The mask to write

@@ -53,7 +53,7 @@ pub(crate) struct Merge {
     options: merge_request::Options,
 
     /// Split the output into files of at most this size, such as 5GB [default: like the first model]
-    #[arg(long, value_name = "S", value_parser = parse_size)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = parse_size)]
     shard_size: Option<u64>,
 
     /// The merged model: a folder if the first model is one (or with --shard-size), else a file

@@ -40,11 +40,11 @@ pub(crate) struct Prune {
     output: PathBuf,
 
     /// The share to keep, from 0 to 1
-    #[arg(long, value_name = "X", value_parser = share, conflicts_with = "sparsity")]
+    #[arg(long, value_name = "X", value_parser = share, allow_negative_numbers = true, conflicts_with = "sparsity")]
     keep: Option<f64>,
 
     /// The share to remove, from 0 to 1
-    #[arg(long, value_name = "X", value_parser = share)]
+    #[arg(long, value_name = "X", value_parser = share, allow_negative_numbers = true)]
     sparsity: Option<f64>,
 
     /// Keep the N best of every M consecutive along the input axis, as 2:4
@@ -142,8 +142,14 @@ impl Prune {
         let share = self.keep.or(self.sparsity.map(|sparsity| 1.0 - sparsity));
         match (self.pattern, share) {
             (Some(pattern), Some(share)) if share != f64::from(pattern.keep) / f64::from(pattern.size) => {
-                let problem =
-                    format!("pattern {pattern} does not keep {share}; leave --keep and --sparsity out");
+                let asked = self.keep.map_or_else(
+                    || format!("--sparsity {}", self.sparsity.unwrap_or_default()),
+                    |keep| format!("--keep {keep}"),
+                );
+                let problem = format!(
+                    "pattern {pattern} keeps {} of {}, {asked} does not; leave {asked} out",
+                    pattern.keep, pattern.size
+                );
                 Err(Error::argument("prune", problem))
             }
             (Some(pattern), _) => Ok(Structure::Pattern(pattern)),

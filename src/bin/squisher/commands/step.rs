@@ -148,9 +148,9 @@ impl fmt::Display for Planned {
         let (samples, bytes) = (counted(self.samples, "sample"), size(self.bytes_to_read));
         write!(
             f,
-            "{}\nwould read {samples}, {bytes} from {} files; their Gram matrix has {}",
+            "{}\nwould read {samples}, {bytes} from {}; their Gram matrix has {}",
             Table::of_tensors(&self.tensors),
-            self.batches,
+            counted(self.batches as u64, "file"),
             size(self.gram_bytes)
         )
     }

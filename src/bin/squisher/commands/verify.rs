@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
+use squisher::Error;
 use squisher::verify::{self, Verdict};
 
 use crate::args::Global;
@@ -28,6 +29,9 @@ pub(crate) struct Verify {}
 
 impl Verify {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        if global.dry_run {
+            return Err(Error::argument("verify", "has no --dry-run; it writes nothing").into());
+        }
         let backend = global.device.open()?;
         let mut kernels = Vec::new();
         verify::all(&backend, |verdict| {

@@ -24,9 +24,11 @@ impl Format {
             Some("json") => Ok(Self::Json),
             Some("svg") => Ok(Self::Svg),
             _ => {
-                let problem =
-                    "distances are written as .csv, .json or .svg; give the file one of these endings";
-                Err(Error::output(path, problem))
+                let problem = format!(
+                    "-o {}: distances are written as .csv, .json or .svg; give the file one of these endings",
+                    path.display()
+                );
+                Err(Error::argument("distance", problem))
             }
         }
     }

@@ -52,7 +52,7 @@ pub(crate) struct Distance {
     trivial: Option<PathBuf>,
 
     /// The weight of the distance to the trivial task in asymmetric
-    #[arg(long, value_name = "A", default_value_t = Trivial::ALPHA)]
+    #[arg(long, value_name = "A", allow_negative_numbers = true, default_value_t = Trivial::ALPHA)]
     alpha: f64,
 
     /// What to do with Fishers that are NaN, infinite or negative

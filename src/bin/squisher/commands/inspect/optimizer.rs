@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use squisher::Error;
 use squisher::checkpoint::{ModelParams, OptimizerState, ParamGroup, StateEntry};
 use squisher::error::printable;
 use squisher::methods::squisher::{self as methods, ExtractOptions};
@@ -22,6 +23,9 @@ pub(super) struct Optimizer {
     entries: Vec<Entry>,
     /// What extracting it for the model would read, and under which names.
     map: Option<NamedState>,
+    /// Why there is no such map, where a model was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    map_problem: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -54,8 +58,14 @@ impl Optimizer {
     /// Opens and describes the state at `path`, and finds its names in `model`.
     pub(super) fn read(path: &Path, model: Option<&ModelParams>) -> anyhow::Result<Self> {
         let state = OptimizerState::open(path)?;
-        let plan = |model| methods::plan(&state, model, &ExtractOptions::default());
-        let map = model.map(plan).transpose()?.map(NamedState::from);
+        let plan = model.map(|model| methods::plan(&state, model, &ExtractOptions::default()));
+        let (map, map_problem) = match plan {
+            None => (None, None),
+            Some(Ok(plan)) => (Some(NamedState::from(plan)), None),
+            // The state is sound; whose its entries are is what there is to tell.
+            Some(Err(Error::Mismatch { problem, .. })) => (None, Some(problem)),
+            Some(Err(error)) => return Err(error.into()),
+        };
         map.iter().for_each(NamedState::warn);
         Ok(Self {
             path: state.path().to_owned(),
@@ -63,6 +73,7 @@ impl Optimizer {
             groups: state.groups().iter().map(Group::from).collect(),
             entries: state.entries().iter().map(Entry::from).collect(),
             map,
+            map_problem,
         })
     }
 
@@ -131,9 +142,10 @@ impl fmt::Display for Optimizer {
             writeln!(f, "group {at}: {group}")?;
         }
         match &self.map {
-            Some(map) => write!(f, "{map}"),
-            None => write!(f, "{}", self.entries_table()),
+            Some(map) => write!(f, "{map}")?,
+            None => write!(f, "{}", self.entries_table())?,
         }
+        self.map_problem.iter().try_for_each(|problem| write!(f, "\nno map to the model: {problem}"))
     }
 }
 

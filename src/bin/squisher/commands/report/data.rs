@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use safetensors::Dtype;
-use squisher::checkpoint::{Checkpoint, Statistics, TensorInfo, statistics};
+use squisher::checkpoint::{Checkpoint, Statistics, TensorInfo, is_capture, statistics};
 use squisher::{Error, Interrupt, Progress};
 
 /// The fraction whose share of the mass is stated: the share that FISH masks keep.
@@ -33,6 +33,12 @@ impl Input {
                 return Err(Error::file(
                     path,
                     "is an embedding, no Fisher; `squisher distance` compares its tasks",
+                ));
+            }
+            if is_capture(&checkpoint) {
+                return Err(Error::file(
+                    path,
+                    "is a capture, no Fisher; `squisher fisher` computes one from it",
                 ));
             }
             let found = statistics(&checkpoint, TOP, progress, interrupt)?;

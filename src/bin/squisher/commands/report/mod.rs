@@ -44,12 +44,26 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        check_ending(&self.output)?;
         output::refuse_output(&self.output, global.overwrite, &self.inputs)?;
         let interrupt = signals::listen()?;
         let reporter = progress::reporter(global, "report");
         let written = write(&self.inputs, &self.output, global.dry_run, reporter.as_ref(), &interrupt)?;
         drop(reporter);
         output::report(global, "report", &written)
+    }
+}
+
+/// A page under another ending would be opened by a program that cannot show it.
+fn check_ending(path: &Path) -> Result<(), Error> {
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+    match ending.as_deref() {
+        Some("html" | "htm") => Ok(()),
+        _ => {
+            let problem =
+                format!("-o {}: the page is HTML; give the file the ending .html or .htm", path.display());
+            Err(Error::argument("report", problem))
+        }
     }
 }
 
@@ -78,6 +92,7 @@ pub(crate) fn write(
     let titles = inputs.iter().map(|input| input.title.clone());
     let titles = titles.chain(records.iter().map(|record| record.adapter.clone())).collect();
     Ok(Written {
+        dry_run,
         output: path.display().to_string(),
         bytes: page.len() as u64,
         inputs: titles,
@@ -89,6 +104,8 @@ pub(crate) fn write(
 /// What was written.
 #[derive(Serialize)]
 pub(crate) struct Written {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
     output: String,
     bytes: u64,
     inputs: Vec<String>,
@@ -103,6 +120,7 @@ impl fmt::Display for Written {
         if let Some(correlation) = self.rank_correlation {
             writeln!(f, "rank correlation {correlation:.4}")?;
         }
-        write!(f, "wrote {} ({})", self.output, crate::table::size(self.bytes))
+        let wrote = if self.dry_run { "would write" } else { "wrote" };
+        write!(f, "{wrote} {} ({})", self.output, crate::table::size(self.bytes))
     }
 }
