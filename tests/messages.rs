@@ -70,7 +70,7 @@ fn numbers_below_zero_are_refused_for_what_they_are() {
     for (line, says) in [
         ("merge --method fisher --model a --fisher f --floor -1 -o o", "floor is -1, expected"),
         ("merge --method linear --model a --shard-size -5 -o o", "--shard-size"),
-        ("extract s --model m -o o --batch-size -3", "-3 is not in 1.."),
+        ("extract s --model m -o o --batch-size -3", "expected a whole number of at least 1"),
         ("merge r.yml -o o --device-memory -5", "'-5' for '--device-memory <SIZE>'"),
         ("mask f --keep -0.1 -o o", "expected a number from 0 to 1"),
         ("fisher c --kind ema --beta -0.5 -o o", "c"),
@@ -100,7 +100,12 @@ fn files_of_pytorch_are_named_with_what_to_do() {
     assert!(!none.contains("training_args"), "{none}");
     std::fs::rename(bench.path().join("bin-a/training_args.bin"), bench.path().join("bin-a/order.pt"))
         .expect("renamed");
-    bench.refuses("extract s.pt --model bin-a -o o", 3, &["s.pt"]);
+    let state = format!("{STATES}/adamw_f32/optimizer.pt");
+    bench.refuses(
+        &format!("extract {state} --model bin-a -o o"),
+        3,
+        &["\"order.pt\": give that file's own path"],
+    );
 }
 
 #[test]

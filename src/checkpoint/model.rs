@@ -38,12 +38,8 @@ impl ModelParams {
             return Self::of_pytorch(&[path.to_owned()]);
         }
         let has_safetensors = !path.is_dir() || holds(path, |name| name.ends_with(".safetensors"))?;
-        if let (false, true, Some(name)) = (has_safetensors, shards.is_empty(), other_pytorch_model(path)?) {
-            let problem = format!(
-                "no .safetensors file and no pytorch_model.bin in this folder; there is {}: give that file's own path",
-                printable(&name)
-            );
-            return Err(Error::file(path, problem));
+        if path.is_dir() && !has_safetensors && shards.is_empty() {
+            refuse_other_pytorch_model(path)?;
         }
         match (has_safetensors, shards.is_empty()) {
             (false, false) => Self::of_pytorch(&shards),
@@ -123,11 +119,16 @@ fn pytorch_shards(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(shards.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// A file in `folder` that may be a model under a name of its own.
-fn other_pytorch_model(folder: &Path) -> Result<Option<String>> {
+/// A file that may be a model under a name of its own is read where it is given itself.
+fn refuse_other_pytorch_model(folder: &Path) -> Result<()> {
     let mut found = names(folder)?;
     found.sort();
-    Ok(found.into_iter().find(|name| is_pytorch_model(name)))
+    let Some(name) = found.iter().find(|name| is_pytorch_model(name)) else { return Ok(()) };
+    let problem = format!(
+        "no .safetensors file and no pytorch_model.bin in this folder; there is {}: give that file's own path",
+        printable(name)
+    );
+    Err(Error::file(folder, problem))
 }
 
 fn holds(folder: &Path, is: impl Fn(&str) -> bool) -> Result<bool> {

@@ -82,6 +82,12 @@ impl Global {
     }
 }
 
+/// A count of what there must be some of.
+pub(crate) fn at_least_one(text: &str) -> Result<u64, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| "expected a whole number of at least 1".to_owned())
+}
+
 /// The subcommands, in the order of `--help`.
 #[derive(Subcommand)]
 pub(crate) enum Command {

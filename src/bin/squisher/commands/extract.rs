@@ -14,7 +14,7 @@ use squisher::methods::squisher::{
 use squisher::shape::shape_text;
 use squisher::stream::Timings;
 
-use crate::args::Global;
+use crate::args::{Global, at_least_one};
 use crate::table::{Column, Table, count, counted, size};
 use crate::{output, progress};
 
@@ -52,11 +52,11 @@ pub(crate) struct Extract {
     scale: Scale,
 
     /// B, the samples of one optimizer step over all devices and accumulated micro-batches
-    #[arg(long, value_name = "B", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "B", allow_negative_numbers = true, value_parser = at_least_one)]
     batch_size: Option<u64>,
 
     /// N, the samples of the training set
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = at_least_one)]
     samples: Option<u64>,
 
     /// Take AMSGrad's maximum in place of the moving average
