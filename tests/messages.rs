@@ -128,7 +128,7 @@ fn a_pipe_is_no_recipe() {
     let bench = Bench::new();
     let made = Command::new("mkfifo").arg(bench.path().join("pipe")).status();
     assert!(made.expect("mkfifo can be started").success());
-    bench.refuses("merge pipe -o o", 3, &["no YAML recipe"]);
+    bench.refuses("merge pipe -o o", 3, &["not a YAML recipe"]);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_model_in_a_fishers_place_is_suspected() {
     bench.file("model.safetensors", &[("w", &[1.0, -2.0])], &[]);
     bench.file("f.safetensors", &[("w", &[1.0, 2.0])], &[]);
     let swapped = "merge --method fisher --model f.safetensors --fisher model.safetensors -o o.safetensors";
-    bench.refuses(swapped, 3, &["index 1 is -2.0", "so this is no Fisher (a model in its place?)"]);
+    bench.refuses(swapped, 3, &["index 1 is -2.0", "so this is not a Fisher (a model in its place?)"]);
 }
 
 #[test]

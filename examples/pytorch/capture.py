@@ -22,6 +22,9 @@ from torch.autograd.graph import get_gradient_edge
 
 def describe(module):
     """What the file says of a layer, or None for a module without parameters that squisher knows."""
+    if type(module).__name__ == "Conv1D":
+        raise ValueError(f"{module}: GPT-2's Conv1D is a linear layer whose weight is transposed, which squisher does not know; put "
+                         "an nn.Linear in its place (weight.T), or freeze it (requires_grad_(False)) to leave it out")
     if isinstance(module, nn.Linear):
         return {"kind": "linear"}
     if isinstance(module, nn.Embedding):
@@ -32,14 +35,38 @@ def describe(module):
         return None
     if isinstance(module, nn.LayerNorm):
         return {"kind": "layer_norm", "eps": module.eps, "axes": len(module.normalized_shape)}
-    if isinstance(module, nn.RMSNorm):
-        eps = torch.finfo(module.weight.dtype).eps if module.eps is None else module.eps
-        return {"kind": "rms_norm", "eps": eps, "axes": len(module.normalized_shape)}
+    if isinstance(module, nn.RMSNorm) or is_rms_norm(module):
+        return describe_rms_norm(module)
     if isinstance(module, nn.GroupNorm):
         return {"kind": "group_norm", "eps": module.eps, "groups": module.num_groups}
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return {"kind": "batch_norm", "eps": module.eps}
     return None
+
+
+def is_rms_norm(module):
+    """A class like transformers' LlamaRMSNorm: weight * x / sqrt(mean(x^2) + eps), or as Gemma's (1 + weight) times that, whose gradient is
+    the same. Found by its name and then tried, since a name does not say what a class computes."""
+    if not type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")) or module.weight.dim() != 1 or rms_eps(module) is None:
+        return False
+    with torch.no_grad():
+        x = torch.linspace(-1, 2, module.weight.numel(), device=module.weight.device)
+        normed = x * torch.rsqrt(x.square().mean() + rms_eps(module))
+        weight, got = module.weight.float(), module(x.to(module.weight.dtype)).float()
+        number = torch.finfo(module.weight.dtype)
+        tolerance = 8 * number.eps * (1 + weight.abs()) * normed.abs() + number.tiny
+        return any(bool(((got - w * normed).abs() <= tolerance).all()) for w in (weight, 1 + weight))
+
+
+def rms_eps(module):
+    """What the classes call their epsilon."""
+    return next((getattr(module, name) for name in ("variance_epsilon", "eps") if isinstance(getattr(module, name, None), (int, float))), None)
+
+
+def describe_rms_norm(module):
+    eps = rms_eps(module)
+    axes = len(module.normalized_shape) if isinstance(module, nn.RMSNorm) else 1
+    return {"kind": "rms_norm", "eps": torch.finfo(module.weight.dtype).eps if eps is None else eps, "axes": axes}
 
 
 def describe_conv(module):
@@ -65,8 +92,10 @@ def trained_layers(net):
     """{name: (module, description)} of the layers with a parameter that needs a gradient; warns of parameters outside them."""
     layers = {}
     for name, module in net.named_modules():
+        if not any(p.requires_grad for p in module.parameters(recurse=False)):
+            continue
         info = describe(module)
-        if info is None or not any(p.requires_grad for p in module.parameters(recurse=False)):
+        if info is None:
             continue
         if getattr(module, "scale_grad_by_freq", False):
             raise ValueError(f"{name}: its gradient is divided by how often an id occurs, which is not a sum over positions")

@@ -26,13 +26,32 @@ CLASSES = 5
 TOLERANCE = 2e-5
 
 
+class LlamaRMSNorm(nn.Module):
+    """As transformers' models of the Llama family norm: in float32, and with a class of their own."""
+
+    def __init__(self, width, eps=1e-6, offset=0.0):
+        super().__init__()
+        self.weight, self.variance_epsilon, self.offset = nn.Parameter(torch.randn(width)), eps, offset
+
+    def forward(self, x):
+        wide = x.float()
+        return (self.weight + self.offset) * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)).to(x.dtype)
+
+
+class GemmaRMSNorm(LlamaRMSNorm):
+    """The same of 1 + weight, with an epsilon that is felt."""
+
+    def __init__(self, width):
+        super().__init__(width, 0.1, 1.0)
+
+
 class Language(nn.Module):
     """Logits of every position; one layer is used twice, and so is one norm's input."""
 
-    def __init__(self):
+    def __init__(self, choose):
         super().__init__()
         self.embedding, self.norm, self.twice = nn.Embedding(11, 8), nn.LayerNorm(8), nn.Linear(8, 8)
-        self.rms, self.head = nn.RMSNorm(8), nn.Linear(8, CLASSES, bias=False)
+        self.rms, self.head = choose([nn.RMSNorm, LlamaRMSNorm, GemmaRMSNorm])(8), nn.Linear(8, CLASSES, bias=False)
 
     def forward(self, x):
         h = self.embedding(x)
@@ -88,7 +107,7 @@ def network(seed):
     torch.manual_seed(seed)
     n, kind = choose([1, 2, 5, 9]), choose(["language", "tied", "convolution", "perceptron", "pyramid"])
     if kind in ("language", "tied"):
-        return Language() if kind == "language" else Tied(choose), torch.randint(0, 11, (n, 7)), (n, 7)
+        return (Language if kind == "language" else Tied)(choose), torch.randint(0, 11, (n, 7)), (n, 7)
     if kind == "perceptron":
         layers = nn.Linear(13, 17), nn.LayerNorm(17), nn.ReLU(inplace=True), nn.Linear(17, CLASSES)
         return nn.Sequential(*layers), torch.randn(n, 13), (n,)

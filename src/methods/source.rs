@@ -28,7 +28,7 @@ impl NonFinite {
 }
 
 /// What the values of a Fisher are, and what to do about others: most often the file is another one.
-pub(crate) const FISHER_VALUES: &str = "a finite number of at least 0, so this is no Fisher (a model in its place?); \
+pub(crate) const FISHER_VALUES: &str = "a finite number of at least 0, so this is not a Fisher (a model in its place?); \
                                         if it is one, --non-finite zero counts such values as 0";
 
 /// Tensors of a checkpoint as a stream's source. F64 is narrowed to f32; a value beyond its range is an error.

@@ -33,7 +33,7 @@ use crate::merge_request::{MergeRequest, Method, Normalize, Options, Source};
 /// # Errors
 /// [`Error::Io`] where it cannot be read; [`Error::File`] with line and column for everything it gets wrong.
 pub(crate) fn read(path: &Path) -> Result<MergeRequest, Error> {
-    let no_recipe = || Error::file(path, "is no YAML recipe; a model is given with --model");
+    let no_recipe = || Error::file(path, "is not a YAML recipe; a model is given with --model");
     let metadata = std::fs::metadata(path).map_err(|error| Error::io("read", path, error))?;
     // A pipe would block, and a folder is a model.
     if !metadata.is_file() {
@@ -387,7 +387,7 @@ dtype: bfloat16
         std::fs::write(&model, [0x10, 0xff, 0xfe]).expect("writes");
         for path in [model.as_path(), folder.path()] {
             let refused = read(path).expect_err("no recipe").to_string();
-            assert!(refused.ends_with("is no YAML recipe; a model is given with --model"), "{refused}");
+            assert!(refused.ends_with("is not a YAML recipe; a model is given with --model"), "{refused}");
         }
     }
 
@@ -415,6 +415,6 @@ dtype: bfloat16
         assert_eq!(missing.exit_code(), 3);
         let long = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(long.path(), vec![b' '; MAX_BYTES as usize + 1]).expect("it can be written");
-        assert!(read(long.path()).expect_err("too long").to_string().contains("no YAML recipe"));
+        assert!(read(long.path()).expect_err("too long").to_string().contains("not a YAML recipe"));
     }
 }

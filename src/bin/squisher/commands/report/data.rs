@@ -38,7 +38,7 @@ impl Input {
             if is_capture(&checkpoint) {
                 return Err(Error::file(
                     path,
-                    "is a capture, no Fisher; `squisher fisher` computes one from it",
+                    "is a capture, not a Fisher; `squisher fisher` computes one from it",
                 ));
             }
             let found = statistics(&checkpoint, TOP, progress, interrupt)?;
