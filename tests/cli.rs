@@ -1,22 +1,14 @@
 //! The command-line tool as a program: what it prints where, and how it ends.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use assert_cmd::cargo::CommandCargoExt;
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-fn squisher(args: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-    command.args(args).env_remove("RUST_LOG").stdin(Stdio::null());
-    command
-}
-
-fn output(args: &[&str]) -> Output {
-    squisher(args).output().expect("the tool can be started")
-}
+use support::files::{self, f32s, folder};
+use support::tool::{self, output, squisher};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("the tool prints UTF-8")
@@ -25,25 +17,15 @@ fn text(bytes: &[u8]) -> String {
 /// Runs the tool through a shell, for what only a shell can do to its streams.
 #[cfg(unix)]
 fn shell(script: &str) -> Output {
-    let tool = squisher(&[]).get_program().to_owned();
+    let tool = squisher([""; 0]).get_program().to_owned();
     Command::new("bash").args(["-c", script]).env("SQUISHER", tool).output().expect("bash can be started")
-}
-
-fn folder() -> TempDir {
-    tempfile::tempdir().expect("a temporary folder can be made")
 }
 
 /// A file of f32 tensors, a Fisher file where `kind` is given.
 fn write(folder: &Path, name: &str, tensors: &[(&str, &[usize], &[f32])], kind: Option<&str>) -> PathBuf {
-    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, _, values)| bytes(values)).collect();
-    let views = tensors.iter().zip(&data).map(|((name, shape, _), data)| {
-        (*name, TensorView::new(Dtype::F32, shape.to_vec(), data).expect("shape and values fit"))
-    });
-    let metadata = kind.map(|kind| [("squisher.kind".to_owned(), kind.to_owned())].into());
-    let path = folder.join(name);
-    serialize_to_file(views, metadata, &path).expect("the file can be written");
-    path
+    let tensors = tensors.iter().map(|(name, shape, values)| (*name, f32s(shape, values)));
+    let metadata: Vec<_> = kind.iter().map(|kind| ("squisher.kind", *kind)).collect();
+    files::write_with(&folder.join(name), tensors, &metadata)
 }
 
 fn arg(path: &Path) -> &str {
@@ -51,9 +33,7 @@ fn arg(path: &Path) -> &str {
 }
 
 fn json_of(args: &[&str]) -> Value {
-    let done = output(args);
-    assert!(done.status.success(), "{done:?}");
-    serde_json::from_slice(&done.stdout).expect("stdout is one JSON object")
+    tool::json(&mut squisher(args))
 }
 
 fn subcommands() -> Vec<String> {

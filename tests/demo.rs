@@ -1,36 +1,28 @@
 //! `squisher demo`: the networks it makes read what PyTorch's read, and its command lines do what it did.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use assert_cmd::cargo::CommandCargoExt;
 use serde_json::Value;
-use tempfile::TempDir;
+
+use support::files::folder as temporary;
+use support::tool::{self, done, squisher};
 
 /// What PyTorch measured on the same networks, rounded to four digits.
 const YARDSTICK: &str = include_str!("../examples/data/yardstick.json");
 
 fn demo(folder: &Path, flags: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-    command.args(["demo", "--backend", "host"]).arg(folder).args(flags);
-    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    let mut command = squisher(["demo", "--backend", "host"]);
+    command.arg(folder).args(flags);
     command
-}
-
-fn done(command: &mut Command) -> Output {
-    let output = command.output().expect("the tool can be started");
-    assert!(output.status.success(), "{output:?}");
-    output
 }
 
 fn json(folder: &Path, flags: &[&str]) -> Value {
     let flags = [&["--json"], flags].concat();
-    serde_json::from_slice(&done(&mut demo(folder, &flags)).stdout).expect("stdout is one JSON object")
-}
-
-fn temporary() -> TempDir {
-    tempfile::tempdir().expect("a temporary folder can be made")
+    tool::json(&mut demo(folder, &flags))
 }
 
 /// Every file below a folder, by its path in it.
@@ -175,10 +167,9 @@ fn a_folder_in_use_is_refused_and_left_alone() {
 #[test]
 fn without_a_folder_it_names_the_temporary_one_it_made() {
     let elsewhere = temporary();
-    let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-    command.args(["demo", "--backend", "host", "--json"]).current_dir(elsewhere.path());
-    command.env("TMPDIR", elsewhere.path()).env("TMP", elsewhere.path()).stdin(Stdio::null());
-    let told: Value = serde_json::from_slice(&done(&mut command).stdout).expect("stdout is one JSON object");
+    let mut command = squisher(["demo", "--backend", "host", "--json"]);
+    command.current_dir(elsewhere.path()).env("TMPDIR", elsewhere.path()).env("TMP", elsewhere.path());
+    let told = tool::json(&mut command);
     let folder = PathBuf::from(told["folder"].as_str().expect("a path"));
     assert!(folder.starts_with(elsewhere.path()) && folder.join("merged-fisher.safetensors").is_file());
 }

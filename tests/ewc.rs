@@ -3,15 +3,16 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use assert_cmd::cargo::CommandCargoExt;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use squisher::methods::NonFinite;
 use squisher::methods::ewc::{Anchor, EwcOptions, EwcReport, ewc};
 use squisher::stream::Budget;
 use squisher::{Backend, Result, Run};
+use tempfile::TempDir;
+
+use support::files::{f32s, f64s, folder};
+use support::tool::squisher;
+use support::{close, files, tool};
 
 const CASES: [(&str, f64); 2] = [("f32", 3.5), ("bf16", 1000.0)];
 
@@ -22,18 +23,9 @@ fn file(case: &str, name: &str) -> PathBuf {
         .join(format!("{name}.safetensors"))
 }
 
-/// Every tensor of a file by name, as f64.
+/// Every tensor of a file by name.
 fn tensors(path: &Path) -> Vec<(String, Vec<f64>)> {
-    let bytes = std::fs::read(path).expect("the file is there");
-    let file = SafeTensors::deserialize(&bytes).expect("the file is sound");
-    let values = |view: &TensorView<'_>| match view.dtype() {
-        Dtype::F64 => view.data().as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
-        Dtype::F32 => view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
-        other => panic!("{other:?}"),
-    };
-    let mut all: Vec<_> = file.tensors().iter().map(|(name, view)| (name.clone(), values(view))).collect();
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    all
+    files::read(path).iter().map(|(name, tensor)| (name.clone(), files::values(tensor))).collect()
 }
 
 fn options(case: &str, lambda: f64) -> EwcOptions {
@@ -48,12 +40,17 @@ fn options(case: &str, lambda: f64) -> EwcOptions {
     }
 }
 
+/// A file of one tensor `w`.
+fn save_w(folder: &TempDir, name: &str, tensor: files::Tensor) -> PathBuf {
+    files::write(&folder.path().join(format!("{name}.safetensors")), [("w", tensor)])
+}
+
 fn run(options: &EwcOptions, backend: &Backend) -> Result<EwcReport> {
     ewc(options, &Run::new(backend))
 }
 
 fn near(got: f64, want: f64) {
-    assert!((got - want).abs() <= 1e-5 * want.abs(), "got {got:e}, want {want:e}");
+    close::near(got, want, 1e-5 * want.abs());
 }
 
 fn is_the_oracle_s(case: &str, penalty: f64, gradient: &Path) {
@@ -72,7 +69,7 @@ fn is_the_oracle_s(case: &str, penalty: f64, gradient: &Path) {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn penalty_and_gradient_are_the_oracle_s() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     for (at, backend) in support::backends().iter().enumerate() {
         for (case, lambda) in CASES {
             let out = folder.path().join(format!("{at}-{case}.safetensors"));
@@ -85,16 +82,14 @@ fn penalty_and_gradient_are_the_oracle_s() {
 
 /// The oracle's penalty and gradient through the tool, wherever these flags put it.
 fn the_tool_gives_the_oracle_s(flags: [&str; 2]) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     for (case, lambda) in CASES {
         let out = folder.path().join(format!("{case}.safetensors"));
-        let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-        command.args(["ewc", "--json", "--lambda", &lambda.to_string()]).args(flags).arg("--model");
+        let mut command = squisher(["ewc", "--json", "--lambda", &lambda.to_string()]);
+        command.args(flags).arg("--model");
         command.arg(file(case, "model")).arg("--anchor").arg(file(case, "anchor"));
         command.arg("--fisher").arg(file(case, "fisher")).arg("--gradient-out").arg(&out);
-        let done = command.output().expect("the tool can be started");
-        assert!(done.status.success(), "{done:?}");
-        let json: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one JSON object");
+        let json = tool::json(&mut command);
         is_the_oracle_s(case, json["penalty"].as_f64().expect("a number"), &out);
         assert_eq!((json["half"].as_f64(), json["lambda"].as_f64()), (Some(0.5), Some(lambda)));
     }
@@ -113,26 +108,13 @@ fn the_tool_on_an_adapter_gives_the_oracle_s_and_states_its_conventions() {
 
 #[test]
 fn a_dry_run_states_the_terms_and_writes_nothing() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let out = folder.path().join("gradient.safetensors");
-    let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-    command.args([
-        "ewc",
-        "--backend",
-        "host",
-        "--json",
-        "--dry-run",
-        "--lambda",
-        "2",
-        "--gamma",
-        "0.5",
-        "--model",
-    ]);
+    let mut command = squisher(["ewc", "--backend", "host", "--json", "--dry-run"]);
+    command.args(["--lambda", "2", "--gamma", "0.5", "--model"]);
     command.arg(file("f32", "model")).arg("--anchor").arg(file("f32", "anchor"));
     command.arg("--fisher").arg(file("f32", "fisher")).arg("--fisher").arg(file("f32", "fisher"));
-    let done = command.arg("--gradient-out").arg(&out).output().expect("the tool can be started");
-    assert!(done.status.success(), "{done:?}");
-    let json: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one JSON object");
+    let json = tool::json(command.arg("--gradient-out").arg(&out));
     let weights: Vec<_> =
         json["terms"].as_array().expect("terms").iter().map(|t| t["weight"].as_f64()).collect();
     assert_eq!(weights, [Some(1.0), Some(2.0)]);
@@ -144,13 +126,9 @@ fn a_dry_run_states_the_terms_and_writes_nothing() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn chunks_change_nothing_but_rounding() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let write = |name: &str, value: &dyn Fn(u32) -> f32| {
-        let bytes: Vec<u8> = (0..400_000).flat_map(|i| value(i).to_le_bytes()).collect();
-        let path = folder.path().join(format!("{name}.safetensors"));
-        let view = TensorView::new(Dtype::F32, vec![400, 1000], &bytes).expect("shape and values fit");
-        serialize_to_file([("w", view)], None, &path).expect("the file can be written");
-        path
+        save_w(&folder, name, f32s(&[400, 1000], &(0..400_000).map(value).collect::<Vec<f32>>()))
     };
     let model = write("model", &|i| (i as f32).sin());
     let anchor = write("anchor", &|i| (i as f32).cos());
@@ -179,14 +157,8 @@ fn chunks_change_nothing_but_rounding() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn impossible_fishers_count_as_zero_where_that_is_asked_for_and_weights_never_do() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let write = |name: &str, values: [f32; 4]| {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let path = folder.path().join(format!("{name}.safetensors"));
-        let view = TensorView::new(Dtype::F32, vec![4], &bytes).expect("shape and values fit");
-        serialize_to_file([("w", view)], None, &path).expect("the file can be written");
-        path
-    };
+    let folder = folder();
+    let write = |name: &str, values: [f32; 4]| save_w(&folder, name, f32s(&[4], &values));
     let anchor = write("anchor", [0.0; 4]);
     let fisher = write("fisher", [f32::NAN, -1.0, f32::INFINITY, 3.0]);
     let with = |model: PathBuf| EwcOptions {
@@ -206,14 +178,8 @@ fn impossible_fishers_count_as_zero_where_that_is_asked_for_and_weights_never_do
 /// F64 is narrowed where it fits f32, and refused where it does not.
 #[test]
 fn doubles_are_narrowed_with_a_check() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let write = |name: &str, values: [f64; 2]| {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let path = folder.path().join(format!("{name}.safetensors"));
-        let view = TensorView::new(Dtype::F64, vec![2], &bytes).expect("shape and values fit");
-        serialize_to_file([("w", view)], None, &path).expect("the file can be written");
-        path
-    };
+    let folder = folder();
+    let write = |name: &str, values: [f64; 2]| save_w(&folder, name, f64s(&[2], &values));
     let with = |fisher: PathBuf| EwcOptions {
         model: write("model", [1.0, 2.0]),
         anchors: vec![Anchor { path: write("anchor", [0.0, 0.0]), fishers: vec![fisher] }],
@@ -242,16 +208,10 @@ fn anchors_add_up_and_only_older_fishers_decay() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn each_anchor_pulls_with_its_own_fisher() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let write = |name: &str, tensors: &[(&str, [f32; 2])]| {
-        let bytes: Vec<Vec<u8>> =
-            tensors.iter().map(|(_, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-        let views = tensors.iter().zip(&bytes).map(|((tensor, _), bytes)| {
-            (*tensor, TensorView::new(Dtype::F32, vec![2], bytes).expect("shape and values fit"))
-        });
-        let path = folder.path().join(format!("{name}.safetensors"));
-        serialize_to_file(views, None, &path).expect("the file can be written");
-        path
+        let tensors = tensors.iter().map(|(tensor, values)| (*tensor, f32s(&[2], values)));
+        files::write(&folder.path().join(format!("{name}.safetensors")), tensors)
     };
     let model = write("model", &[("both", [2.0, 3.0]), ("first", [1.0, -1.0]), ("free", [9.0, 9.0])]);
     let zeros = write("zeros", &[("both", [0.0, 0.0]), ("first", [0.0, 0.0])]);
@@ -286,14 +246,8 @@ fn each_anchor_pulls_with_its_own_fisher() {
 
 #[test]
 fn what_cannot_be_is_refused_and_nothing_is_written() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let write = |name: &str, values: [f32; 2]| {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let path = folder.path().join(format!("{name}.safetensors"));
-        let view = TensorView::new(Dtype::F32, vec![2], &bytes).expect("shape and values fit");
-        serialize_to_file([("w", view)], None, &path).expect("the file can be written");
-        path
-    };
+    let folder = folder();
+    let write = |name: &str, values: [f32; 2]| save_w(&folder, name, f32s(&[2], &values));
     let out = folder.path().join("gradient.safetensors");
     let refused = |model: &Path, fisher: PathBuf, lambda: f64, says: &str| {
         let anchors = vec![Anchor { path: write("anchor", [0.0, 0.0]), fishers: vec![fisher] }];

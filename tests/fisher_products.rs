@@ -27,9 +27,7 @@ fn result(backend: &Backend, len: usize, record: impl Fn(&mut Recording, &View))
 }
 
 fn near(got: &[f32], want: &[f32], relative: f32) {
-    for (index, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((got - want).abs() <= relative * want.abs() + 1e-12, "[{index}]: got {got:e}, want {want:e}");
-    }
+    support::close::all_near(got, want, |want| f64::from(relative) * want.abs() + 1e-12);
 }
 
 /// The cut depends on the shape alone: 37 samples in several runs, several tiles.

@@ -109,13 +109,7 @@ fn closed_form(x: &[f32], logits: &[f32]) -> Vec<f64> {
 }
 
 fn near(got: &[f32], want: &[f64], relative: f64) {
-    assert_eq!(got.len(), want.len());
-    for (index, (&got, &want)) in got.iter().zip(want).enumerate() {
-        assert!(
-            (f64::from(got) - want).abs() <= relative * want.abs(),
-            "[{index}]: got {got:e}, want {want:e}"
-        );
-    }
+    support::close::all_near(got, want, |want| relative * want.abs());
 }
 
 #[test]

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use assert_cmd::cargo::CommandCargoExt;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use support::files::folder;
+use support::tool::{self, squisher};
 
 /// Elements of the one large tensor. With two bf16 models and two f32 Fishers this is 480 MB in and 80 MB out: well above
 /// what the process may hold.
@@ -58,7 +60,7 @@ fn pattern(seed: u32, size: usize) -> Vec<u8> {
 }
 
 fn inputs(elements: u64) -> (TempDir, Vec<PathBuf>) {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let folder = folder();
     let paths = ["m0", "m1", "f0", "f1"].iter().zip(1..).map(|(name, seed)| {
         let (dtype, size) = if name.starts_with('m') { ("BF16", 2) } else { ("F32", 4) };
         checkpoint(folder.path(), name, dtype, elements, &pattern(seed * 77_777, size))
@@ -68,8 +70,8 @@ fn inputs(elements: u64) -> (TempDir, Vec<PathBuf>) {
 }
 
 fn command(paths: &[PathBuf], output: &Path, flags: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
-    command.args(["merge", "--method", "fisher", "-q", "-o"]).arg(output);
+    let mut command = squisher(["merge", "--method", "fisher", "-q", "-o"]);
+    command.arg(output);
     for m in 0..2 {
         command.arg("--model").arg(&paths[m]).arg("--fisher").arg(&paths[m + 2]);
     }
@@ -84,9 +86,7 @@ fn merge(paths: &[PathBuf], output: &Path, flags: &[&str]) -> Child {
 
 /// What the tool says as JSON.
 fn said(paths: &[PathBuf], output: &Path, flags: &[&str]) -> Value {
-    let done = command(paths, output, &[flags, &["--json"]].concat()).output().expect("it can be started");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    serde_json::from_slice(&done.stdout).expect("one JSON object")
+    tool::json(&mut command(paths, output, &[flags, &["--json"]].concat()))
 }
 
 /// Waits for the end of a child and returns the most memory that it was seen to hold.
@@ -162,13 +162,13 @@ fn a_selection_holds_its_budget_and_not_the_file() {
     let kept = 3 * (ELEMENTS / EVERY);
     // Beside what is above zero, so many of the zeros: the first ones.
     let ties = 1_000_000;
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let folder = folder();
     let (fisher, mask) = (folder.path().join("fisher"), folder.path().join("mask"));
     sparse(&fisher, ELEMENTS, EVERY, &run);
     let share = (kept + ties) as f64 / ELEMENTS as f64;
-    let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
-    command.args(["mask", "-q", "--backend", "host", "--host-memory", "16MiB", "--keep", &share.to_string()]);
-    command.arg(&fisher).arg("-o").arg(&mask).stdout(Stdio::null()).stderr(Stdio::piped());
+    let flags = ["-q", "--backend", "host", "--host-memory", "16MiB", "--keep", &share.to_string()];
+    let mut command = squisher(["mask"]);
+    command.args(flags).arg(&fisher).arg("-o").arg(&mask).stdout(Stdio::null()).stderr(Stdio::piped());
     let peak = peak_of(command.spawn().expect("it can be started"));
     println!("{} MiB for a file of {}", peak >> 20, (4 * ELEMENTS) >> 20);
     // The budget, and as much again as the program itself takes.
@@ -213,11 +213,12 @@ fn linear(folder: &TempDir, [samples, positions, width]: [u64; 3]) -> PathBuf {
 /// A result of four times the budget is computed some rows at a time, in the budget and what the program itself takes.
 #[test]
 fn a_fisher_keeps_to_its_budget() {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let folder = folder();
     let capture = linear(&folder, [8, 4, 4096]);
     let peak = |budget: &str| {
-        let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
-        command.args(["fisher", "--backend", "host", "-q", "--overwrite", "--host-memory", budget, "-o"]);
+        let flags = ["--backend", "host", "-q", "--overwrite", "--host-memory", budget, "-o"];
+        let mut command = squisher(["fisher"]);
+        command.args(flags);
         command.arg(folder.path().join("fisher")).arg(&capture).stdout(Stdio::null()).stderr(Stdio::piped());
         peak_of(command.spawn().expect("it can be started"))
     };
@@ -229,12 +230,12 @@ fn a_fisher_keeps_to_its_budget() {
 
 #[test]
 fn a_fisher_holds_a_layer_s_captures_and_result_and_little_more() {
-    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let folder = folder();
     let [samples, positions, width] = LAYER;
     let bytes = 2 * samples * positions * width;
     let capture = linear(&folder, LAYER);
-    let mut command = Command::cargo_bin("squisher").expect("built together with the tests");
-    command.args(["fisher", "--backend", "host", "-q", "-o"]).arg(folder.path().join("fisher")).arg(&capture);
+    let mut command = squisher(["fisher", "--backend", "host", "-q", "-o"]);
+    command.arg(folder.path().join("fisher")).arg(&capture);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it can be started");
     let peak = peak_of(child);
     let needed = 2 * bytes + 4 * width * width;

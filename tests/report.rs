@@ -1,39 +1,34 @@
 //! `squisher report`: one page that stands alone, whatever names the tensors have.
 
-use std::collections::HashMap;
+mod support;
+
 use std::path::Path;
 
-use assert_cmd::Command;
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use assert_cmd::assert::OutputAssertExt;
+use safetensors::tensor::Dtype;
+
+use support::files::{self, folder};
+use support::tool::squisher;
 
 fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 fn save(path: &Path, tensors: &[(&str, Dtype, Vec<u8>)]) {
-    let views = tensors.iter().map(|(name, dtype, bytes)| {
-        let elements = bytes.len() * 8 / dtype.bitsize();
-        (
-            name.to_string(),
-            TensorView::new(*dtype, vec![elements], bytes).expect("a whole number of elements"),
-        )
-    });
-    serialize_to_file(views.collect::<HashMap<_, _>>(), None, path).expect("a temporary folder is writable");
+    let vector = |(name, dtype, bytes): &(&str, Dtype, Vec<u8>)| {
+        (name.to_string(), (*dtype, vec![bytes.len() * 8 / dtype.bitsize()], bytes.clone()))
+    };
+    files::write(path, tensors.iter().map(vector));
 }
 
 fn report(folder: &Path, inputs: &[&str]) -> assert_cmd::assert::Assert {
-    let mut command = Command::cargo_bin("squisher").expect("the tool is built with the tests");
-    command
-        .current_dir(folder)
-        .arg("report")
-        .args(inputs)
-        .args(["-o", "report.html", "--json", "-q"])
-        .assert()
+    let mut command = squisher(["report", "-o", "report.html", "--json", "-q"]);
+    command.current_dir(folder).args(inputs).assert()
 }
 
 #[test]
 fn a_page_stands_alone_and_shows_every_input() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let one = floats(&[1.0, 2.0, 3.0, 0.0, 5e-9]);
     let other = floats(&[1.0, 4.0, 9.0, 0.5, 1e-9]);
     save(&folder.path().join("a.safetensors"), &[("layers.2.weight", Dtype::F32, one)]);
@@ -70,7 +65,7 @@ fn a_page_stands_alone_and_shows_every_input() {
 
 #[test]
 fn fishers_of_different_networks_are_shown_without_a_comparison() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0, 2.0]))]);
     save(&folder.path().join("b.safetensors"), &[("w", Dtype::F32, floats(&[1.0]))]);
     report(folder.path(), &["a.safetensors", "b.safetensors"]).success();
@@ -83,7 +78,7 @@ fn fishers_of_different_networks_are_shown_without_a_comparison() {
 
 #[test]
 fn doubles_are_shown_as_what_they_are_narrowed_to() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let values = [1.0_f32, 2.0, 0.5, 0.0];
     let doubles = values.iter().flat_map(|&value| f64::from(value).to_le_bytes()).collect();
     save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&values))]);
@@ -96,7 +91,7 @@ fn doubles_are_shown_as_what_they_are_narrowed_to() {
 
 #[test]
 fn hostile_names_stay_text() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let name = "<script>alert('1')</script>.weight";
     save(&folder.path().join("a.safetensors"), &[(name, Dtype::F32, floats(&[1.0]))]);
     report(folder.path(), &["a.safetensors"]).success();
@@ -107,7 +102,7 @@ fn hostile_names_stay_text() {
 
 #[test]
 fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0, -1.0]))]);
     let refused = report(folder.path(), &["a.safetensors"]).code(3);
     let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
@@ -121,9 +116,8 @@ fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
         ("none/report.html", "the folder none does not exist"),
         (".", "is a folder"),
     ] {
-        let mut command = Command::cargo_bin("squisher").expect("the tool is built with the tests");
-        command.current_dir(folder.path()).args(["report", "a.safetensors", "--overwrite", "-o", out]);
-        let refused = command.assert().code(7);
+        let mut command = squisher(["report", "a.safetensors", "--overwrite", "-o", out]);
+        let refused = command.current_dir(folder.path()).assert().code(7);
         let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
         assert!(message.contains(says), "{message}");
     }
@@ -136,7 +130,7 @@ fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
 
 #[test]
 fn a_bench_record_becomes_a_roofline_and_a_torn_one_is_refused() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let head = "adapter,date,version,kernel,shape,bytes,flops,seconds,clock,bytes_per_second,flops_per_second,bound,ceiling_per_second,share,first_seconds";
     let line = |kernel: &str, bytes: u64, flops: u64, seconds: &str| {
         // What was measured beside a kernel, not ceiling.copy, is what its share is of.

@@ -11,8 +11,7 @@ use squisher::{Backend, DType, Error, reference, wgpu};
 
 fn near(got: f64, want: f64) {
     // The kernel's own bound, 21 roundings of at most two units.
-    let bound = 42.0 * DType::F32.unit_roundoff() * want;
-    assert!((got - want).abs() <= bound, "got {got:e}, want {want:e}");
+    support::close::near(got, want, 42.0 * DType::F32.unit_roundoff() * want);
 }
 
 fn is_the_definition(got: &Stats, values: &[f32]) {

@@ -3,11 +3,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-use assert_cmd::cargo::CommandCargoExt;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use squisher::methods::NonFinite;
 use squisher::methods::task2vec::distance::{
     DistanceMetric, DistanceOptions, DistanceReport, Trivial, distance,
@@ -17,29 +13,26 @@ use squisher::methods::task2vec::{Group, Metric};
 use squisher::stream::Budget;
 use squisher::{Backend, Error, Result, Run, reference};
 
+use support::files::{f32s, folder};
+use support::tool::output;
+use support::{close, files, tool};
+
 const ORACLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/embed/four_tasks");
 
 fn tasks() -> Vec<PathBuf> {
     (0..4).map(|i| Path::new(ORACLE).join(format!("task{i}.safetensors"))).collect()
 }
 
-fn f64s(file: &Path, tensor: &str) -> Vec<f64> {
-    let bytes = std::fs::read(file).expect("the file is there");
-    let file = SafeTensors::deserialize(&bytes).expect("the file is sound");
-    let tensor = file.tensor(tensor).expect("the tensor is there");
-    assert_eq!(tensor.dtype(), Dtype::F64);
-    tensor.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect()
+fn values(file: &Path, tensor: &str) -> Vec<f64> {
+    files::values(&files::read(file)[tensor])
 }
 
 fn expected(tensor: &str) -> Vec<f64> {
-    f64s(&Path::new(ORACLE).join("expected.safetensors"), tensor)
+    values(&Path::new(ORACLE).join("expected.safetensors"), tensor)
 }
 
 fn near(got: &[f64], want: &[f64], scale: impl Fn(f64) -> f64) {
-    assert_eq!(got.len(), want.len());
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        assert!((got - want).abs() <= 1e-5 * scale(*want), "{i}: got {got:e}, want {want:e}");
-    }
+    close::all_near(got, want, |want| 1e-5 * scale(want));
 }
 
 fn compare(inputs: &[PathBuf], metric: Metric, group: Group, backend: &Backend) -> Result<DistanceReport> {
@@ -59,28 +52,19 @@ fn with(
 
 /// A file of one f32 tensor `w`.
 fn fisher(folder: &Path, name: &str, shape: &[usize], values: &[f32]) -> PathBuf {
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, shape.to_vec(), &bytes).expect("shape and values fit");
-    let path = folder.join(format!("{name}.safetensors"));
-    serialize_to_file([("w", view)], None, &path).expect("the file can be written");
-    path
-}
-
-fn squisher(args: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-    command.args(args).output().expect("the tool can be started")
+    files::write(&folder.join(format!("{name}.safetensors")), [("w", f32s(shape, values))])
 }
 
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn embeddings_are_the_oracle_s() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     for (at, backend) in support::backends().iter().enumerate() {
         for group in [Group::Tensor, Group::Row] {
             let out = folder.path().join(format!("{at}-{group}.safetensors"));
             let options = EmbedOptions { group, non_finite: NonFinite::Error, overwrite: false };
             embed(&tasks(), &options, &out, &Run::new(backend)).expect("the Fishers are sound");
-            near(&f64s(&out, "embedding"), &expected(&group.to_string()), f64::abs);
+            near(&values(&out, "embedding"), &expected(&group.to_string()), f64::abs);
         }
     }
 }
@@ -102,7 +86,7 @@ fn distances_are_the_oracle_s_and_symmetric() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_task_is_at_no_distance_from_itself_and_a_common_scale_changes_nothing() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let a: Vec<f32> = (1..400).map(|i| (i as f32).sin().abs() + 0.01).collect();
     let b: Vec<f32> = (1..400).map(|i| (i as f32).cos().abs() + 0.01).collect();
     let scaled = |v: &[f32], factor: f32| v.iter().map(|v| v * factor).collect::<Vec<f32>>();
@@ -146,7 +130,7 @@ fn asymmetric_subtracts_the_distance_to_the_trivial_task() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn chunks_change_nothing_but_rounding() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let values = |seed: f32| (0..120_000).map(|i| (seed * i as f32).sin().abs() + 1e-3).collect::<Vec<f32>>();
     let files =
         [("a", 1.1), ("b", 2.3)].map(|(name, seed)| fisher(folder.path(), name, &[120, 1000], &values(seed)));
@@ -178,7 +162,7 @@ fn the_memory_that_a_refusal_asks_for_is_enough() {
 
 #[test]
 fn what_does_not_fit_is_refused_by_message() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let one = fisher(folder.path(), "one", &[2, 2], &[1.0, 2.0, 3.0, 4.0]);
     let other = fisher(folder.path(), "other", &[4], &[1.0, 2.0, 3.0, 4.0]);
     let nan = fisher(folder.path(), "nan", &[2, 2], &[1.0, 2.0, f32::NAN, 4.0]);
@@ -210,9 +194,7 @@ fn what_does_not_fit_is_refused_by_message() {
 
 /// What the tool prints with `--json`.
 fn json_of(args: &[&str]) -> serde_json::Value {
-    let done = squisher(&[args, &["--json"]].concat());
-    assert!(done.status.success(), "{done:?}");
-    serde_json::from_slice(&done.stdout).expect("one JSON object")
+    tool::json(tool::squisher(args).arg("--json"))
 }
 
 fn matrix_of(json: &serde_json::Value) -> Vec<f64> {
@@ -232,7 +214,7 @@ fn took_time(json: &serde_json::Value) {
 
 /// The oracle's embeddings and distances through the tool, wherever these flags put it.
 fn the_tool_gives_the_oracle_s(flags: &[&str]) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let paths = task_args();
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
     for group in ["tensor", "row"] {
@@ -240,7 +222,7 @@ fn the_tool_gives_the_oracle_s(flags: &[&str]) {
         let out_text = out.display().to_string();
         let json = json_of(&[&["embed", "--group", group, "-o", &out_text], flags, &paths].concat());
         took_time(&json);
-        near(&f64s(&out, "embedding"), &expected(group), f64::abs);
+        near(&values(&out, "embedding"), &expected(group), f64::abs);
         let json = json_of(&[&["distance", "--metric", "normalized", &out_text], flags].concat());
         near(&matrix_of(&json), &expected(&format!("distance/normalized/{group}")), |_| 1.0);
     }
@@ -268,14 +250,14 @@ fn the_tool_on_an_adapter_gives_the_oracle_s() {
 
 #[test]
 fn a_trivial_task_is_asked_for() {
-    let refused = squisher(&["distance", "--backend", "host", "--metric", "asymmetric", "a", "b"]);
+    let refused = output(&["distance", "--backend", "host", "--metric", "asymmetric", "a", "b"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--trivial"));
 }
 
 #[test]
 fn a_matrix_is_written_as_table_as_json_and_as_picture() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let odd = fisher(folder.path(), "a<b>, \"c\"", &[2], &[1.0, 2.0]);
     let plain = fisher(folder.path(), "plain", &[2], &[2.0, 1.0]);
     let inputs = [odd.display().to_string(), plain.display().to_string()];
@@ -306,7 +288,7 @@ fn a_matrix_is_written_as_table_as_json_and_as_picture() {
     for part in [
         "<title>distances between 2 tasks, cosine</title>",
         "<title>a&lt;b&gt;, &quot;c&quot; plain: ",
-        "prefers-color-scheme:dark",
+        "prefers-color-scheme: dark",
         &format!(">{cell:.3}</text>"),
     ] {
         assert!(svg.contains(part), "{part} is missing in {svg}");
@@ -315,7 +297,7 @@ fn a_matrix_is_written_as_table_as_json_and_as_picture() {
     // An existing file stays, and an ending that says nothing is refused, before anything is computed.
     for (name, says, code) in [("d.csv", "--overwrite", 7), ("d.txt", ".csv, .json or .svg", 7)] {
         let out = folder.path().join(name).display().to_string();
-        let refused = squisher(&["distance", &inputs[0], "no such file", "-o", &out]);
+        let refused = output(&["distance", &inputs[0], "no such file", "-o", &out]);
         assert_eq!(refused.status.code(), Some(code), "{refused:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains(says), "{refused:?}");
     }
@@ -323,7 +305,7 @@ fn a_matrix_is_written_as_table_as_json_and_as_picture() {
 
 #[test]
 fn distances_are_held_against_known_scores() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let table = folder.path().join("scores.csv");
     // For task0 the best source is task1, for task1 task0; nothing else is known.
     let scores = "source,task0,task1\ntask1,0.9,\ntask2,0.5,0.1\ntask3,0.1,0.1\ntask0,,0.2\n";
@@ -344,10 +326,10 @@ fn distances_are_held_against_known_scores() {
     assert!((got("mean_reciprocal_rank") - (1.0 / first + 1.0 / second) / 2.0).abs() < 1e-12);
     let ndcg = got("ndcg");
     assert!(ndcg > 0.0 && ndcg <= 1.0, "{ndcg}");
-    let printed = squisher(&args);
+    let printed = output(&args);
     assert!(String::from_utf8_lossy(&printed.stdout).contains("over 2 targets: average rank"), "{printed:?}");
     std::fs::write(&table, "source,task0,task1\ntask2,1,\n").expect("a temporary folder is writable");
-    let refused = squisher(&args);
+    let refused = output(&args);
     assert_eq!(refused.status.code(), Some(4));
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
@@ -355,7 +337,7 @@ fn distances_are_held_against_known_scores() {
         "{text}"
     );
     std::fs::write(&table, "source,task0\ntask1,high\n").expect("a temporary folder is writable");
-    let refused = squisher(&args);
+    let refused = output(&args);
     assert_eq!(refused.status.code(), Some(3));
     assert!(
         String::from_utf8_lossy(&refused.stderr).contains("line 2: \"high\" is not a score"),
@@ -365,7 +347,7 @@ fn distances_are_held_against_known_scores() {
 
 #[test]
 fn a_dry_run_says_what_it_would_do_and_does_nothing() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let out = folder.path().join("tasks.safetensors").display().to_string();
     let paths = task_args();
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
@@ -382,7 +364,7 @@ fn a_dry_run_says_what_it_would_do_and_does_nothing() {
         let args = [&["distance", "--group", group, "-o", &svg], &host[..], &paths].concat();
         let planned = json_of(&args);
         assert_eq!(planned["passes"].as_array().map(Vec::len), Some(passes), "{planned}");
-        let text = String::from_utf8(squisher(&args).stdout).expect("UTF-8");
+        let text = String::from_utf8(output(&args).stdout).expect("UTF-8");
         assert!(text.contains("would write") && text.contains(": f32"), "{text}");
     }
     let nothing = std::fs::read_dir(folder.path()).expect("a readable folder").count();
@@ -392,7 +374,7 @@ fn a_dry_run_says_what_it_would_do_and_does_nothing() {
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn impossible_values_count_as_zero_where_that_is_asked_for() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let bad = fisher(folder.path(), "bad", &[2, 3], &[1.0, f32::NAN, 3.0, -4.0, f32::INFINITY, 6.0]);
     let clean = fisher(folder.path(), "clean", &[2, 3], &[1.0, 0.0, 3.0, 0.0, 0.0, 6.0]);
     let other = fisher(folder.path(), "other", &[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
@@ -415,6 +397,6 @@ fn impossible_values_count_as_zero_where_that_is_asked_for() {
         let report = embed(std::slice::from_ref(&bad), &options, &out, &Run::new(&backend))
             .expect("nothing is refused");
         assert_eq!(report.non_finite, 3);
-        near(&f64s(&out, "embedding"), &[4.0 / 3.0, 2.0], |_| 1.0);
+        near(&values(&out, "embedding"), &[4.0 / 3.0, 2.0], |_| 1.0);
     }
 }

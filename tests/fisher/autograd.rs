@@ -1,14 +1,14 @@
 //! The answers of PyTorch's autograd, through the library and through the tool.
 
 use std::fs;
-use std::process::Command;
 
-use assert_cmd::cargo::CommandCargoExt;
 use squisher::Backend;
 use squisher::checkpoint::Checkpoint;
 use squisher::methods::fisher::{FisherOptions, Kind};
 
-use crate::capture_files::{CASES, Tensors, captures, data, folder, load, worst};
+use crate::support::capture_files::{CASES, Tensors, captures, data, load, worst};
+use crate::support::files::folder;
+use crate::support::tool;
 use crate::{of, run, support};
 
 fn agrees_with_autograd(backend: &Backend) {
@@ -55,10 +55,8 @@ fn the_tool_agrees_with_autograd() {
         [("sequence", "ief", "ief"), ("conv2d", "minibatch_joint", "minibatch-joint")]
     {
         let out = folder.path().join(format!("{case}.safetensors"));
-        let mut tool = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-        tool.arg("fisher").args(captures(case)).args(["--kind", kind, "--backend", "host", "-o"]).arg(&out);
-        let done = tool.output().expect("the tool can be started");
-        assert!(done.status.success(), "{done:?}");
+        let mut fisher = tool::squisher(["fisher", "--kind", kind, "--backend", "host", "-o"]);
+        tool::done(fisher.arg(&out).args(captures(case)));
         let prefix = format!("{flavour}/");
         let expected = load(&data(case).join("expected.safetensors"));
         let want: Tensors = expected

@@ -3,7 +3,8 @@
 use squisher::Backend;
 use squisher::methods::fisher::{FisherOptions, Kind, Reduction};
 
-use crate::capture_files::{Draft, LINEAR, Tensors, captures, folder, linear, worst};
+use crate::support::capture_files::{Draft, LINEAR, Tensors, captures, linear, worst};
+use crate::support::files::folder;
 use crate::{host, of, run, support};
 
 #[test]

@@ -4,8 +4,6 @@
 //! sample gave in f64.
 
 mod autograd;
-#[path = "../support/capture_files.rs"]
-mod capture_files;
 mod identities;
 mod parts;
 mod refusals;
@@ -19,7 +17,8 @@ use squisher::kernel::noise;
 use squisher::methods::fisher::{FisherOptions, FisherReport, Kind, fisher};
 use squisher::{Backend, Result, Run, wgpu};
 
-use capture_files::{Draft, Tensors, folder, load};
+use crate::support::capture_files::{Draft, Tensors, load};
+use crate::support::files::folder;
 
 fn run(backend: &Backend, captures: &[PathBuf], options: FisherOptions) -> Result<(Tensors, FisherReport)> {
     with(&Run::new(backend), captures, options)

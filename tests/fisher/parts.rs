@@ -7,7 +7,8 @@ use squisher::stream::Budget;
 use squisher::{Backend, Run};
 use tempfile::TempDir;
 
-use crate::capture_files::{Draft, LINEAR, folder, linear, worst};
+use crate::support::capture_files::{Draft, LINEAR, linear, worst};
+use crate::support::files::folder;
 use crate::{host, narrow_device, of, run, support, values, with};
 
 /// More samples than are read at a time, and more than one invocation's loops can take on software Vulkan. With a = 1 and b of 1 and 3 in turn,

@@ -2,7 +2,8 @@
 
 use squisher::methods::fisher::{FisherOptions, Kind};
 
-use crate::capture_files::{Draft, LINEAR, folder, linear};
+use crate::support::capture_files::{Draft, LINEAR, linear};
+use crate::support::files::folder;
 use crate::{of, refused, refuses};
 
 #[test]

@@ -7,7 +7,8 @@ use squisher::methods::prune::gates;
 use squisher::{Backend, Run, reference};
 use tempfile::TempDir;
 
-use crate::capture_files::{Draft, LINEAR, Tensors, folder, worst};
+use crate::support::capture_files::{Draft, LINEAR, Tensors, worst};
+use crate::support::files::folder;
 use crate::{host, narrow_device, of, refuses, run, support, values};
 
 #[test]

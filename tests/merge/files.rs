@@ -1,12 +1,14 @@
-//! Checkpoints as these tests make and read them: through the format's own crate, not through what is tested.
+//! Checkpoints as these tests make and read them: tensors of any type, in files and folders of shards.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+use safetensors::tensor::Dtype;
 use squisher::DType;
+
+use crate::support::files;
 
 /// A tensor to be written.
 #[derive(Clone, Debug)]
@@ -49,15 +51,8 @@ pub(crate) fn integers(name: &str, values: &[i64]) -> Tensor {
 
 /// Writes a file with metadata.
 pub(crate) fn write_with(path: &Path, tensors: &[Tensor], metadata: &[(&str, &str)]) -> PathBuf {
-    let views = tensors.iter().map(|t| {
-        let view = TensorView::new(t.dtype, t.shape.clone(), &t.bytes).expect("shape and bytes fit");
-        (t.name.clone(), view)
-    });
-    let metadata = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    // The crate writes a broken header for metadata without tensors.
-    let metadata = Some(metadata).filter(|_| !tensors.is_empty());
-    serialize_to_file(views, metadata, path).expect("the file can be written");
-    path.to_owned()
+    let tensors = tensors.iter().map(|t| (&t.name, (t.dtype, t.shape.clone(), t.bytes.clone())));
+    files::write_with(path, tensors, metadata)
 }
 
 /// Writes a file.
@@ -72,11 +67,8 @@ pub(crate) type Tensors = BTreeMap<String, Tensor>;
 pub(crate) fn read(path: &Path) -> Tensors {
     let mut all = BTreeMap::new();
     for file in files_of(path) {
-        let bytes = fs::read(&file).expect("the file can be read");
-        let file = SafeTensors::deserialize(&bytes).expect("a sound file");
-        for (name, view) in file.iter() {
-            let (dtype, shape, bytes) = (view.dtype(), view.shape().to_vec(), view.data().to_vec());
-            all.insert(name.to_owned(), Tensor { name: name.to_owned(), dtype, shape, bytes });
+        for (name, (dtype, shape, bytes)) in files::read(&file) {
+            all.insert(name.clone(), Tensor { name, dtype, shape, bytes });
         }
     }
     all

@@ -20,11 +20,10 @@ use squisher::stream::Budget;
 use squisher::{Backend, Error, Run};
 use tempfile::TempDir;
 
-const METHODS: [Method; 3] = [Method::Linear, Method::Fisher, Method::Ubgm];
+use support::files::folder;
+use support::tool;
 
-fn folder() -> TempDir {
-    tempfile::tempdir().expect("a temporary folder can be made")
-}
+const METHODS: [Method; 3] = [Method::Linear, Method::Fisher, Method::Ubgm];
 
 /// A merge of `models` (with their Fishers) with all weights 1.
 fn options(method: Method, models: &[(&Path, &Path)]) -> MergeOptions {
@@ -137,10 +136,8 @@ fn fishers(seed: u64, len: usize) -> Vec<f64> {
 
 /// The command line that says the same as `options` (without memory limits).
 fn command(options: &MergeOptions, output: &Path) -> std::process::Command {
-    use assert_cmd::cargo::CommandCargoExt;
-    let mut command = std::process::Command::cargo_bin("squisher").expect("built together with the tests");
-    command.env_remove("RUST_LOG").stdin(std::process::Stdio::null());
-    command.args(["merge", "--json", "--method", method_name(options.method), "-o"]).arg(output);
+    let mut command = tool::squisher(["merge", "--json", "--method", method_name(options.method), "-o"]);
+    command.arg(output);
     for model in &options.models {
         command.arg("--model").arg(&model.path).arg("--weight").arg(model.weight.to_string());
         if let Some(fisher) = &model.fisher {

@@ -10,6 +10,7 @@ use squisher::{Backend, DType};
 
 use crate::definition::Parameter;
 use crate::files::{self, Tensor, doubles, floats, integers, raw, shaped, write};
+use crate::support::tool::squisher;
 use crate::{Vectors, command, fishers, folder, merged, noise, options, run, run_within, support};
 
 const F: DType = DType::F32;
@@ -284,9 +285,7 @@ fn a_folder_brings_its_side_files_and_a_card_with_the_recipe() {
 }
 
 fn tool(args: &[&str], at: &Path) -> std::process::Output {
-    use assert_cmd::cargo::CommandCargoExt;
-    let mut tool = std::process::Command::cargo_bin("squisher").expect("built together with the tests");
-    tool.args(args).current_dir(at).output().expect("it runs")
+    squisher(args).current_dir(at).output().expect("it runs")
 }
 
 #[test]

@@ -9,6 +9,7 @@ use squisher::methods::merge::{MergeOptions, Method};
 
 use crate::definition::{Merged, Parameter};
 use crate::files::{self, Tensor};
+use crate::support::tool::squisher;
 use crate::{METHODS, command, folder, method_name, options, run, support, with_base};
 
 const CASES: [&str; 4] = ["two_f32", "three_bf16_sharded", "zeros_f16", "nine_weighted"];
@@ -195,10 +196,8 @@ fn the_definition_agrees_with_the_oracle() {
 }
 
 fn merge_recipe(recipe: &Path, output: &Path) -> std::process::Output {
-    use assert_cmd::cargo::CommandCargoExt;
-    let mut command = std::process::Command::cargo_bin("squisher").expect("built together with the tests");
-    command.arg("merge").arg(recipe).arg("-o").arg(output).args(["--backend", "host"]);
-    command.output().expect("it runs")
+    let mut command = squisher(["merge", "--backend", "host", "-o"]);
+    command.arg(output).arg(recipe).output().expect("it runs")
 }
 
 fn recipe_of(options: &MergeOptions) -> String {

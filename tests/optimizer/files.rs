@@ -6,6 +6,7 @@ use squisher::Error;
 use squisher::checkpoint::{ModelParams, OptimizerState, Scale};
 use squisher::methods::squisher::{Warning, plan};
 
+use crate::support::files::folder;
 use crate::{data, open, refused, run_file, scale};
 
 fn hostile(file: &str) -> Result<OptimizerState, Error> {
@@ -76,7 +77,7 @@ fn a_flipped_bit_is_found_by_its_checksum() {
 fn every_truncation_is_an_error_and_no_panic() {
     let sound = fs::read(data("hostile").join("sound.pt")).unwrap();
     let legacy = fs::read(data("hostile").join("legacy.pt")).unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("optimizer.pt");
     for whole in [sound, legacy] {
         for len in (0..whole.len()).step_by(97) {
@@ -89,7 +90,7 @@ fn every_truncation_is_an_error_and_no_panic() {
 #[test]
 fn every_flipped_byte_of_a_pickle_is_an_error_or_a_state_and_no_panic() {
     let whole = fs::read(data("hostile").join("legacy.pt")).unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("optimizer.pt");
     for at in 0..whole.len() {
         let mut bytes = whole.clone();
@@ -108,7 +109,7 @@ fn every_flipped_byte_of_a_pickle_is_an_error_or_a_state_and_no_panic() {
 
 #[test]
 fn folders_are_searched_and_named() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     refused(OptimizerState::open(folder.path()), &["a folder without optimizer.pt or optimizer.bin"]);
     fs::copy(data("hostile").join("sound.pt"), folder.path().join("optimizer.bin")).unwrap();
     assert_eq!(OptimizerState::open(folder.path()).unwrap().entries().len(), 2);

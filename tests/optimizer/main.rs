@@ -6,6 +6,8 @@ mod files;
 mod names;
 mod output;
 mod refusals;
+#[path = "../support/mod.rs"]
+mod support;
 mod values;
 mod warnings;
 
@@ -14,10 +16,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use squisher::checkpoint::{
-    Accumulator, Checkpoint, ModelParams, NameHints, NameMap, OptimizerState, Scale, resolve,
+    Accumulator, Dtype, ModelParams, NameHints, NameMap, OptimizerState, Scale, resolve,
 };
 use squisher::methods::squisher::{ExtractOptions, ExtractReport, extract};
 use squisher::{Backend, Error, Run};
+
+use support::files::{Tensor, folder, read, values as values_of};
 
 /// 2⁻²⁴, the relative error of one rounding to f32.
 const U: f64 = 1.0 / 16_777_216.0;
@@ -61,25 +65,16 @@ fn named(state: &OptimizerState, model: &ModelParams) -> Result<NameMap, Error> 
 }
 
 fn f64_tensors(path: &Path) -> BTreeMap<String, Vec<f64>> {
-    let checkpoint = Checkpoint::open(path).unwrap();
-    let read = |tensor: &squisher::checkpoint::TensorInfo| {
-        let mut bytes = vec![0; usize::try_from(tensor.bytes).unwrap()];
-        checkpoint.read(tensor, 0, &mut bytes).unwrap();
-        let values = bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect();
-        (tensor.name.clone(), values)
-    };
-    checkpoint.tensors().iter().map(read).collect()
+    read(path).iter().map(|(name, tensor)| (name.clone(), values_of(tensor))).collect()
 }
 
+/// The values of a file of f32.
 fn f32_tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
-    let checkpoint = Checkpoint::open(path).unwrap();
-    let read = |tensor: &squisher::checkpoint::TensorInfo| {
-        let mut bytes = vec![0; usize::try_from(tensor.bytes).unwrap()];
-        checkpoint.read(tensor, 0, &mut bytes).unwrap();
-        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-        (tensor.name.clone(), values)
+    let narrow = |(dtype, _, bytes): &Tensor| {
+        assert_eq!(*dtype, Dtype::F32);
+        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     };
-    checkpoint.tensors().iter().map(read).collect()
+    read(path).iter().map(|(name, tensor)| (name.clone(), narrow(tensor))).collect()
 }
 
 /// The first difference beyond `roundings` roundings to f32, in words.
@@ -130,7 +125,7 @@ fn run_file(
     model: &ModelParams,
     options: &ExtractOptions,
 ) -> Result<(BTreeMap<String, Vec<f32>>, ExtractReport), Error> {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let out = folder.path().join("fisher.safetensors");
     let state = OptimizerState::open(path)?;
     let result = extract(&state, model, options, &out, &Run::new(&Backend::Host));

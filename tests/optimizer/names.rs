@@ -9,6 +9,7 @@ use squisher::checkpoint::{
 };
 use squisher::methods::squisher::{ExtractOptions, Warning};
 
+use crate::support::files::folder;
 use crate::{data, differs, f64_tensors, model, named, open, ordered_model, refused, run, scale};
 
 #[test]
@@ -57,7 +58,7 @@ fn a_state_dict_beside_the_optimizer_tells_the_order() {
 
 #[test]
 fn a_folder_with_both_forms_has_the_order() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     for file in ["model.safetensors", "pytorch_model.bin"] {
         fs::copy(data("equal_shapes").join(file), folder.path().join(file)).unwrap();
     }
@@ -82,7 +83,7 @@ fn a_names_file_settles_it_and_is_checked() {
 
 /// Resolve `equal_shapes` with the names file `text`.
 fn with_names(text: &str) -> Result<NameMap, Error> {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("names.txt");
     fs::write(&path, text).unwrap();
     let m = model("equal_shapes");
@@ -142,7 +143,7 @@ fn a_swap_of_equal_shapes_would_be_seen_by_these_tests() {
         .replace("inner.weight", "x")
         .replace("first.weight", "inner.weight")
         .replace("\"x\"", "\"first.weight\"");
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("names.json");
     fs::write(&path, swapped).unwrap();
     let options = ExtractOptions { names_file: Some(path), ..scale(Scale::Raw) };
@@ -154,7 +155,7 @@ fn a_swap_of_equal_shapes_would_be_seen_by_these_tests() {
 #[test]
 fn a_names_file_may_not_contradict_stored_names() {
     let m = model("param_names");
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("names.json");
     let names = fs::read_to_string(data("equal_shapes").join("names.json")).unwrap();
     fs::write(&path, &names).unwrap();
@@ -173,7 +174,7 @@ fn a_names_file_may_not_contradict_stored_names() {
 
 #[test]
 fn a_parameters_json_beside_is_pointed_out_and_not_read() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     fs::copy(data("equal_shapes").join("optimizer.pt"), folder.path().join("optimizer.pt")).unwrap();
     fs::copy(data("equal_shapes").join("names.json"), folder.path().join("parameters.json")).unwrap();
     let state = OptimizerState::open(folder.path()).unwrap();

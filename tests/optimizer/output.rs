@@ -6,11 +6,12 @@ use squisher::checkpoint::{Checkpoint, OptimizerState, Scale};
 use squisher::methods::squisher::{ExtractOptions, extract};
 use squisher::{Backend, Error, Run};
 
+use crate::support::files::folder;
 use crate::{data, model, open, refused, scale};
 
 #[test]
 fn the_output_says_what_it_is() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let out = folder.path().join("fisher.safetensors");
     let state = open("adamw_f32");
     let options = ExtractOptions { batch_size: Some(16), samples: Some(500), ..scale(Scale::Mean) };
@@ -52,7 +53,7 @@ fn the_output_says_what_it_is() {
 
 #[test]
 fn the_output_may_not_be_an_input() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let path = folder.path().join("optimizer.pt");
     fs::copy(data("adamw_f32").join("optimizer.pt"), &path).unwrap();
     let state = OptimizerState::open(&path).unwrap();
@@ -67,7 +68,7 @@ fn the_output_may_not_be_an_input() {
 
 #[test]
 fn an_interrupt_leaves_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let run = Run::new(&Backend::Host);
     run.interrupt.request(2);
     let out = folder.path().join("fisher.safetensors");

@@ -7,9 +7,9 @@ use squisher::methods::prune::{PruneOptions, Structure, gates};
 use squisher::methods::select::{Keep, Scope};
 use squisher::{Backend, Run, reference, wgpu};
 
-use crate::{
-    Tensors, applied, f32s, folder, network, read, run_prune, saliency, squisher, support, values, write,
-};
+use crate::support::files::{Tensors, f32s, folder, read, write};
+use crate::support::tool::output;
+use crate::{applied, network, run_prune, saliency, support, values};
 
 #[test]
 fn filters_go_as_a_whole_by_the_sum_of_their_scores() {
@@ -221,7 +221,7 @@ fn filters_go_by_their_gates() {
     args.extend(["--score", "filter-gate", "--keep", "0.5", "--backend", "host", "-o"].map(str::to_owned));
     args.push(text(&again));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let done = squisher(&args);
+    let done = output(&args);
     assert!(done.status.success(), "{done:?}");
     assert_eq!(read(&again), read(&pruned));
     // A Fisher has no gates, and captures have no other score.
@@ -232,7 +232,7 @@ fn filters_go_by_their_gates() {
     ] {
         let path = text(&path);
         let all = [&["prune", &path, "--keep", "0.5", "-o", "none"], &args[..]].concat();
-        let refused = squisher(&all);
+        let refused = output(&all);
         assert_eq!(refused.status.code(), Some(2), "{refused:?}");
         assert!(String::from_utf8_lossy(&refused.stderr).contains(says), "{refused:?}");
     }
@@ -256,7 +256,7 @@ fn captures_that_do_not_fit_are_refused() {
     let text = run(&path, &[], &filters);
     assert!(text.contains("filter-gate needs captures"), "{text}");
     let other = out.path().join("other.safetensors");
-    write(&other, &[("up.weight".to_owned(), f32s(&[2, 2], &[1.0; 4]))].into());
+    write(&other, [("up.weight", f32s(&[2, 2], &[1.0; 4]))]);
     let text = run(&other, &captures, &filters);
     assert!(text.contains("\"up.weight\" has shape [20, 12] by the captures, [2, 2] in the model"), "{text}");
     assert!(text.contains("\"head.weight\" is not in the model"), "{text}");

@@ -11,23 +11,15 @@ mod support;
 mod tool;
 mod top_k;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 
-use assert_cmd::cargo::CommandCargoExt;
 use proptest::prelude::*;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use squisher::methods::mask::{MaskOptions, mask};
 use squisher::methods::prune::{PruneOptions, SelectReport, prune};
 use squisher::{Backend, Error, Run};
 
-/// Type, shape and bytes.
-type Tensor = (Dtype, Vec<usize>, Vec<u8>);
-
-/// Tensors by name.
-type Tensors = BTreeMap<String, Tensor>;
+use support::files::{Tensor, Tensors, f32s, write};
 
 const CASES: [&str; 3] = ["random_bf16", "random_f32", "ties_f32"];
 const FRACTIONS: [&str; 6] = ["0.0", "0.005", "0.25", "0.5", "0.75", "1.0"];
@@ -37,29 +29,6 @@ fn data(case: &str, file: &str) -> PathBuf {
         .join("tests/data/select")
         .join(case)
         .join(format!("{file}.safetensors"))
-}
-
-fn read(path: &Path) -> Tensors {
-    let bytes = std::fs::read(path).expect("a readable file");
-    let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-    let parts = |view: TensorView<'_>| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
-    tensors.iter().map(|(name, view)| (name.to_owned(), parts(view))).collect()
-}
-
-fn write(path: &Path, tensors: &Tensors) {
-    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
-        (name, TensorView::new(*dtype, shape.clone(), bytes).expect("bytes of this shape"))
-    });
-    safetensors::serialize_to_file(views, None, path).expect("a writable folder");
-}
-
-fn f32s(shape: &[usize], values: &[f32]) -> Tensor {
-    assert_eq!(shape.iter().product::<usize>(), values.len(), "the shape's elements");
-    (Dtype::F32, shape.to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
-}
-
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir().expect("a temporary folder")
 }
 
 /// Whether a folder holds exactly these files.
@@ -169,11 +138,6 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 /// ((0.5 · θ) · θ) · F of one tensor.
 fn saliency(model: &Tensors, fisher: &Tensors, name: &str) -> Vec<f32> {
     values(&model[name]).into_iter().zip(values(&fisher[name])).map(|(t, f)| 0.5 * t * t * f).collect()
-}
-
-fn squisher(args: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-    command.args(args).env_remove("RUST_LOG").stdin(Stdio::null()).output().expect("the tool can be started")
 }
 
 fn set(tensors: &mut Tensors, name: &str, index: usize, value: f32) {

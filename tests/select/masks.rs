@@ -8,10 +8,8 @@ use squisher::methods::prune::{Pattern, PruneOptions, Structure};
 use squisher::methods::select::Keep;
 use squisher::methods::{Globs, NonFinite};
 
-use crate::{
-    Tensor, Tensors, applied, best_mask, f32s, folder, network, read, run_mask, run_prune, saliency, set,
-    support, tied, values, write,
-};
+use crate::support::files::{Tensors, f32s, f64s, folder, read, write};
+use crate::{applied, best_mask, network, run_mask, run_prune, saliency, set, support, tied, values};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
@@ -62,7 +60,7 @@ fn one_pass_is_enough_where_the_guess_holds() {
     {
         let (first, second) = values.split_at(400_000);
         let tensors = [("a", f32s(&[400, 1000], first)), ("b", f32s(&[1_100_000], second))];
-        write(&fisher, &tensors.map(|(name, tensor)| (name.to_owned(), tensor)).into());
+        write(&fisher, tensors);
         let options = MaskOptions { overwrite: true, ..MaskOptions::new(Keep::Count(k)) };
         let report = run_mask(&Backend::Host, &fisher, &options, &path).expect("a sound Fisher");
         assert_eq!((report.passes, report.kept), (passes, k), "k = {k}");
@@ -89,10 +87,6 @@ fn what_is_always_kept_is_counted_and_what_is_excluded_is_not() {
     assert!(mask["head.weight"].2.iter().all(|&b| b == 1), "what is always kept is kept");
     assert_eq!(mask["conv.weight"].2, best_mask(&saliency(&model, &fisher, "conv.weight"), 72 - 48));
     applied(&model, &mask, &read(&pruned));
-}
-
-fn f64s(shape: &[usize], values: &[f64]) -> Tensor {
-    (Dtype::F64, shape.to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
 }
 
 /// F64 is narrowed for the score with a check, and what is kept stays bit for bit.
@@ -169,7 +163,7 @@ fn impossible_fishers_count_as_zero_where_that_is_asked_for() {
         }
         let out = folder();
         let path = out.path().join("fisher.safetensors");
-        write(&path, &[("w".to_owned(), f32s(&[4], &[f32::NAN, 2.0, -1.0, 1.0]))].into());
+        write(&path, [("w", f32s(&[4], &[f32::NAN, 2.0, -1.0, 1.0]))]);
         let options = MaskOptions { non_finite: NonFinite::Zero, ..MaskOptions::new(Keep::Count(3)) };
         let mask = out.path().join("mask.safetensors");
         let report = run_mask(&backend, &path, &options, &mask).expect("nothing is refused");

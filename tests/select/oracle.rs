@@ -5,7 +5,8 @@ use squisher::methods::mask::MaskOptions;
 use squisher::methods::prune::{PruneOptions, Structure};
 use squisher::methods::select::{Keep, Scope};
 
-use crate::{CASES, FRACTIONS, applied, data, expected, folder, read, run_mask, run_prune, support};
+use crate::support::files::{folder, read};
+use crate::{CASES, FRACTIONS, applied, data, expected, run_mask, run_prune, support};
 
 fn oracle_holds_on(backend: &Backend) {
     let out = folder();

@@ -2,7 +2,8 @@
 
 use squisher::methods::prune::{Pattern, PruneOptions, Structure};
 
-use crate::{applied, best, folder, network, read, run_prune, saliency, support};
+use crate::support::files::{folder, read};
+use crate::{applied, best, network, run_prune, saliency, support};
 
 #[test]
 fn patterns_run_along_the_input_axis() {

@@ -5,7 +5,8 @@ use squisher::methods::prune::{Pattern, PruneOptions, Structure};
 use squisher::methods::select::{Keep, Scope};
 use squisher::{Backend, Error};
 
-use crate::{Tensors, f32s, folder, holds, network, read, run_prune, set, write};
+use crate::support::files::{Tensors, f32s, folder, read, write};
+use crate::{holds, network, run_prune, set};
 
 /// Prunes the network after a change to its files; gives the refusal. Nothing may be written.
 fn refusal(change: impl Fn(&mut Tensors, &mut Tensors), options: &PruneOptions) -> Error {

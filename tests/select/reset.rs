@@ -4,7 +4,7 @@ use safetensors::Dtype;
 use squisher::methods::reset::{ResetOptions, Unmasked, reset};
 use squisher::{Backend, Run};
 
-use crate::{Tensor, Tensors, folder, read, write};
+use crate::support::files::{Tensor, Tensors, folder, read, write};
 
 #[test]
 fn a_reset_takes_masked_elements_from_the_model_and_the_rest_from_the_base() {
@@ -19,7 +19,7 @@ fn a_reset_takes_masked_elements_from_the_model_and_the_rest_from_the_base() {
     // Bit patterns of NaNs, which a copy must keep.
     write(&at("model"), &of([("h", halves(0x7fc1)), ("n", longs(10)), ("same", longs(5))]));
     write(&at("base"), &of([("h", halves(0xffd1)), ("n", longs(20)), ("same", longs(5))]));
-    write(&at("mask"), &[("h".to_owned(), bools([1, 0, 1])), ("n".to_owned(), bools([0, 0, 1]))].into());
+    write(&at("mask"), [("h", bools([1, 0, 1])), ("n", bools([0, 0, 1]))]);
     let run = |options: &ResetOptions| {
         reset(&at("mask"), &at("model"), &at("base"), options, &at("out"), &Run::new(&Backend::Host))
     };
@@ -39,10 +39,10 @@ fn a_reset_takes_masked_elements_from_the_model_and_the_rest_from_the_base() {
     run(&options).expect("told which one to take");
     assert_eq!(read(&at("out"))["same"], longs(6));
 
-    write(&at("mask"), &[("h".to_owned(), bools([1, 2, 1]))].into());
+    write(&at("mask"), [("h", bools([1, 2, 1]))]);
     let refused = run(&options).expect_err("2 is no BOOL").to_string();
     assert!(refused.contains("tensor \"h\": element 1 is 2"), "{refused}");
-    write(&at("mask"), &[("x".to_owned(), bools([1, 0, 1]))].into());
+    write(&at("mask"), [("x", bools([1, 0, 1]))]);
     let refused = run(&options).expect_err("no such tensor");
     assert_eq!(refused.exit_code(), 4, "{refused}");
     assert!(refused.to_string().contains("\"x\" of the mask is not in the model"), "{refused}");

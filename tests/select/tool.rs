@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::{CASES, applied, data, expected, folder, read, squisher, support};
+use crate::support::files::{folder, read};
+use crate::support::tool::output;
+use crate::{CASES, applied, data, expected, support};
 
 /// The oracle's masks through the tool, wherever these flags put it.
 fn the_tool_gives_the_oracle_s(flags: [&str; 2]) {
@@ -16,12 +18,12 @@ fn the_tool_gives_the_oracle_s(flags: [&str; 2]) {
             let shared = ["--keep", keep, "--scope", scope, "--overwrite", "-q"];
             let (mask_text, pruned_text) = (text(&mask), text(&pruned));
             let args = [&["mask", &fisher, "-o", &mask_text], &shared[..], &flags].concat();
-            let done = squisher(&args);
+            let done = output(&args);
             assert!(done.status.success(), "{args:?}: {done:?}");
             assert_eq!(read(&mask), expected(&all, &format!("fish/{scope}/{keep}/")), "{case} {args:?}");
             let own = ["prune", &model, "--fisher", &fisher, "--mask-out", &mask_text, "-o", &pruned_text];
             let args = [&own[..], &shared, &flags].concat();
-            let done = squisher(&args);
+            let done = output(&args);
             assert!(done.status.success(), "{args:?}: {done:?}");
             let want = expected(&all, &format!("prune/{scope}/{keep}/"));
             assert_eq!(read(&mask), want, "{case} {args:?}");
@@ -49,7 +51,7 @@ fn the_command_line_prunes_masks_and_resets() {
     let (model, fisher) = (text(&data("ties_f32", "model")), text(&data("ties_f32", "fisher")));
     let all = read(&data("ties_f32", "expected"));
     let done = |args: &[&str]| {
-        let done = squisher(args);
+        let done = output(args);
         assert!(done.status.success(), "{args:?}: {done:?}");
         serde_json::from_slice::<serde_json::Value>(&done.stdout).expect("one JSON object")
     };
@@ -89,7 +91,7 @@ fn the_command_line_prunes_masks_and_resets() {
         (vec!["mask", &fisher, "--keep", "0.5", "--exclude", "nothing*", "-o", &planned], 4),
         (vec!["mask", &fisher, "--keep", "0.5", "-o", &mask], 7),
     ] {
-        let refused = squisher(&[&args[..], &["--backend", "host"]].concat());
+        let refused = output(&[&args[..], &["--backend", "host"]].concat());
         assert_eq!(refused.status.code(), Some(code), "{args:?}: {refused:?}");
         assert!(refused.stdout.is_empty() && !Path::new(&planned).exists(), "{args:?}");
     }

@@ -4,8 +4,9 @@ use squisher::Backend;
 use squisher::checkpoint::Checkpoint;
 use squisher::methods::step::StepKind;
 
-use crate::capture_files::{CASES, Tensors, captures, data, folder, load, worst};
-use crate::{gram, norms, options, run, share, support, tool};
+use crate::support::capture_files::{CASES, Tensors, captures, data, load, worst};
+use crate::support::files::folder;
+use crate::{gram, norms, options, run, share, step_tool, support};
 
 fn expected(case: &str) -> Tensors {
     load(&data(case).join("expected.safetensors"))
@@ -81,7 +82,7 @@ fn the_tool_agrees_with_autograd() {
         let table_word = table.to_string_lossy();
         let words =
             ["--kind", kind, "--damping", &damping, "--gram", &table_word, "--json", device[0], device[1]];
-        let done = tool(&words, &captures(case), &out);
+        let done = step_tool(&words, &captures(case), &out);
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let want = of_flavour(&expected, &format!("{kind}_update"));
         assert!(worst(&load(&out), &want) <= of_step, "{case}");
@@ -108,7 +109,7 @@ fn a_dry_run_writes_nothing_and_tells_the_matrix_s_size() {
     let folder = folder();
     let out = folder.path().join("step.safetensors");
     let words = ["--kind", "ef", "--damping", "1e-3", "--dry-run"];
-    let done = tool(&words, &captures("mlp"), &out);
+    let done = step_tool(&words, &captures("mlp"), &out);
     let text = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success() && text.contains("would read 33 samples"), "{text}");
     assert!(!out.exists());

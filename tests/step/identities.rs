@@ -5,7 +5,8 @@ use squisher::methods::step::{self, StepKind};
 use squisher::stream::Budget;
 use squisher::{Backend, Run, reference};
 
-use crate::capture_files::{Draft, LINEAR, captures, folder, linear, load, worst};
+use crate::support::capture_files::{Draft, LINEAR, captures, linear, load, worst};
+use crate::support::files::{self, folder};
 use crate::{along, gram, gram_within, noise, norms, open, options, run, share, support, wide};
 
 /// Without damping the loss of every sample changes by its target: 1, or s.
@@ -135,7 +136,7 @@ fn a_mean_loss_is_undone() {
     let mean = [mean(&[1.0, 2.0], &[0.5, 1.5], "m0"), mean(&[4.0], &[-2.0], "m1")];
     assert_eq!(gram(&Backend::Host, &sum), gram(&Backend::Host, &mean));
     for kind in [StepKind::Ef, StepKind::Ief] {
-        let (of_sum, of_mean) = (tempfile::tempdir().expect("made"), tempfile::tempdir().expect("made"));
+        let (of_sum, of_mean) = (files::folder(), files::folder());
         let sum = run(&Backend::Host, &sum, &options(kind, 0.5), of_sum.path()).expect("sound").0;
         let mean = run(&Backend::Host, &mean, &options(kind, 0.5), of_mean.path()).expect("sound").0;
         assert!(worst(&mean, &sum) < 1e-6, "{kind}");
@@ -156,7 +157,7 @@ fn gradients_near_the_ends_of_f32_still_count() {
             assert!(share(&got, &[14.0, 0.0, 0.0, 12.0]) < 1e-5, "{got:?}");
             let got: Vec<f64> = norms(&backend, &paths).iter().map(|norm| norm / f64::from(scale)).collect();
             assert!(share(&got, &[14.0_f64.sqrt(), 12.0_f64.sqrt()]) < 1e-5, "{got:?}");
-            let own = tempfile::tempdir().expect("made");
+            let own = files::folder();
             let (step, _) = run(&backend, &paths, &options(StepKind::Ef, 0.0), own.path()).expect("sound");
             let got: Vec<f64> = step.values().flatten().map(|value| value * f64::from(scale)).collect();
             // g₀/14 + g₁/12, bias before weight.

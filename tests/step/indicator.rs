@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use squisher::methods::step::{Indicator, indicator};
 use squisher::{Backend, Run};
 
-use crate::capture_files::{Draft, folder, load};
-use crate::{support, tool};
+use crate::support::capture_files::{Draft, load};
+use crate::support::files::folder;
+use crate::{step_tool, support};
 
 /// Logistic regression: F = Σ_n p_n (1 − p_n) x_n x_nᵀ, ∇L = Σ_n (p_n − y_n) x_n.
 fn logistic(folder: &tempfile::TempDir) -> ([PathBuf; 1], [PathBuf; 1]) {
@@ -81,7 +82,7 @@ fn the_tool_tells_how_good_a_step_is() {
     let adapter = support::gpu().device().adapter_info().name;
     for device in [["--backend", "host"], ["--adapter", &adapter]] {
         let words = ["--kind", "ef", "--damping", "0.1", "--json", "--overwrite", device[0], device[1]];
-        let done = tool(&[&words[..], &["--indicator", &exact]].concat(), &captures, &out);
+        let done = step_tool(&[&words[..], &["--indicator", &exact]].concat(), &captures, &out);
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let delta = &load(&out)["fc.weight"];
         // F = 3/16 (1, 2)(1, 2)ᵀ + 1/4 (−1, 1/2)(−1, 1/2)ᵀ, ∇L = (−5/4, −5/4).
@@ -92,8 +93,11 @@ fn the_tool_tells_how_good_a_step_is() {
         let gamma = json["indicator"]["gamma"].as_f64().expect("a number");
         assert!((gamma - want).abs() < 1e-5 * want, "{gamma} {want}");
     }
-    let plain =
-        tool(&["--kind", "ef", "--damping", "0.1", "--overwrite", "--indicator", &exact], &captures, &out);
+    let plain = step_tool(
+        &["--kind", "ef", "--damping", "0.1", "--overwrite", "--indicator", &exact],
+        &captures,
+        &out,
+    );
     let text = String::from_utf8_lossy(&plain.stdout).into_owned();
     assert!(text.contains("γ = √(Δᵀ F Δ) / |Δᵀ ∇L| of the step"), "{text}");
     let none = folder.path().join("none.safetensors");
@@ -111,7 +115,8 @@ fn the_tool_tells_how_good_a_step_is() {
         (&half, "--quiet", "add up to 1, and the data's captures have 2 samples"),
         (&half, "--dry-run", "add up to 1, and the data's captures have 2 samples"),
     ] {
-        let done = tool(&["--kind", "ef", "--damping", "0.1", dry, "--indicator", judges], &captures, &none);
+        let done =
+            step_tool(&["--kind", "ef", "--damping", "0.1", dry, "--indicator", judges], &captures, &none);
         let text = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(!done.status.success() && text.contains(problem) && !none.exists(), "{text}");
     }

@@ -1,8 +1,6 @@
 //! Gram matrices and natural-gradient steps from captures: against autograd's answers, and what must hold whatever the numbers.
 
 mod autograd;
-#[path = "../support/capture_files.rs"]
-mod capture_files;
 mod identities;
 mod indicator;
 mod parts;
@@ -11,16 +9,16 @@ mod refusals;
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
-use assert_cmd::cargo::CommandCargoExt;
 use squisher::checkpoint::{Capture, Checkpoint};
 use squisher::methods::per_sample::PerSample;
 use squisher::methods::step::{StepKind, StepOptions, StepReport, step};
 use squisher::stream::Budget;
 use squisher::{Backend, Result, Run};
 
-use capture_files::{Tensors, load};
+use crate::support::capture_files::{Tensors, load};
+use crate::support::tool;
 
 fn open(paths: &[PathBuf]) -> Vec<Capture> {
     paths.iter().map(|path| Capture::open(path).expect("a sound capture")).collect()
@@ -71,9 +69,9 @@ fn share(got: &[f64], want: &[f64]) -> f64 {
     got.iter().zip(want).fold(0.0_f64, |most, (g, w)| most.max((g - w).abs())) / largest
 }
 
-fn tool(words: &[&str], captures: &[PathBuf], out: &Path) -> Output {
-    let mut tool = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-    tool.arg("step").args(captures).args(words).arg("-o").arg(out).output().expect("the tool can be started")
+fn step_tool(words: &[&str], captures: &[PathBuf], out: &Path) -> Output {
+    let mut step = tool::squisher(["step"]);
+    step.args(captures).args(words).arg("-o").arg(out).output().expect("the tool can be started")
 }
 
 fn noise(seed: u32, len: usize) -> Vec<f32> {

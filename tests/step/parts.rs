@@ -3,7 +3,8 @@
 use squisher::methods::step::StepKind;
 use squisher::{Backend, reference, wgpu};
 
-use crate::capture_files::{Draft, folder, worst};
+use crate::support::capture_files::{Draft, worst};
+use crate::support::files::{self, folder};
 use crate::{along, gram, noise, norms, options, run, share, support, wide};
 
 /// Bindings that hold neither a file's data of a layer nor a step's rows at once.
@@ -26,7 +27,7 @@ fn narrow_bindings_change_nothing_beyond_rounding() {
     let paths = [file("a", 1), file("b", 11)];
     let want = gram(&Backend::Host, &paths);
     let step = |backend: &Backend| {
-        let folder = tempfile::tempdir().expect("made");
+        let folder = files::folder();
         let options = options(StepKind::Ef, 1e-2 * want[0]);
         run(backend, &paths, &options, folder.path()).expect("sound").0
     };
@@ -114,7 +115,7 @@ fn gradients_of_layers_that_share_a_weight_add() {
         let squares: Vec<f64> = norms(&backend, &paths).iter().map(|norm| norm * norm).collect();
         let diagonal: Vec<f64> = want.iter().copied().step_by(5).collect();
         assert!(share(&squares, &diagonal) < 2e-6, "{}", backend.name());
-        let own = tempfile::tempdir().expect("made");
+        let own = files::folder();
         let (step, report) = run(&backend, &paths, &options(StepKind::Ef, 0.0), own.path()).expect("sound");
         assert_eq!(step.keys().collect::<Vec<_>>(), ["head.bias", "wte.weight"]);
         let changes = along(&backend, &paths, &report.output).expect("its own network");
@@ -137,7 +138,7 @@ fn uses_of_several_sizes_add() {
     let paths = [path];
     for backend in support::backends() {
         assert_eq!(gram(&backend, &paths), [2.0, 10.0, 10.0, 58.0]);
-        let own = tempfile::tempdir().expect("made");
+        let own = files::folder();
         let (_, report) = run(&backend, &paths, &options(StepKind::Ef, 0.0), own.path()).expect("sound");
         let changes = along(&backend, &paths, &report.output).expect("its own network");
         assert!(share(&changes, &[1.0, 1.0]) < 1e-5, "{changes:?}");

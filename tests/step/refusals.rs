@@ -7,15 +7,16 @@ use squisher::methods::step::{StepKind, StepOptions, step};
 use squisher::stream::Budget;
 use squisher::{Backend, Run};
 
-use crate::capture_files::{folder, linear};
-use crate::{options, run, tool};
+use crate::support::capture_files::linear;
+use crate::support::files::{self, folder};
+use crate::{options, run, step_tool};
 
 #[test]
 fn what_has_no_meaning_is_refused_and_leaves_no_file() {
     let folder = folder();
     let path = [linear(&[1.0, 2.0], &[1.0, 3.0]).write(&folder, "a.safetensors")];
     let refused = |paths: &[PathBuf], options: &StepOptions| {
-        let own = tempfile::tempdir().expect("a temporary folder can be made");
+        let own = files::folder();
         let text = run(&Backend::Host, paths, options, own.path()).expect_err("must be refused").to_string();
         assert_eq!(fs::read_dir(own.path()).expect("readable").count(), 0, "{text}");
         text
@@ -41,11 +42,11 @@ fn what_has_no_meaning_is_refused_and_leaves_no_file() {
     let twice = linear(&[1.0, 2.0, 1.0, 2.0], &[0.5, 0.5]).write(&folder, "twice");
     let text = refused(std::slice::from_ref(&twice), &ef(0.0));
     assert!(text.contains("the gradient of sample 1") && text.contains("pass --damping"), "{text}");
-    let own = tempfile::tempdir().expect("a temporary folder can be made");
+    let own = files::folder();
     run(&Backend::Host, &[twice], &ef(1e-3), own.path()).expect("damped, it has an inverse");
     let same = StepOptions { gram: Some(own.path().join("ef-step.safetensors")), overwrite: true, ..ef(1.0) };
     assert!(run(&Backend::Host, &path, &same, own.path()).is_err(), "one file for both outputs");
-    let done = tool(&["--kind", "ef", "--damping", "-1"], &path, &folder.path().join("x"));
+    let done = step_tool(&["--kind", "ef", "--damping", "-1"], &path, &folder.path().join("x"));
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(!done.status.success() && text.contains("the damping is -1"), "{text}");
 }

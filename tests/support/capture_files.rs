@@ -1,12 +1,12 @@
 //! What the tests of captures share: PyTorch's cases, captures that a test writes, and how results compare.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
-use squisher::checkpoint::Checkpoint;
 use tempfile::TempDir;
+
+use super::files::{Tensor, f32s, i64s, read, values, write_with};
 
 /// The networks that PyTorch captured.
 pub(crate) const CASES: [&str; 11] = [
@@ -37,24 +37,12 @@ pub(crate) fn captures(case: &str) -> Vec<PathBuf> {
     paths
 }
 
-pub(crate) fn folder() -> TempDir {
-    tempfile::tempdir().expect("a temporary folder can be made")
-}
-
+/// Values by name.
 pub(crate) type Tensors = BTreeMap<String, Vec<f64>>;
 
+/// The values of a file of f32 and f64.
 pub(crate) fn load(path: &Path) -> Tensors {
-    let file = Checkpoint::open(path).expect("a sound file");
-    let values = |tensor: &squisher::checkpoint::TensorInfo| {
-        let mut bytes = vec![0; usize::try_from(tensor.bytes).expect("small")];
-        file.read(tensor, 0, &mut bytes).expect("readable");
-        match tensor.dtype {
-            Dtype::F64 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
-            Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
-            other => panic!("{other}"),
-        }
-    };
-    file.tensors().iter().map(|tensor| (tensor.name.clone(), values(tensor))).collect()
+    read(path).iter().map(|(name, tensor)| (name.clone(), values(tensor))).collect()
 }
 
 /// The largest error of each tensor as a share of its largest magnitude.
@@ -69,54 +57,38 @@ pub(crate) fn worst(got: &Tensors, want: &Tensors) -> f64 {
     got.values().zip(want.values()).map(of).fold(0.0, f64::max)
 }
 
-/// A capture to be written: f32 tensors, ids, and metadata.
+/// A capture to be written: its tensors and metadata.
 #[derive(Default)]
 pub(crate) struct Draft {
-    floats: Vec<(String, Vec<usize>, Vec<f32>)>,
-    ids: Vec<(String, Vec<usize>, Vec<i64>)>,
-    metadata: HashMap<String, String>,
+    tensors: Vec<(String, Tensor)>,
+    metadata: Vec<(String, String)>,
 }
 
 impl Draft {
     pub(crate) fn new(layers: &str) -> Self {
-        let metadata = [("format", "squisher-capture-1"), ("layers", layers)];
-        Self { metadata: metadata.map(|(k, v)| (k.into(), v.into())).into(), ..Self::default() }
+        Self::default().note("format", "squisher-capture-1").note("layers", layers)
     }
 
     pub(crate) fn with(mut self, name: &str, shape: &[usize], values: &[f32]) -> Self {
-        self.floats.push((name.into(), shape.to_vec(), values.to_vec()));
+        self.tensors.push((name.into(), f32s(shape, values)));
         self
     }
 
-    #[allow(dead_code, reason = "not every test file has embeddings of its own")]
     pub(crate) fn ids(mut self, name: &str, shape: &[usize], values: &[i64]) -> Self {
-        self.ids.push((name.into(), shape.to_vec(), values.to_vec()));
+        self.tensors.push((name.into(), i64s(shape, values)));
         self
     }
 
     pub(crate) fn note(mut self, key: &str, value: &str) -> Self {
-        self.metadata.insert(key.into(), value.into());
+        self.metadata.push((key.into(), value.into()));
         self
     }
 
     pub(crate) fn write(self, folder: &TempDir, name: &str) -> PathBuf {
-        let bytes: Vec<Vec<u8>> = self
-            .floats
-            .iter()
-            .map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect())
-            .chain(self.ids.iter().map(|(_, _, ids)| ids.iter().flat_map(|v| v.to_le_bytes()).collect()))
-            .collect();
-        let heads = self
-            .floats
-            .iter()
-            .map(|(name, shape, _)| (name, Dtype::F32, shape))
-            .chain(self.ids.iter().map(|(name, shape, _)| (name, Dtype::I64, shape)));
-        let views = heads.zip(&bytes).map(|((name, dtype, shape), bytes)| {
-            (name.as_str(), TensorView::new(dtype, shape.clone(), bytes).expect("shape and values fit"))
-        });
-        let path = folder.path().join(name);
-        serialize_to_file(views, Some(self.metadata.clone()), &path).expect("writable");
-        path
+        let tensors = self.tensors.iter().map(|(name, tensor)| (name, tensor));
+        let metadata: Vec<(&str, &str)> =
+            self.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        write_with(&folder.path().join(name), tensors, &metadata)
     }
 }
 

@@ -1,4 +1,11 @@
-//! What several test files share: the adapter that shader tests run on.
+//! What test files share: the adapter that shader tests run on, the tool as a process, files, captures, and how near is near.
+
+#![allow(dead_code, reason = "no test file uses all of it")]
+
+pub(crate) mod capture_files;
+pub(crate) mod close;
+pub(crate) mod files;
+pub(crate) mod tool;
 
 use std::sync::OnceLock;
 
@@ -18,27 +25,23 @@ pub(crate) fn gpu() -> Gpu {
 }
 
 /// Both executions, the host first.
-#[allow(dead_code, reason = "not every test file uses both")]
 pub(crate) fn backends() -> [Backend; 2] {
     [Backend::Host, Backend::Gpu(gpu())]
 }
 
 /// Another device of the same adapter, lent with these limits and no feature.
-#[allow(dead_code, reason = "not every test file lends devices")]
 pub(crate) fn device_with(limits: wgpu::Limits) -> Gpu {
     let (device, queue) = lend(limits);
     Gpu::from_wgpu(device, queue)
 }
 
 /// A device and its queue as an application makes them: these limits, no feature.
-#[allow(dead_code, reason = "not every test file lends devices")]
 pub(crate) fn lend(limits: wgpu::Limits) -> (wgpu::Device, wgpu::Queue) {
     let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
     pollster::block_on(adapter().request_device(&descriptor)).expect("limits below the adapter's own")
 }
 
 /// The adapter of [`gpu`], opened anew.
-#[allow(dead_code, reason = "not every test file lends devices")]
 pub(crate) fn adapter() -> wgpu::Adapter {
     let wanted = gpu().device().adapter_info();
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
