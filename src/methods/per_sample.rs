@@ -2,12 +2,12 @@
 //!
 //! With g_n = ∂ℓ_n/∂θ the rows of J `[N, P]`:
 //!
-//! | method | result | cost of a linear layer with P = N·t positions |
+//! | method | result | cost of a linear layer with T = N·t positions |
 //! |---|---|---|
-//! | [`PerSample::gram`] | K = J Jᵀ, K[m, n] = ⟨g_m, g_n⟩ | 2·P²·(i + o), or 2·P·i·o + 2·N²·i·o |
-//! | [`PerSample::norms`] | ‖g_n‖ = √K[n, n] | 2·P·t·(i + o), or 2·P·i·o |
-//! | [`PerSample::inner_products`] | J Δ = ⟨g_n, Δ⟩ | 2·P·i·o |
-//! | [`PerSample::weighted_sum`] | Jᵀ x = Σ_n x_n g_n | 2·P·i·o |
+//! | [`PerSample::gram`] | K = J Jᵀ, K[m, n] = ⟨g_m, g_n⟩ | 2·T²·(i + o), or 2·T·i·o + 2·N²·i·o |
+//! | [`PerSample::norms`] | ‖g_n‖ = √K[n, n] | 2·T·t·(i + o), or 2·T·i·o |
+//! | [`PerSample::inner_products`] | J Δ = ⟨g_n, Δ⟩ | 2·T·i·o |
+//! | [`PerSample::weighted_sum`] | Jᵀ x = Σ_n x_n g_n | 2·T·i·o |
 //!
 //! J is never stored. Inner products of a linear layer's weights need no gradient at all:
 //!

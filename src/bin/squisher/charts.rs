@@ -66,12 +66,38 @@ const ROW_LETTERS: usize = 36;
 const COLUMN_LETTERS: usize = 28;
 
 /// The colours of light and dark, and how text and marks take them: for a page as for a chart that stands alone.
-pub(crate) const COLOURS: &str = "\
-:root{color-scheme:light dark;--ink:#1b1b1f;--soft:#5f6368;--paper:#fff;--line:#d5d7db;--mark:#2a6f97;--track:#eceef1}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e6ea;--soft:#a2a6ad;--paper:#17181b;--line:#3a3d42;--mark:#7fc4e8;--track:#2a2c30}}
-svg .label{font:12px system-ui,sans-serif;fill:var(--ink)}svg .value{font:11px system-ui,sans-serif}
-svg .frame{fill:none;stroke:var(--line)}svg .grid{stroke:var(--line);stroke-dasharray:2 3}
-svg .bar{fill:var(--mark)}svg .track{fill:var(--track)}svg .line{fill:none;stroke:var(--mark);stroke-width:2}svg .broken{fill:none;stroke:var(--soft)}svg .dot{fill:var(--ink)}svg .point{fill:var(--mark);fill-opacity:.45}";
+pub(crate) const COLOURS: &str = include_str!("charts.css");
+
+/// Width and height of a heatmap's cell in pixels.
+const CELL: [usize; 2] = [58, 24];
+
+/// Where a heatmap's cells and labels are, in pixels.
+struct Grid {
+    left: usize,
+    top: usize,
+    total_width: usize,
+    total_height: usize,
+}
+
+impl Grid {
+    fn cell(&self, row: usize, column: usize) -> [usize; 2] {
+        [self.left + CELL[0] * column, self.top + CELL[1] * row]
+    }
+
+    fn column_label(&self, column: usize, name: &str) -> String {
+        let (x, y) = (self.cell(0, column)[0] + CELL[0] / 2, self.top - 8);
+        let (full, short) = (escape(name), escape(&shortened(name, COLUMN_LETTERS)));
+        format!(
+            "<text class='label' transform='translate({x},{y}) rotate(-45)'><title>{full}</title>{short}</text>"
+        )
+    }
+
+    fn row_label(&self, row: usize, name: &str) -> String {
+        let (x, y) = (self.left - 8, self.cell(row, 0)[1] + 16);
+        let (full, short) = (escape(name), escape(&shortened(name, ROW_LETTERS)));
+        format!("<text class='label' text-anchor='end' x='{x}' y='{y}'><title>{full}</title>{short}</text>")
+    }
+}
 
 impl Heatmap {
     /// The chart as its own file, with its colours and a ground.
@@ -83,65 +109,60 @@ impl Heatmap {
     }
 
     pub(crate) fn svg(&self) -> String {
-        let scale = |v: f64| if self.log { v.log10() } else { v };
-        let shown = self.cells.iter().flatten().flatten().map(|&v| scale(v)).filter(|v| v.is_finite());
-        let (low, high) = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-        // Room for the longest label, at about seven pixels a letter; column labels lean at 45 degrees.
-        let letters = |labels: &[String], most: usize| {
-            labels.iter().map(|label| label.chars().count().min(most)).max().unwrap_or(0)
-        };
-        let left = 7 * letters(&self.rows, ROW_LETTERS) + 20;
-        let lean = 5 * letters(&self.columns, COLUMN_LETTERS);
-        let (top, width, height) = (lean + 24, 58, 24);
-        let total_width = left + width * self.columns.len() + lean + 20;
-        let total_height = top + height * self.rows.len() + 10;
-        let mut svg = open(total_width, total_height, &self.title);
+        let grid = self.grid();
+        let mut svg = open(grid.total_width, grid.total_height, &self.title);
         for (c, column) in self.columns.iter().enumerate() {
-            let x = left + width * c + width / 2;
-            let _ = write!(
-                svg,
-                "<text class='label' transform='translate({x},{}) rotate(-45)'><title>{}</title>{}</text>",
-                top - 8,
-                escape(column),
-                escape(&shortened(column, COLUMN_LETTERS))
-            );
+            svg.push_str(&grid.column_label(c, column));
         }
+        let range = self.range();
         for (r, row) in self.rows.iter().enumerate() {
-            let y = top + height * r;
-            let _ = write!(
-                svg,
-                "<text class='label' text-anchor='end' x='{}' y='{}'><title>{}</title>{}</text>",
-                left - 8,
-                y + 16,
-                escape(row),
-                escape(&shortened(row, ROW_LETTERS))
-            );
+            svg.push_str(&grid.row_label(r, row));
             for (c, column) in self.columns.iter().enumerate() {
-                let Some(value) = self.cells[r][c] else { continue };
-                let x = left + width * c;
-                svg.push_str(&self.cell(
-                    (x, y, width, height),
-                    value,
-                    scale(value),
-                    (low, high),
-                    row,
-                    column,
-                ));
+                if let Some(value) = self.cells[r][c] {
+                    svg.push_str(&self.cell(grid.cell(r, c), value, range, row, column));
+                }
             }
         }
         svg.push_str("</svg>");
         svg
     }
 
+    /// What a cell is coloured and printed by.
+    fn scaled(&self, value: f64) -> f64 {
+        if self.log { value.log10() } else { value }
+    }
+
+    /// The least and the largest of what cells are coloured by.
+    fn range(&self) -> (f64, f64) {
+        let shown = self.cells.iter().flatten().flatten().map(|&v| self.scaled(v)).filter(|v| v.is_finite());
+        shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+    }
+
+    /// Room for the longest label, at about seven pixels a letter; column labels lean at 45 degrees.
+    fn grid(&self) -> Grid {
+        let letters = |labels: &[String], most: usize| {
+            labels.iter().map(|label| label.chars().count().min(most)).max().unwrap_or(0)
+        };
+        let left = 7 * letters(&self.rows, ROW_LETTERS) + 20;
+        let lean = 5 * letters(&self.columns, COLUMN_LETTERS);
+        let top = lean + 24;
+        Grid {
+            left,
+            top,
+            total_width: left + CELL[0] * self.columns.len() + lean + 20,
+            total_height: top + CELL[1] * self.rows.len() + 10,
+        }
+    }
+
     fn cell(
         &self,
-        (x, y, width, height): (usize, usize, usize, usize),
+        [x, y]: [usize; 2],
         value: f64,
-        scaled: f64,
         (low, high): (f64, f64),
         row: &str,
         column: &str,
     ) -> String {
+        let ([width, height], scaled) = (CELL, self.scaled(value));
         let t = if high > low { (scaled - low) / (high - low) } else { 0.5 };
         let ([r, g, b], dark) = viridis(if scaled.is_finite() { t } else { 0.0 });
         let ink = if dark { "#fff" } else { "#000" };

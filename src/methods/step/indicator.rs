@@ -26,7 +26,7 @@ pub struct Indicator {
 /// `exact` are captures of all classes with their probabilities as weights (or of labels drawn from the model, which estimates F); `data` are
 /// captures of the data's labels, for ∇L. F and ∇L are sums over samples, not means: both are to be of the same samples, so that the weights
 /// add up to as many as there are.
-/// Two passes of 2·P·i·o operations a linear layer; no N × N matrix.
+/// Two passes of 2·N·t·i·o operations a linear layer; no N × N matrix.
 ///
 /// # Errors
 /// As [`PerSample::inner_products`]; [`Error::Mismatch`] for captures of other labels, and where `exact` and `data` are not of one
