@@ -1,11 +1,14 @@
 //! What the tool says to someone who gave it the wrong thing: the likeliest mistakes, the words that help, the exit code.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod support;
 
-use assert_cmd::cargo::CommandCargoExt;
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
 use tempfile::TempDir;
+
+use support::files::{self, f32s, folder};
+use support::tool::squisher;
 
 const STATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/optimizer");
 
@@ -14,7 +17,7 @@ struct Bench(TempDir);
 
 impl Bench {
     fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary folder can be made"))
+        Self(folder())
     }
 
     fn path(&self) -> &Path {
@@ -22,9 +25,7 @@ impl Bench {
     }
 
     fn run(&self, line: &str) -> Output {
-        let mut command = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
-        command.current_dir(self.path()).args(line.split_whitespace());
-        command.env_remove("RUST_LOG").stdin(Stdio::null()).output().expect("the tool can be started")
+        squisher(line.split_whitespace()).current_dir(self.path()).output().expect("the tool can be started")
     }
 
     /// Runs `line`, which must fail with `code`, write nothing to standard output, and say all of `parts`.
@@ -48,15 +49,8 @@ impl Bench {
 
     /// A file of f32 tensors of one axis, with metadata.
     fn file(&self, name: &str, tensors: &[(&str, &[f32])], metadata: &[(&str, &str)]) -> PathBuf {
-        let data: Vec<Vec<u8>> =
-            tensors.iter().map(|(_, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
-        let views = tensors.iter().zip(&data).map(|((name, values), data)| {
-            (*name, TensorView::new(Dtype::F32, vec![values.len()], data).expect("shape and values fit"))
-        });
-        let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        let path = self.path().join(name);
-        serialize_to_file(views, Some(metadata.collect()), &path).expect("the file can be written");
-        path
+        let tensors = tensors.iter().map(|(name, values)| (*name, f32s(&[values.len()], values)));
+        files::write_with(&self.path().join(name), tensors, metadata)
     }
 }
 

@@ -114,7 +114,7 @@ fn a_names_file_may_be_lines_and_must_fit() {
 #[test]
 fn a_names_file_in_the_models_order_is_told_apart_and_still_refused() {
     let with_order = |case: &str| {
-        let (folder, m) = (tempfile::tempdir().unwrap(), ordered_model(case));
+        let (folder, m) = (folder(), ordered_model(case));
         let path = folder.path().join("names.txt");
         fs::write(&path, m.definition_order.clone().unwrap().join("\n")).unwrap();
         resolve(&open(case), &m.params, NameHints { names_file: Some(&path), definition_order: None }, false)
