@@ -3,7 +3,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
@@ -84,7 +84,7 @@ fn files_of_pytorch_are_named_with_what_to_do() {
     bench.refuses("merge --method linear --model bin-a -o o", 3, &["safetensors is read here", advice]);
     let one = bench.refuses("merge --method linear --model bin-a/pytorch_model.bin -o o", 3, &[advice]);
     assert!(!one.contains("another name"), "{one}");
-    // A trainer's own files are no model.
+    // A trainer's own files are not a model.
     std::fs::rename(
         bench.path().join("bin-a/pytorch_model.bin"),
         bench.path().join("bin-a/training_args.bin"),

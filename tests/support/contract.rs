@@ -89,7 +89,7 @@ impl Shader {
         }
         let ty = &self.module.types[global.ty];
         let TypeInner::Struct { members, span } = &ty.inner else {
-            found.push("`params` is no struct in WGSL".into());
+            found.push("`params` is not a struct in WGSL".into());
             return found;
         };
         if ty.name.as_deref() != Some("Params") {

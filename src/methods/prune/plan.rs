@@ -112,7 +112,7 @@ pub(super) fn plan_model<'a>(
         1 => "1 tensor of the model has".to_owned(),
         n => format!("{n} tensors of the model have"),
     };
-    // Buffers of batch norms are no parameters, and never have one.
+    // Buffers of batch norms are not parameters, and never have one.
     let buffers = missing.iter().all(|name| name.contains(".running_"));
     let globs = if buffers { "--exclude '*.running_*'" } else { "--exclude" };
     let problem = format!(
