@@ -1,9 +1,11 @@
 //! A whole merge, from files to a synced file, against what moving the same bytes costs: `cargo bench --bench merge`.
 //!
-//! Two bf16 models with f32 Fishers. Beside it, in the same run: copying the inputs and writing as much as the output (a merge can't be
-//! faster than that on the same files), and the copy bandwidth of the backend's memory. Then the same merge of 1, 4 and 16 times the parameters:
-//! the time of a parameter and the most memory that the process held must not grow. `SQUISHER_BENCH_ADAPTER=NAME` merges on that adapter
-//! instead of the host, `SQUISHER_BENCH_ELEMENTS` sets the parameters of a model (8 Mi by default: 96 MB in, 16 MB out).
+//! Two bf16 models with f32 Fishers. Beside it, in the same run: copying the inputs and writing as much as
+//! the output (a merge can't be faster than that on the same files), and the copy bandwidth of the backend's
+//! memory. Then the same merge of 1, 4 and 16 times the parameters: the time of a parameter and the most
+//! memory that the process held must not grow. `SQUISHER_BENCH_ADAPTER=NAME` merges on that adapter instead
+//! of the host, `SQUISHER_BENCH_ELEMENTS` sets the parameters of a model (8 Mi by default: 96 MB in, 16 MB
+//! out).
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -13,7 +15,7 @@ use criterion::{BatchSize, Criterion, Throughput};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use squisher::bench::Job;
 use squisher::gpu::AdapterChoice;
-use squisher::methods::merge::{MergeOptions, Method, Missing, Model, NonFinite, Normalize, merge};
+use squisher::methods::merge::{MergeOptions, Method, Model, merge};
 use squisher::{Backend, Gpu, Result, Run};
 
 fn main() -> Result<()> {
@@ -105,20 +107,8 @@ fn options(folder: &Path, elements: usize) -> MergeOptions {
         fisher: Some(file(folder, &format!("fisher{m}"), m + 77, Dtype::F32, elements)),
         weight: 1.0,
     };
-    MergeOptions {
-        method: Method::Fisher,
-        models: vec![model(1), model(2_000_003)],
-        base: None,
-        normalize: Normalize::None,
-        floor: 0.0,
-        missing: Missing::Error,
-        non_finite: NonFinite::Error,
-        allow_mixed: false,
-        dtype: None,
-        shard_bytes: None,
-        resume: None,
-        overwrite: true,
-    }
+    let models = vec![model(1), model(2_000_003)];
+    MergeOptions { overwrite: true, ..MergeOptions::new(Method::Fisher, models) }
 }
 
 /// What is timed is right: every merged value lies between the models', which lie between 1/2 and 1.

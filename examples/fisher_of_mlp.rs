@@ -1,8 +1,9 @@
 //! The Fisher of a network that trains on the device, on buffers of the application's own.
 //!
-//! A network of two layers learns handwritten digits. Forward pass, backward pass and gradient descent are the application's: three small shaders.
-//! The library adds what it is for, in the same command encoder: the gradient at the logits, and from what arrives at each layer a moving
-//! average of the per-sample Fisher, at every step of training. After training come the exact, the empirical and the Monte Carlo Fisher, which
+//! A network of two layers learns handwritten digits. Forward pass, backward pass and gradient descent are
+//! the application's: three small shaders. The library adds what it is for, in the same command encoder: the
+//! gradient at the logits, and from what arrives at each layer a moving average of the per-sample Fisher, at
+//! every step of training. After training come the exact, the empirical and the Monte Carlo Fisher, which
 //! differ only in the labels that are sent back.
 
 use std::error::Error;

@@ -1,12 +1,64 @@
-//! Which parameters of a neural network matter, and what to do with that.
+//! squisher computes the diagonal Fisher information of a network from captured gradients, or recycles it from Adam's state,
+//! and merges, prunes and masks models with it.
 //!
-//! The Fisher information of a network, its diagonal, computed from captured gradients or recycled from what Adam left in the
-//! optimizer's state; and models merged, pruned and masked by it. [`methods`] are the whole jobs, from files to files.
-//! [`kernels`], recorded by [`Recording`] into an application's own encoder, are the parts to embed. Each runs on
-//! wgpu and on the host ([`Backend`]), and is held to its f64 definition in [`mod@reference`].
+//! The Fisher diagonal F tells for each parameter how much the network's outputs depend on it. A merge weights each model's
+//! parameters by it, pruning removes what it says matters least. Everything runs on wgpu and on the host ([`Backend`]), and is held
+//! to a definition in f64 ([`mod@reference`]).
 //!
-//! Index letters, used everywhere: **n** sample, **t** position (token, pixel), **o** output, **i** input, **c** class or channel,
-//! **p** parameter, **m** model, **k** selected.
+//! ```no_run
+//! use std::path::{Path, PathBuf};
+//!
+//! use squisher::methods::fisher::{FisherOptions, fisher};
+//! use squisher::methods::mask::{MaskOptions, mask};
+//! use squisher::methods::select::Keep;
+//! use squisher::{Backend, Gpu, Run, gpu::AdapterChoice};
+//!
+//! // The default adapter, or the host where there is none.
+//! let adapter = pollster::block_on(Gpu::request(&AdapterChoice::default()));
+//! let backend = adapter.map_or(Backend::Host, Backend::Gpu);
+//! let run = Run::new(&backend);
+//!
+//! // From what hooks captured of a few batches (examples/pytorch/capture.py) to the Fisher …
+//! let captures = [PathBuf::from("capture-0.safetensors"), PathBuf::from("capture-1.safetensors")];
+//! let out = Path::new("fisher.safetensors");
+//! let report = fisher(&captures, &FisherOptions::default(), out, &run)?;
+//! println!("{} samples on {}", report.samples, backend.name());
+//!
+//! // … and to a mask of the 0.5 % of parameters that matter most.
+//! let report = mask(out, &MaskOptions::new(Keep::Fraction(0.005)), Path::new("mask.safetensors"), &run)?;
+//! println!("{} of {} kept", report.kept, report.elements);
+//! # Ok::<(), squisher::Error>(())
+//! ```
+//!
+//! | I want to … | look at |
+//! |---|---|
+//! | compute a Fisher from captured gradients | [`methods::fisher`] |
+//! | read a Fisher out of Adam's state | [`methods::squisher`] |
+//! | merge models | [`methods::merge`] |
+//! | prune a model: elements, N:M patterns, filters | [`methods::prune`] |
+//! | mask what matters most, take the rest of a model back | [`methods::mask`], [`methods::reset`] |
+//! | train on without forgetting (elastic weight consolidation) | [`methods::ewc`] |
+//! | compare tasks (Task2Vec) | [`methods::task2vec`] |
+//! | take a natural-gradient step, or use per-sample gradients | [`methods::step`], [`methods::per_sample`] |
+//! | run kernels in my application's own encoder | [`Gpu::from_wgpu`], [`Recording`], [`kernels`] |
+//! | keep a Fisher up while training on the device | [`record::fisher`], [`record::likelihood`] |
+//! | find the k best of a buffer | [`record::top_k`] |
+//! | stream files larger than memory through kernels | [`stream`] |
+//! | read and write checkpoints, captures, optimizer states | [`checkpoint`] |
+//! | see a quantity's definition | [`mod@reference`] |
+//! | check or time a device | [`verify`], [`bench`] |
+//!
+//! # Features
+//!
+//! - `wgpu_default` (on): wgpu's native backends. An application with its own wgpu dependency turns it off and chooses there; the
+//!   types are those of [`wgpu`], exported again here.
+//! - `pytorch` (on): reads optimizer states and state dicts that PyTorch wrote; nothing in them is executed.
+//! - `cli` (on): the command-line tool. A library user needs none of it: `default-features = false`.
+//!
+//! # Index letters
+//!
+//! Used everywhere: **n** sample, **t** position (token, pixel), **o** output, **i** input, **c** class or channel, **p** parameter,
+//! **m** model, **k** selected.
 
 #![forbid(unsafe_code)]
 

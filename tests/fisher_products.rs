@@ -123,7 +123,8 @@ fn one_position_factorises_and_a_fold_of_them_does_not() {
     }
 }
 
-/// A transposed convolution's weight gradient by its own definition: the output element q takes x[p] · W[k] where q = stride·p + dilation·k − padding.
+/// A transposed convolution's weight gradient by its own definition: the output element q takes x[p] · W[k]
+/// where q = stride·p + dilation·k − padding.
 fn transposed_gradient(layer: &Conv, x: &[f32], grad: &[f32]) -> Vec<f64> {
     let [_, height, width] = layer.input.map(|size| size as usize);
     let [_, grad_height, grad_width] = layer.output.map(|size| size as usize);

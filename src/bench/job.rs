@@ -123,7 +123,8 @@ impl Job {
         })
     }
 
-    /// `models` models with their Fishers, of `elements` parameters each, merged in chunks. The fewest bytes: each input once, and the result.
+    /// `models` models with their Fishers, of `elements` parameters each, merged in chunks. The fewest bytes:
+    /// each input once, and the result.
     ///
     /// # Errors
     /// What the kernel or the backend refuses.

@@ -7,8 +7,9 @@
 //! v[i] = qmap2[code[i]] · absmax2[i / block]      8-bit Adam of bitsandbytes
 //! ```
 //!
-//! ḡ is the *mean* gradient of a batch. What an optimizer stores under a familiar key may still be another quantity (`GaLore`'s is projected,
-//! SOAP's rotated, Prodigy's weighted): [`OTHER_QUANTITIES`] tells them by the company they keep, and they are refused.
+//! ḡ is the *mean* gradient of a batch. What an optimizer stores under a familiar key may still be another
+//! quantity (`GaLore`'s is projected, SOAP's rotated, Prodigy's weighted): [`OTHER_QUANTITIES`] tells them by
+//! the company they keep, and they are refused.
 
 use serde::Serialize;
 

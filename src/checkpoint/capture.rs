@@ -20,9 +20,9 @@
 //!                   "head": {"kind": "linear", "bias": false, "tied": {"weight": "wte"}}}
 //! ```
 //!
-//! The result is then `wte.weight` alone: the gradients of both layers are added before they are squared. `tied` may name the owner of `weight`,
-//! of `bias`, or of both. Weights can be shared by linear layers and embeddings (rows are outputs and ids) and by layers of one kind;
-//! any two layers can share a bias.
+//! The result is then `wte.weight` alone: the gradients of both layers are added before they are squared.
+//! `tied` may name the owner of `weight`, of `bias`, or of both. Weights can be shared by linear layers and
+//! embeddings (rows are outputs and ids) and by layers of one kind; any two layers can share a bias.
 //!
 //! Everything that headers can tell is checked on opening: kinds, shapes that fit each other, one batch size, no tensor
 //! that belongs to nothing. Values are checked as they are read: NaN and infinity, and ids out of range, are errors that name

@@ -10,14 +10,16 @@
 //!    files are sorted and know no order), and the parameters were given to the optimizer in that order.
 //! 5. **Group rule**: as 4, and the parameters were split into two groups by a rule of a known trainer, each in the model's order.
 //!
-//! For 4 and 5 the hypotheses are a short list. One *fits* when every group's parameters can be laid onto the group's part of the model,
-//! in order, with every shape matching, the group without decay has weight decay 0, and no other layout is possible. Frozen parameters and
-//! buffers are in the model and not in the optimizer, so a layout may leave tensors out: it is the only one exactly if laying from the left and
-//! laying from the right give the same. If two hypotheses fit and differ, or one leaves two layouts, the state is refused and the way to write
-//! a names file is printed.
+//! For 4 and 5 the hypotheses are a short list. One *fits* when every group's parameters can be laid onto the
+//! group's part of the model, in order, with every shape matching, the group without decay has weight decay
+//! 0, and no other layout is possible. Frozen parameters and buffers are in the model and not in the
+//! optimizer, so a layout may leave tensors out: it is the only one exactly if laying from the left and
+//! laying from the right give the same. If two hypotheses fit and differ, or one leaves two layouts, the
+//! state is refused and the way to write a names file is printed.
 //!
-//! Every source is checked against every shape. Wrappers' parts of names (`module.`, `_orig_mod.`, …) are dropped where the model lacks them;
-//! two names that become one are refused. Parameters without an entry (frozen, or never given a gradient) are absent from the map.
+//! Every source is checked against every shape. Wrappers' parts of names (`module.`, `_orig_mod.`, …) are
+//! dropped where the model lacks them; two names that become one are refused. Parameters without an entry
+//! (frozen, or never given a gradient) are absent from the map.
 
 mod lookup;
 mod question;

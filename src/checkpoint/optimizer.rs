@@ -4,12 +4,13 @@
 //! through the groups in order; which parameter an id means is not said (see [`super::names`]), except in states that are
 //! keyed by name (FSDP's full states) or that carry `param_names`. The dict may lie under a key of a larger one; it is found by looking.
 //!
-//! **What is guaranteed.** Nothing in the file is executed. Every value that is used was stored as a plain number, text or
-//! tensor; where an object of an unknown import stands in a place that is needed, the import is named and the file refused. An accumulator comes
-//! whole and checked: right size, checksum of the archive, no NaN, no infinity, no negative value. Tensors are read one at a time.
+//! **What is guaranteed.** Nothing in the file is executed. Every value that is used was stored as a plain
+//! number, text or tensor; where an object of an unknown import stands in a place that is needed, the import
+//! is named and the file refused. An accumulator comes whole and checked: right size, checksum of the
+//! archive, no NaN, no infinity, no negative value. Tensors are read one at a time.
 //!
-//! **What is given up.** Sharded states (DeepSpeed ZeRO, distributed checkpoints) are not put together; the refusal says how to convert them.
-//! A tensor of more than 10 GiB is refused by `pytorch-reader`.
+//! **What is given up.** Sharded states (DeepSpeed ZeRO, distributed checkpoints) are not put together; the
+//! refusal says how to convert them. A tensor of more than 10 GiB is refused by `pytorch-reader`.
 
 mod find;
 mod parse;
@@ -31,7 +32,7 @@ use super::pickle::{Outline, state_dicts};
 use crate::error::{Error, Result, printable};
 use crate::shape::{elements, shape_text};
 
-/// How an optimizer state calls a parameter.
+/// How an optimizer state identifies a parameter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ParamId {
     /// Its place, counted through the groups.

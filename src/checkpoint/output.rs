@@ -81,8 +81,9 @@ impl Output {
         Self { target, layout, overwrite, slots: Vec::new(), files: Vec::new(), partial }.start(files, &built)
     }
 
-    /// The same for a job that can go on where an earlier run of it ended early: the partial stays when the output is
-    /// dropped, once it was [marked](Self::mark). If such a run left one, it is taken up, and what that run last gave to [`mark`](Self::mark) comes back.
+    /// The same for a job that can go on where an earlier run of it ended early: the partial stays when the
+    /// output is dropped, once it was [marked](Self::mark). If such a run left one, it is taken up, and what
+    /// that run last gave to [`mark`](Self::mark) comes back.
     ///
     /// `job` says which job this is, in lines: everything that the output's bytes depend on.
     ///

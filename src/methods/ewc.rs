@@ -1,6 +1,8 @@
 //! Elastic weight consolidation: the penalty of leaving where earlier tasks left a model, and its gradient.
 //!
-//!   penalty = ½ λ Σ F (θ − θ*)²,   gradient = λ F (θ − θ*)
+//! ```text
+//! penalty = ½ λ Σ F (θ − θ*)²,   gradient = λ F (θ − θ*)
+//! ```
 //!
 //! Several anchors add up, and none of them decays another: each keeps its own Fisher whole. *Online*: several Fishers at one anchor, the
 //! oldest first, count as F ← F_new + γ F_old, with γ applied once at each step to all that came before and never to the newest. As the
@@ -12,6 +14,20 @@
 //!
 //! λ is transferable only together with the ½, γ, the Fisher's reduction (sum or mean), and its B and N: the report states them all.
 //! Everything streams through once, in chunks; partial sums are folded in f64 in the order of the plan.
+//!
+//! ```no_run
+//! use squisher::methods::ewc::{Anchor, EwcOptions, ewc};
+//! use squisher::{Backend, Run};
+//!
+//! let anchor = Anchor { path: "before.safetensors".into(), fishers: vec!["fisher.safetensors".into()] };
+//! let options = EwcOptions {
+//!     gradient: Some("gradient.safetensors".into()),
+//!     ..EwcOptions::new("now.safetensors".into(), vec![anchor], 100.0)
+//! };
+//! let report = ewc(&options, &Run::new(&Backend::Host))?;
+//! println!("penalty {}", report.penalty);
+//! # Ok::<(), squisher::Error>(())
+//! ```
 
 mod inputs;
 mod sweep;
@@ -35,11 +51,11 @@ const OP: &str = "ewc";
 /// What is evaluated.
 #[derive(Clone, Debug)]
 pub struct EwcOptions {
-    /// θ.
+    /// Checkpoint of the model, θ.
     pub model: PathBuf,
-    /// The anchors.
+    /// Where earlier tasks left the model, each with its Fishers.
     pub anchors: Vec<Anchor>,
-    /// λ, at least 0.
+    /// The strength λ of the penalty, at least 0.
     pub lambda: f64,
     /// γ, at least 0: needed where an anchor has several Fishers, refused where none has.
     pub gamma: Option<f64>,
@@ -51,10 +67,19 @@ pub struct EwcOptions {
     pub overwrite: bool,
 }
 
+impl EwcOptions {
+    /// The penalty of `model` for leaving `anchors`, without its gradient.
+    #[must_use]
+    pub fn new(model: PathBuf, anchors: Vec<Anchor>, lambda: f64) -> Self {
+        let (gamma, non_finite, gradient, overwrite) = (None, NonFinite::Error, None, false);
+        Self { model, anchors, lambda, gamma, non_finite, gradient, overwrite }
+    }
+}
+
 /// Where an earlier task left the model, and what mattered there.
 #[derive(Clone, Debug)]
 pub struct Anchor {
-    /// θ*.
+    /// Checkpoint of the model as the task left it, θ*.
     pub path: PathBuf,
     /// Its Fishers, the oldest first; all but the newest are decayed.
     pub fishers: Vec<PathBuf>,
@@ -69,11 +94,11 @@ pub struct EwcReport {
     pub formula: &'static str,
     /// The factor before λ.
     pub half: f64,
-    /// λ.
+    /// The strength λ of the penalty.
     pub lambda: f64,
     /// γ; nothing where no Fisher was decayed and none was given.
     pub gamma: Option<f64>,
-    /// One a Fisher.
+    /// A term for each Fisher.
     pub terms: Vec<Term>,
     /// Parameters that have a Fisher.
     pub elements: u64,
@@ -81,38 +106,38 @@ pub struct EwcReport {
     pub free: Vec<String>,
     /// Fishers that were NaN, infinite or negative and counted as 0.
     pub non_finite: u64,
-    /// Bytes read.
+    /// Bytes read from all inputs.
     pub bytes_read: u64,
-    /// Bytes written.
+    /// Bytes of the gradient.
     pub bytes_written: u64,
-    /// Seconds.
+    /// Seconds from start to end.
     pub seconds: f64,
     /// Where the time of the passes went.
     pub timings: Timings,
-    /// Where it ran.
+    /// The host or the adapter that kernels ran on.
     pub adapter: String,
 }
 
 /// One Fisher's share of the penalty, and what its file says of itself.
 #[derive(Clone, Debug, Serialize)]
 pub struct Term {
-    /// θ*.
+    /// Checkpoint of the term's anchor θ*.
     pub anchor: PathBuf,
-    /// F.
+    /// The term's Fisher file, F.
     pub fisher: PathBuf,
-    /// λ times its power of γ.
+    /// λ times the Fisher's power of γ.
     pub weight: f64,
-    /// Its share of the penalty.
+    /// The term's share of the penalty.
     pub penalty: f64,
-    /// The Fisher's kind.
+    /// The Fisher's kind, as its file says.
     pub kind: Option<String>,
-    /// Its reduction, sum or mean.
+    /// The Fisher's reduction, sum or mean, as its file says.
     pub reduction: Option<String>,
-    /// Its scale.
+    /// The Fisher's scale, as its file says.
     pub scale: Option<String>,
-    /// B.
+    /// Batch size B of the Fisher.
     pub batch_size: Option<String>,
-    /// N.
+    /// Number of samples N of the Fisher.
     pub samples: Option<String>,
 }
 
@@ -121,11 +146,11 @@ pub struct Term {
 pub struct EwcPlan {
     /// The formula that would be evaluated.
     pub formula: &'static str,
-    /// λ.
+    /// The strength λ of the penalty.
     pub lambda: f64,
     /// γ, where it was given.
     pub gamma: Option<f64>,
-    /// One a Fisher.
+    /// A term for each Fisher.
     pub terms: Vec<PlannedTerm>,
     /// Parameters that have a Fisher.
     pub elements: u64,
@@ -138,11 +163,11 @@ pub struct EwcPlan {
 /// One Fisher's term before it is evaluated.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedTerm {
-    /// θ*.
+    /// Checkpoint of the term's anchor θ*.
     pub anchor: PathBuf,
-    /// F.
+    /// The term's Fisher file, F.
     pub fisher: PathBuf,
-    /// λ times its power of γ.
+    /// λ times the Fisher's power of γ.
     pub weight: f64,
 }
 

@@ -1,13 +1,14 @@
 //! The Fisher diagonal of a network from captures of its forward and backward passes.
 //!
-//! *Plan*: every header is opened and held against the others before the output is created. *Run*: layer by layer over all
-//! files, and within a file some samples at a time, the next of which are read while some are computed; so that memory holds a few samples and one
-//! layer's result, however many files there are and however large. Kinds that square sums over samples sum the gradients themselves first: over a batch, or, for
-//! `joint`, over all files.
+//! *Plan*: every header is opened and held against the others before the output is created. *Run*: layer by
+//! layer over all files, and within a file some samples at a time, the next of which are read while some are
+//! computed; so that memory holds a few samples and one layer's result, however many files there are and
+//! however large. Kinds that square sums over samples sum the gradients themselves first: over a batch, or,
+//! for `joint`, over all files.
 //!
 //! | kind | result | labels |
 //! |---|---|---|
-//! | `empirical` | Σ_n w_n g_n² | the data's; of captures with model labels this is `mc` or `exact`, and is named so |
+//! | `empirical` | Σ_n w_n g_n² | the data's; of captures with model labels this is `mc` or `exact`, and is reported under that name |
 //! | `minibatch-joint` | Σ_batches (Σ_{n ∈ batch} g_n)² | the data's |
 //! | `joint` | (Σ_n g_n)² | the data's (Li et al. 2025, eq. 10–12); noise at an optimum |
 //! | `ief` | Σ_n w_n g_n² / s_n, s_n = ‖∂ℓ_n/∂z_n‖² | the data's (Wu et al. 2024) |
@@ -22,8 +23,22 @@
 //! f ← decay · f + gain · weight_n · (Σ_part g_n,part)²
 //! ```
 //!
-//! which takes one more buffer, of the parameter's size or a few MiB, and writing and reading it for every sample. A result that one binding cannot hold is kept
-//! in several buffers of consecutive rows; one beyond the memory budget is computed some rows at a time, and the captures are read as often.
+//! which takes one more buffer, of the parameter's size or a few MiB, and writing and reading it for every
+//! sample. A result that one binding cannot hold is kept in several buffers of consecutive rows; one beyond
+//! the memory budget is computed some rows at a time, and the captures are read as often.
+//!
+//! ```no_run
+//! use std::path::{Path, PathBuf};
+//!
+//! use squisher::methods::fisher::{FisherOptions, Kind, fisher};
+//! use squisher::{Backend, Run};
+//!
+//! let captures: [PathBuf; 2] = ["capture-0.safetensors".into(), "capture-1.safetensors".into()];
+//! let options = FisherOptions { kind: Kind::Ief, ..FisherOptions::default() };
+//! let report = fisher(&captures, &options, Path::new("fisher.safetensors"), &Run::new(&Backend::Host))?;
+//! println!("{} parameters from {} samples", report.elements, report.samples);
+//! # Ok::<(), squisher::Error>(())
+//! ```
 
 mod job;
 mod kind;
@@ -45,7 +60,7 @@ pub use kind::{Kind, Reduction};
 
 const OP: &str = "fisher";
 
-/// How to compute.
+/// Which Fisher is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FisherOptions {
     /// What is squared and summed.
@@ -98,7 +113,7 @@ impl FisherOptions {
     }
 }
 
-/// What was done.
+/// What was computed, and what it cost.
 #[derive(Clone, Debug, Serialize)]
 pub struct FisherReport {
     /// The kind, with labels taken into account: also `mc` and `exact`.
@@ -107,7 +122,7 @@ pub struct FisherReport {
     pub reduction: Reduction,
     /// Samples over all files; of model labels, the sum of their weights.
     pub samples: u64,
-    /// Files.
+    /// Number of capture files.
     pub batches: usize,
     /// Samples whose logit gradient is 0, which add nothing to the iEF.
     pub zero_loss_samples: u64,
@@ -117,25 +132,27 @@ pub struct FisherReport {
     pub elements: u64,
     /// Bytes of all captures.
     pub bytes_read: u64,
-    /// How often the layer was read that was read most often: more than once only where its result is beyond the budget.
+    /// The most times any one layer's captures were read: more than once only where its result is beyond the budget.
     pub passes: usize,
     /// Bytes of the output.
     pub bytes_written: u64,
-    /// Where it ran.
+    /// The host or the adapter that kernels ran on.
     pub adapter: String,
-    /// The output.
+    /// The path of the output.
     pub output: PathBuf,
     /// Where the time went; reading includes the way to the device, writing the way back and the sync.
     pub timings: Timings,
 }
 
-/// Computes the Fisher diagonal of every layer that `captures` describe and writes the Fisher file `out`. A result beyond the budget is computed
-/// some rows at a time, each time from the captures.
+/// Computes the Fisher diagonal of every layer that `captures` describe and writes the Fisher file `out`. A
+/// result beyond the budget is computed some rows at a time, each time from the captures.
 ///
 /// # Errors
-/// What [`Capture::open`] and [`same_network`](crate::checkpoint::same_network) refuse; [`Error::Argument`] for options without a meaning; [`Error::Tensor`] for values that
-/// are not finite or ids out of range; [`Error::Limit`] and [`Error::Device`] from the backend; [`Error::Output`] where the output cannot
-/// be written; [`Error::Budget`] where not one row of a result fits the budget; [`Error::Interrupted`] between two batches of a layer.
+/// What [`Capture::open`] and [`same_network`](crate::checkpoint::same_network) refuse; [`Error::Argument`]
+/// for options without a meaning; [`Error::Tensor`] for values that are not finite or ids out of range;
+/// [`Error::Limit`] and [`Error::Device`] from the backend; [`Error::Output`] where the output cannot be
+/// written; [`Error::Budget`] where not one row of a result fits the budget; [`Error::Interrupted`] between
+/// two batches of a layer.
 pub fn fisher(
     captures: &[PathBuf],
     options: &FisherOptions,

@@ -18,11 +18,11 @@ pub struct Globs {
 /// What becomes of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Selected from.
+    /// Ranked with the others: the best elements are kept.
     Ranked,
-    /// Kept whole and counted.
+    /// Kept whole, and counted among what is kept.
     Always,
-    /// Left as it is.
+    /// Left as it is, and not counted.
     Excluded,
 }
 

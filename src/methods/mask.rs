@@ -19,14 +19,14 @@ use crate::methods::select::{Inputs, Keep, Scope, Selector, piece_elements};
 use crate::methods::source::NonFinite;
 use crate::stream::Run;
 
-/// How to make a mask.
+/// What a mask keeps, and of which tensors.
 #[derive(Clone, Debug)]
 pub struct MaskOptions {
     /// How many are kept.
     pub keep: Keep,
-    /// Among what.
+    /// Among what the best are kept.
     pub scope: Scope,
-    /// Which tensors.
+    /// Which tensors are ranked, kept whole, or left out.
     pub globs: Globs,
     /// Replace an existing output.
     pub overwrite: bool,

@@ -13,6 +13,24 @@
 //! Merging is blind to a factor common to all Fishers, and to no other: two accumulators whose batch sizes, step
 //! counts or learning-rate histories differ want `normalize`. A floor is relative to each Fisher's own mean,
 //! because accumulators of 1e-12 under an absolute floor of 1e-6 would silently give the plain average.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use squisher::methods::merge::{MergeOptions, Method, Model, Normalize, merge};
+//! use squisher::{Backend, Run};
+//!
+//! let model = |name: &str, weight| Model {
+//!     path: format!("{name}.safetensors").into(),
+//!     fisher: Some(format!("{name}.fisher.safetensors").into()),
+//!     weight,
+//! };
+//! let models = vec![model("a", 1.0), model("b", 2.0)];
+//! let options = MergeOptions { normalize: Normalize::Mean, ..MergeOptions::new(Method::Fisher, models) };
+//! let report = merge(&options, Path::new("merged.safetensors"), &Run::new(&Backend::Host))?;
+//! println!("{} parameters, {} of them with no Fisher above 0", report.elements, report.fallback);
+//! # Ok::<(), squisher::Error>(())
+//! ```
 
 mod card;
 mod copies;
@@ -38,7 +56,7 @@ use crate::stream::{Run, Timings};
 /// What is merged, and how.
 #[derive(Clone, Debug)]
 pub struct MergeOptions {
-    /// The formula.
+    /// The formula of the merge.
     pub method: Method,
     /// The models, in order; the first gives the output its layout and its types.
     pub models: Vec<Model>,
@@ -65,12 +83,33 @@ pub struct MergeOptions {
     pub resume: Option<u64>,
 }
 
+impl MergeOptions {
+    /// A merge of `models` by `method`, which refuses whatever could be a mistake: nothing is normalised, floored or replaced.
+    #[must_use]
+    pub fn new(method: Method, models: Vec<Model>) -> Self {
+        Self {
+            method,
+            models,
+            base: None,
+            normalize: Normalize::None,
+            floor: 0.0,
+            missing: Missing::Error,
+            non_finite: NonFinite::Error,
+            allow_mixed: false,
+            dtype: None,
+            shard_bytes: None,
+            overwrite: false,
+            resume: None,
+        }
+    }
+}
+
 /// A model to merge.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// Its checkpoint.
+    /// The model's checkpoint.
     pub path: PathBuf,
-    /// Its Fisher file.
+    /// The model's Fisher file; needed unless the method is linear.
     pub fisher: Option<PathBuf>,
     /// λ, at least 0; only ratios matter.
     pub weight: f64,
@@ -79,9 +118,9 @@ pub struct Model {
 /// What `ubgm` starts from.
 #[derive(Clone, Debug)]
 pub struct Base {
-    /// θ_0.
+    /// Checkpoint of θ_0, which the models were fine-tuned from.
     pub path: PathBuf,
-    /// F_0.
+    /// Fisher file of θ_0, F_0.
     pub fisher: PathBuf,
     /// δ, added to F_0.
     pub delta: f64,
@@ -102,7 +141,7 @@ pub enum Method {
 /// What each Fisher, the base's included, is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Normalize {
-    /// Nothing.
+    /// Nothing: Fishers are taken as they are.
     None,
     /// Its mean over all parameters.
     Mean,
@@ -138,9 +177,9 @@ pub struct MergeReport {
     pub non_finite: u64,
     /// Elements of tensors that are not floating-point and were copied.
     pub copied: u64,
-    /// Bytes read.
+    /// Bytes read from all inputs.
     pub bytes_read: u64,
-    /// Bytes written.
+    /// Bytes of the output.
     pub bytes_written: u64,
     /// Seconds from start to synced output.
     pub seconds: f64,
@@ -148,11 +187,11 @@ pub struct MergeReport {
     pub peak_device_bytes: u64,
     /// The most host memory the plan uses for staging.
     pub peak_host_bytes: u64,
-    /// Where it ran.
+    /// The host or the adapter that kernels ran on.
     pub adapter: String,
     /// Where the time went.
     pub timings: Timings,
-    /// What should be looked at.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 

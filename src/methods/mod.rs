@@ -7,9 +7,11 @@
 //! job(inputs, &options, out, &run)     does it
 //! ```
 //!
-//! Inputs and `out` are paths. Options say what is computed; where each file counts for something of its own (a merge's λ, an anchor's Fishers) they hold
-//! the files, too, as they hold what is written only if it is asked for (a mask, a Gram matrix, a gradient). [`Run`](crate::Run) says with what:
-//! backend, memory, who hears of it, who may end it; `Run::new(&backend)` is enough. A plan that needs nothing of it is not given it.
+//! Inputs and `out` are paths. Options say what is computed; where each file counts for something of its own
+//! (a merge's λ, an anchor's Fishers) they hold the files, too, as they hold what is written only if it is
+//! asked for (a mask, a Gram matrix, a gradient). [`Run`](crate::Run) says with what: backend, memory, who
+//! hears of it, who may end it; `Run::new(&backend)` is enough. A plan that needs nothing of it is not given
+//! it.
 //!
 //! ```no_run
 //! use std::path::Path;

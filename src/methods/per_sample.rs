@@ -15,10 +15,11 @@
 //! ⟨g_m, g_n⟩ = Σ_{s,t} (b_ms · b_nt) (a_ms · a_nt)
 //! ```
 //!
-//! which costs less where there are few positions; where it does not, and for every other layer, the gradients of all samples are
-//! formed for a *slab* of parameters at a time (some rows of the weight), and K grows by the slab's products. The cheaper is taken by counted
-//! operations. An embedding's gradient is 0 but in the rows that a sample names, so its gradients are kept as runs (a sample
-//! and a row), and only runs of one row meet.
+//! which costs less where there are few positions; where it does not, and for every other layer, the
+//! gradients of all samples are formed for a *slab* of parameters at a time (some rows of the weight), and K
+//! grows by the slab's products. The cheaper is taken by counted operations. An embedding's gradient is 0 but
+//! in the rows that a sample names, so its gradients are kept as runs (a sample and a row), and only runs of
+//! one row meet.
 //!
 //! **Memory.** One slab (64 MiB, or less by the budget; at least one row of every sample), the layer's data of all files where they fit
 //! in half of the host's budget (else of one file at a time, which is then read again for each slab), and the result.

@@ -15,9 +15,23 @@
 //! boolean tensors, and tensors that globs leave out, are copied. See [`select`](crate::methods::select) for which items of equal
 //! score are kept, and what repeats.
 //!
-//! `filter-sum` is not the score Theis et al. give for feature maps, `filter-gate`, which has the cross terms and
-//! needs per-sample gradients: those of captures. Both are summed on the host in f64, element after element, so that a sum is the same on every
+//! `filter-sum` is not Theis et al.'s score for feature maps. That is `filter-gate`: it has the cross terms and needs per-sample
+//! gradients, which captures hold. Both are summed on the host in f64, element after element, so that a sum is the same on every
 //! backend and however a filter is cut. A filter is a slice of the leading axis of a tensor with two axes or more.
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use squisher::methods::prune::{PruneOptions, Structure, prune};
+//! use squisher::methods::select::Keep;
+//! use squisher::{Backend, Run};
+//!
+//! let options = PruneOptions::new(Structure::Elements(Keep::Fraction(0.5)));
+//! let (model, fisher) = (Path::new("model.safetensors"), Path::new("fisher.safetensors"));
+//! let report = prune(model, fisher, &options, Path::new("pruned.safetensors"), &Run::new(&Backend::Host))?;
+//! println!("{} of {} kept", report.kept, report.elements);
+//! # Ok::<(), squisher::Error>(())
+//! ```
 
 mod budget;
 mod filters;
@@ -58,9 +72,9 @@ const OP: &str = "prune";
 /// Tensors with fewer than two axes have no input axis and are copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pattern {
-    /// N.
+    /// Elements kept in each group (N).
     pub keep: u32,
-    /// M.
+    /// Elements of a group (M).
     pub size: u32,
 }
 
@@ -101,14 +115,14 @@ pub enum Structure {
     Filters(Keep),
 }
 
-/// How to prune.
+/// What a pruning keeps, and of which tensors.
 #[derive(Clone, Debug)]
 pub struct PruneOptions {
     /// What is removed, and how much is kept.
     pub structure: Structure,
     /// Among what the best are kept; a pattern has its own scope.
     pub scope: Scope,
-    /// Which tensors.
+    /// Which tensors are ranked, kept whole, or copied.
     pub globs: Globs,
     /// Where to write the mask too.
     pub mask_out: Option<PathBuf>,

@@ -29,7 +29,7 @@ pub enum Unmasked {
     Base,
 }
 
-/// How to reset.
+/// What a reset does where the mask says nothing.
 #[derive(Clone, Debug, Default)]
 pub struct ResetOptions {
     /// What becomes of tensors that the mask does not have.
@@ -68,7 +68,7 @@ pub fn plan(mask: &Path, model: &Path, base: &Path) -> Result<ResetPlan> {
 pub struct ResetReport {
     /// The tensors that the mask has.
     pub tensors: Vec<Selected>,
-    /// Their elements.
+    /// Elements of these tensors.
     pub elements: u64,
     /// Those taken from the fine-tuned model.
     pub kept: u64,
@@ -80,11 +80,11 @@ pub struct ResetReport {
     pub bytes_read: u64,
     /// Bytes of files written.
     pub bytes_written: u64,
-    /// Wall time.
+    /// Seconds from start to end.
     pub seconds: f64,
     /// Where the time went, of all threads together.
     pub timings: Timings,
-    /// The output.
+    /// The path of the output.
     pub output: PathBuf,
 }
 

@@ -7,8 +7,9 @@
 //! Li, Dangel, Tam, Raffel, *Fishers for Free?* (ICML 2025). v averages squares of *batch-mean* gradients; at the end of training
 //! the mean gradient is near 0, `E[ḡ²] ≈ E[g²]/B`, and B·v̂ estimates the mean empirical Fisher. t is each parameter's own step.
 //!
-//! *Plan* ([`plan`]) settles names, accumulators and factors from headers alone; *run* ([`extract`]) reads, checks, scales and writes tensor by
-//! tensor, so that one parameter's accumulator (and its momentum, for the check) and the next one's, which is read meanwhile, are all that is in memory.
+//! *Plan* ([`plan`]) settles names, accumulators and factors from headers alone; *run* ([`extract`]) reads,
+//! checks, scales and writes tensor by tensor, so that one parameter's accumulator (and its momentum, for the
+//! check) and the next one's, which is read meanwhile, are all that is in memory.
 //!
 //! What looks suspicious but may be right is a [`Warning`]; what cannot be right is an error.
 
@@ -32,7 +33,7 @@ use crate::stream::{Clock, Run, Stage, Timings};
 use suspicions::{compare_momentum, warnings_of_headers};
 pub use warning::Warning;
 
-/// How to extract.
+/// What is extracted, and at which scale.
 #[derive(Clone, Debug)]
 pub struct ExtractOptions {
     /// What the accumulator is multiplied by.
@@ -43,7 +44,7 @@ pub struct ExtractOptions {
     pub samples: Option<u64>,
     /// Take AMSGrad's maximum in place of the moving average.
     pub max_exp_avg_sq: bool,
-    /// A names file.
+    /// The file that names the optimizer's parameters, if one was given.
     pub names_file: Option<PathBuf>,
     /// What the loss was, for the output's metadata; `mean` is what ḡ supposes.
     pub loss: String,
@@ -75,13 +76,13 @@ pub struct Extracted {
     pub name: String,
     /// The optimizer's name of it.
     pub id: String,
-    /// Its shape.
+    /// The tensor's shape.
     pub shape: Vec<u64>,
-    /// Elements.
+    /// Elements of the tensor.
     pub elements: u64,
-    /// What is read.
+    /// Which of the optimizer's tensors is read.
     pub accumulator: Accumulator,
-    /// As stored.
+    /// The accumulator's type as stored.
     pub dtype: &'static str,
     /// Steps taken, where the state says.
     pub step: Option<f64>,
@@ -102,7 +103,7 @@ pub struct ExtractPlan {
     pub metadata: BTreeMap<String, String>,
 }
 
-/// What was done.
+/// What was extracted.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExtractReport {
     /// The parameters, in the order of the optimizer.
@@ -123,7 +124,7 @@ pub struct ExtractReport {
     pub elements: u64,
     /// Bytes of the output.
     pub bytes_written: u64,
-    /// The output.
+    /// The path of the output.
     pub output: PathBuf,
     /// Where the time went; computing includes the check against the momentum, which is read for it.
     pub timings: Timings,
@@ -182,37 +183,57 @@ pub fn extract(
         .collect();
     let output =
         Output::create(out, OutputLayout::single(slots, plan.metadata.clone()), options.overwrite, &inputs)?;
-    run.progress.begin(plan.tensors.iter().map(|t| 4 * t.elements).sum());
-    let read = |at: usize| {
-        let (tensor, named) = plan.tensors.get(at).zip(plan.names.named.get(at))?;
-        let entry = &state.entries()[named.entry];
-        Some(clock.time(Stage::Read, || state.read_accumulator(entry, tensor.accumulator)))
-    };
-    let write = |at: usize, values: Vec<f32>| {
-        let (tensor, named) = (&plan.tensors[at], &plan.names.named[at]);
-        let entry = &state.entries()[named.entry];
-        let (values, warnings) =
-            clock.time(Stage::Compute, || scaled(values, state, entry, tensor, options))?;
-        // Every tensor of the plan is in the layout that the output was made from.
-        let slot = output.position(&tensor.name).expect("the layout has every planned tensor");
-        let bytes = little_endian(&values);
-        clock.time(Stage::Write, || output.write(slot, 0, &bytes)).map(|()| warnings)
-    };
-    let mut found = Vec::new();
-    let (mut at, mut values) = (0, read(0));
-    while let Some(these) = values {
-        run.interrupt.check()?;
-        let these = these?;
-        // The next one is read while this one is scaled and written.
-        let (warnings, next) = rayon::join(|| write(at, these), || read(at + 1));
-        found.extend(warnings?);
-        run.progress.advance(4 * plan.tensors[at].elements);
-        (at, values) = (at + 1, next);
-    }
+    let found = Extraction { state, options, plan: &plan, output: &output, clock: &clock }.run(run)?;
     plan.warnings.extend(found);
     let (bytes_written, path) = (output.total_bytes(), output.path().to_owned());
     clock.time(Stage::Write, || output.finish())?;
     Ok(report(plan, options, bytes_written, path, clock.timings()))
+}
+
+/// One pass over the planned accumulators: each is read while the one before it is scaled and written.
+struct Extraction<'a> {
+    state: &'a OptimizerState,
+    options: &'a ExtractOptions,
+    plan: &'a ExtractPlan,
+    output: &'a Output,
+    clock: &'a Clock,
+}
+
+impl Extraction<'_> {
+    /// What looks suspicious in the values.
+    fn run(&self, run: &Run<'_>) -> Result<Vec<Warning>> {
+        run.progress.begin(self.plan.tensors.iter().map(|t| 4 * t.elements).sum());
+        let mut found = Vec::new();
+        let (mut at, mut values) = (0, self.read(0));
+        while let Some(these) = values {
+            run.interrupt.check()?;
+            let these = these?;
+            let (warnings, next) = rayon::join(|| self.write(at, these), || self.read(at + 1));
+            found.extend(warnings?);
+            run.progress.advance(4 * self.plan.tensors[at].elements);
+            (at, values) = (at + 1, next);
+        }
+        Ok(found)
+    }
+
+    /// The accumulator at `at` as it is stored; nothing behind the last.
+    fn read(&self, at: usize) -> Option<Result<Vec<f32>>> {
+        let (tensor, named) = self.plan.tensors.get(at).zip(self.plan.names.named.get(at))?;
+        let entry = &self.state.entries()[named.entry];
+        Some(self.clock.time(Stage::Read, || self.state.read_accumulator(entry, tensor.accumulator)))
+    }
+
+    /// Scales and writes the accumulator at `at`.
+    fn write(&self, at: usize, values: Vec<f32>) -> Result<Vec<Warning>> {
+        let (tensor, named) = (&self.plan.tensors[at], &self.plan.names.named[at]);
+        let entry = &self.state.entries()[named.entry];
+        let scale = || scaled(values, self.state, entry, tensor, self.options);
+        let (values, warnings) = self.clock.time(Stage::Compute, scale)?;
+        // Every tensor of the plan is in the layout that the output was made from.
+        let slot = self.output.position(&tensor.name).expect("the layout has every planned tensor");
+        let bytes = little_endian(&values);
+        self.clock.time(Stage::Write, || self.output.write(slot, 0, &bytes)).map(|()| warnings)
+    }
 }
 
 fn report(

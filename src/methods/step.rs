@@ -18,11 +18,12 @@
 //! K comes from f32 captures: what is below 2⁻²⁰ of a sample's ‖g‖² is rounding. Where elimination leaves a pivot no larger than that,
 //! K + λI is refused as singular, with the damping that would do.
 //!
-//! **How good is a step?** γ(Δ) = √(Δᵀ F Δ) / |Δᵀ ∇L| with the exact Fisher F = Σ_n Σ_c p_nc ĝ_nc ĝ_ncᵀ and L = Σ_n ℓ_n: lower is better, the
-//! natural gradient F⁻¹∇L has the lowest there is, and a factor of Δ changes nothing. See [`indicator()`].
+//! **How good is a step?** γ(Δ) = √(Δᵀ F Δ) / |Δᵀ ∇L| with the exact Fisher F = Σ_n Σ_c p_nc ĝ_nc ĝ_ncᵀ and L
+//! = Σ_n ℓ_n: lower is better, the natural gradient F⁻¹∇L has the lowest there is, and a factor of Δ changes
+//! nothing. See [`indicator()`].
 //!
-//! Source: Wu et al., *An Improved Empirical Fisher Approximation for Natural Gradient Descent* (2024), eq. 5, 8 and 15; the indicator is its
-//! section 5.
+//! Source: Wu et al., *An Improved Empirical Fisher Approximation for Natural Gradient Descent* (2024), eq.
+//! 5, 8 and 15; the indicator is its section 5.
 
 mod indicator;
 mod outputs;
@@ -80,10 +81,10 @@ impl FromStr for StepKind {
     }
 }
 
-/// How to compute.
+/// Which step is computed, and what is written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOptions {
-    /// Whose step.
+    /// Which Fisher preconditions the step.
     pub kind: StepKind,
     /// λ, in units of ‖g_n‖².
     pub damping: f64,
@@ -95,16 +96,16 @@ pub struct StepOptions {
     pub overwrite: bool,
 }
 
-/// What was done.
+/// What a step gave.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepReport {
-    /// Whose step.
+    /// Which Fisher preconditions the step.
     pub kind: StepKind,
-    /// λ.
+    /// The damping λ, in units of ‖g_n‖².
     pub damping: f64,
     /// Samples over all files.
     pub samples: u64,
-    /// Files.
+    /// Number of capture files.
     pub batches: usize,
     /// ‖g_n‖ of every sample, in the order of the files.
     pub gradient_norms: Vec<f64>,
@@ -135,9 +136,10 @@ pub struct StepReport {
 /// computed from the step as it was written.
 ///
 /// # Errors
-/// What [`Capture::open`], [`PerSample::new`] and [`indicator()`] refuse; [`Error::Argument`] for a damping that is negative or no number; [`Error::Mismatch`] for labels that are not
-/// the data's, for K + λI without an inverse, and for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does
-/// not fit in memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
+/// What [`Capture::open`], [`PerSample::new`] and [`indicator()`] refuse; [`Error::Argument`] for a damping
+/// that is negative or no number; [`Error::Mismatch`] for labels that are not the data's, for K + λI without
+/// an inverse, and for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does not fit in
+/// memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
 pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'_>) -> Result<StepReport> {
     check_damping(options.damping)?;
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;

@@ -19,6 +19,22 @@
 //!
 //! **Given up:** on a device the sums behind a cosine carry about 1e-6 of relative error, so distances below that tell
 //! nothing; the host's are sums in f64, rounded once a share.
+//!
+//! ```no_run
+//! use std::path::PathBuf;
+//!
+//! use squisher::methods::NonFinite;
+//! use squisher::methods::task2vec::distance::{DistanceMetric, DistanceOptions, distance};
+//! use squisher::methods::task2vec::{Group, Metric};
+//! use squisher::{Backend, Run};
+//!
+//! let fishers: [PathBuf; 2] = ["birds.fisher.safetensors".into(), "cars.fisher.safetensors".into()];
+//! let metric = DistanceMetric::Symmetric(Metric::Normalized);
+//! let options = DistanceOptions { metric, group: Group::Row, non_finite: NonFinite::Error };
+//! let report = distance(&fishers, &options, &Run::new(&Backend::Host))?;
+//! println!("{} to {}: {}", report.names[0], report.names[1], report.matrix[0][1]);
+//! # Ok::<(), squisher::Error>(())
+//! ```
 
 pub mod distance;
 pub mod embed;

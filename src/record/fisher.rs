@@ -29,7 +29,8 @@ pub struct Squares {
     /// Consecutive samples whose gradients are added before squaring: 1 for the per-sample Fisher, B for the
     /// minibatch-joint one, the number of samples for the joint one.
     pub fold: u32,
-    /// Factor of the result (of [`Mode::Squares`] here): 1/N for a mean, B² for captures of a mean loss, 1/`gradient_scale`² to undo a scale.
+    /// Factor of the result (of [`Mode::Squares`] here): 1/N for a mean, B² for captures of a mean loss,
+    /// 1/`gradient_scale`² to undo a scale.
     pub factor: f32,
     /// Factor of the gradients before they are squared: a power of two where their squares are below f32.
     pub gradient_scale: f32,

@@ -53,7 +53,8 @@ impl Recording {
     /// Runs the steps in order.
     ///
     /// # Errors
-    /// [`Error::Argument`](crate::Error::Argument) if the recording was made for a device, or if other steps use the same memory at the same time.
+    /// [`Error::Argument`](crate::Error::Argument) if the recording was made for a device, or if other steps
+    /// use the same memory at the same time.
     pub(crate) fn run_on_host(&self) -> Result<()> {
         let kernels = self.steps.iter().filter(|step| matches!(step, Step::Host(_))).count();
         if kernels < 2 {

@@ -14,8 +14,9 @@
 //! loss.check(&backend)?;                 after the submission: were all logits and labels sound?
 //! ```
 //!
-//! Rounds may also be taken several at a time, as further samples. The whole, with a network of two layers, is `examples/fisher_of_mlp.rs`. What each kind
-//! means, and why draws are the same on every device: [`kernels::likelihood`](crate::kernels::likelihood).
+//! Rounds may also be taken several at a time, as further samples. The whole, with a network of two layers,
+//! is `examples/fisher_of_mlp.rs`. What each kind means, and why draws are the same on every device:
+//! [`kernels::likelihood`](crate::kernels::likelihood).
 
 mod gaussian;
 mod softmax;

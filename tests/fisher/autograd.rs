@@ -69,8 +69,9 @@ fn the_tool_agrees_with_autograd() {
     }
 }
 
-/// The networks of `tests/data/fisher/catalogue`, whose captures `examples/pytorch/capture.py` wrote: every layer in the shapes that per-sample
-/// squares go wrong in, with the data's labels, drawn ones and all of them.
+/// The networks of `tests/data/fisher/catalogue`, whose captures `examples/pytorch/capture.py` wrote: every
+/// layer in the shapes that per-sample squares go wrong in, with the data's labels, drawn ones and all of
+/// them.
 fn catalogue_agrees_with_autograd(backend: &Backend) {
     let mut captures = 0;
     for network in fs::read_dir(data("catalogue")).expect("the catalogue is there") {

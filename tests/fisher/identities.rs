@@ -16,7 +16,8 @@ fn one_sample_gives_its_square() {
     assert_eq!(got["fc.bias"], [0.25]);
 }
 
-/// Two positions of one sample with the input 1 and the gradients 1 and −1: the sample's gradient is 0. Squaring positions one by one gives 2.
+/// Two positions of one sample with the input 1 and the gradients 1 and −1: the sample's gradient is 0.
+/// Squaring positions one by one gives 2.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn positions_that_cancel_leave_nothing() {

@@ -11,8 +11,8 @@ use crate::support::capture_files::{Draft, LINEAR, linear, worst};
 use crate::support::files::folder;
 use crate::{host, narrow_device, of, run, support, values, with};
 
-/// More samples than are read at a time, and more than one invocation's loops can take on software Vulkan. With a = 1 and b of 1 and 3 in turn,
-/// squares sum to 5 n and gradients to 2 n.
+/// More samples than are read at a time, and more than one invocation's loops can take on software Vulkan.
+/// With a = 1 and b of 1 and 3 in turn, squares sum to 5 n and gradients to 2 n.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn many_samples_are_taken_in_parts() {

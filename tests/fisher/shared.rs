@@ -77,7 +77,8 @@ const TIED: &str = r#"{"wte": {"kind": "embedding", "rows": 11, "bias": false},
     "head": {"kind": "linear", "bias": true, "tied": {"weight": "wte"}},
     "mid": {"kind": "linear", "bias": true, "tied": {"weight": "wte", "bias": "head"}}}"#;
 
-/// A table of 11 rows of 6 that an embedding, an output layer and a layer between share, with 4, 3 and 1 positions, and the gradients of its samples.
+/// A table of 11 rows of 6 that an embedding, an output layer and a layer between share, with 4, 3 and 1
+/// positions, and the gradients of its samples.
 fn tied(folder: &TempDir, name: &str, seed: u64) -> (PathBuf, Vec<[Vec<f64>; 2]>) {
     let (n, rows, width) = (3, 11, 6);
     let ids: Vec<i64> = [3, 10, 3, 0, 5, 5, 5, 5, 9, 1, 2, 10].into();

@@ -13,9 +13,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use squisher::methods::merge::{
-    Base, MergeOptions, MergeReport, Method, Missing, Model, NonFinite, Normalize, merge,
-};
+use squisher::methods::merge::{Base, MergeOptions, MergeReport, Method, Model, merge};
 use squisher::stream::Budget;
 use squisher::{Backend, Error, Run};
 use tempfile::TempDir;
@@ -32,20 +30,7 @@ fn options(method: Method, models: &[(&Path, &Path)]) -> MergeOptions {
         fisher: (method != Method::Linear).then(|| fisher.to_path_buf()),
         weight: 1.0,
     };
-    MergeOptions {
-        method,
-        models: models.iter().map(model).collect(),
-        base: None,
-        normalize: Normalize::None,
-        floor: 0.0,
-        missing: Missing::Error,
-        non_finite: NonFinite::Error,
-        allow_mixed: false,
-        dtype: None,
-        shard_bytes: None,
-        overwrite: false,
-        resume: None,
-    }
+    MergeOptions::new(method, models.iter().map(model).collect())
 }
 
 fn with_base(options: MergeOptions, path: &Path, fisher: &Path) -> MergeOptions {

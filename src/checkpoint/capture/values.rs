@@ -67,7 +67,8 @@ impl Capture {
         Ok(bytes)
     }
 
-    /// Fills `bytes` with whole elements of a float tensor from a byte offset on, every value finite. Gives the largest magnitude among them.
+    /// Fills `bytes` with whole elements of a float tensor from a byte offset on, every value finite. Gives
+    /// the largest magnitude among them.
     ///
     /// # Errors
     /// As [`Capture::read`].
@@ -132,7 +133,8 @@ impl Capture {
 /// Bytes that are read and then looked at while a cache still has them: whole elements of every type.
 const CACHED: usize = 256 << 10;
 
-/// The largest magnitude; NaN or infinity where there is one. Without the sign, floats order as their bits do, and what is not finite comes last.
+/// The largest magnitude; NaN or infinity where there is one. Without the sign, floats order as their bits
+/// do, and what is not finite comes last.
 fn greatest(bytes: &[u8], dtype: DType) -> f32 {
     match dtype {
         DType::F32 => f32::from_bits(vectorised(|| {

@@ -48,8 +48,8 @@ pub(crate) fn in_pieces(
     Ok(())
 }
 
-/// The rows of every parameter of a unit that are computed at a time: all of them at once where they are within `budget` bytes. Each range is one
-/// buffer's.
+/// The rows of every parameter of a unit that are computed at a time: all of them at once where they are
+/// within `budget` bytes. Each range is one buffer's.
 ///
 /// # Errors
 /// [`Error::Budget`] where one row is more.

@@ -1,8 +1,9 @@
 //! What is read of a layer of a file at a time.
 //!
-//! That is some samples, as many as are small and as fit the bindings and the loops of a device. Where one sample alone does not fit, it is some of
-//! its positions: a sample's gradient is a sum over positions, so that they may come one after the other as long as it is their sum that
-//! is squared. Uses of the layer are positions, too.
+//! That is some samples, as many as are small and as fit the bindings and the loops of a device. Where one
+//! sample alone does not fit, it is some of its positions: a sample's gradient is a sum over positions, so
+//! that they may come one after the other as long as it is their sum that is squared. Uses of the layer are
+//! positions, too.
 //!
 //! ```text
 //! linear, embedding, layer norm   [t, features]: positions p₀..p₁ of both tensors
@@ -124,7 +125,8 @@ impl InFile<'_> {
         (room(caps) / inputs.max(gradients)).max(1)
     }
 
-    /// Some samples, one portion or several: for each size of uses, and for each part that fits. Of no samples there is an empty portion for each size.
+    /// Some samples, one portion or several: for each size of uses, and for each part that fits. Of no
+    /// samples there is an empty portion for each size.
     pub(crate) fn portions(&self, caps: &Caps, samples: Range<u64>) -> Vec<Portion> {
         by_size(self.layer).into_iter().flat_map(|layer| self.of_size(layer, caps, samples.clone())).collect()
     }
@@ -282,7 +284,8 @@ fn by_inputs(layer: &CaptureLayer, window: &Window, caps: &Caps) -> Vec<Portion>
     weights.chain(biases.filter(|_| layer.bias)).collect()
 }
 
-/// How many rows along the first axis loops and bindings can take, given shapes and bytes of an element of what has positions and of what their windows meet.
+/// How many rows along the first axis loops and bindings can take, given shapes and bytes of an element of
+/// what has positions and of what their windows meet.
 fn rows_within(
     window: &Window,
     (positions, bytes): (&[u64], u64),

@@ -1,7 +1,7 @@
 //! How the squares, or the gradients, of a part of a batch are summed: the factors and what is done with what the buffer holds.
 //!
-//! Gradients are multiplied by a power of two that brings the largest near 1, which the factor of their sum takes back; of a mean loss, they are
-//! multiplied by the batch size.
+//! Gradients are multiplied by a power of two that brings the largest near 1, which the factor of their sum
+//! takes back; of a mean loss, they are multiplied by the batch size.
 
 use super::job::Job;
 use super::passes::OfBatch;

@@ -105,8 +105,8 @@ impl Job<'_> {
         Ok(sum_scale.unwrap_or(1.0))
     }
 
-    /// Adds the squares of a batch's samples whose gradients are formed in several steps: some samples at a time, whose gradients lie one after
-    /// the other.
+    /// Adds the squares of a batch's samples whose gradients are formed in several steps: some samples at a
+    /// time, whose gradients lie one after the other.
     fn add_by_sample(&self, batch: OfBatch<'_>, data: &Ahead<Batch>, results: &[Vec<Held>]) -> Result<()> {
         let at_once = batch.samples_at_once();
         let most = at_once.min(batch.capture.samples());
@@ -149,7 +149,8 @@ impl Job<'_> {
         Ok(least)
     }
 
-    /// Squares gradients of some samples that lie one after the other into the results: elements as the outputs of a layer with one position.
+    /// Squares gradients of some samples that lie one after the other into the results: elements as the
+    /// outputs of a layer with one position.
     fn square_each(
         &self,
         gradients: &[Vec<Held>],

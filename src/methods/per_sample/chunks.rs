@@ -25,7 +25,8 @@ pub(super) struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
-    /// Its data, one batch for each size and part: never none, and one alone but where channels come before positions or a sample is divided.
+    /// Its data, one batch for each size and part: never none, and one alone but where channels come before
+    /// positions or a sample is divided.
     pub(super) fn read(&self, backend: &Backend, divided: bool) -> Result<Vec<Batch>> {
         let of_size = |files: &Vec<InFile<'_>>| match &self.some {
             None => Batch::load(backend, files, &[]).map(|batch| vec![batch]),

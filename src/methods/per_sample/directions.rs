@@ -16,8 +16,8 @@ impl PerSample<'_> {
     /// J Δ: ⟨g_n, Δ⟩ of every sample. `direction` holds Δ under the parameters' names (other tensors are not looked at).
     ///
     /// # Errors
-    /// As [`PerSample::norms`]; [`Error::Mismatch`] where a parameter is missing or has another shape, [`Error::Tensor`] for values of it that are
-    /// not finite floats.
+    /// As [`PerSample::norms`]; [`Error::Mismatch`] where a parameter is missing or has another shape,
+    /// [`Error::Tensor`] for values of it that are not finite floats.
     pub fn inner_products(&self, direction: &Checkpoint) -> Result<Vec<f64>> {
         self.check_direction(direction)?;
         let mut sum = DirectionSum { direction, products: vec![0.0; self.samples()] };

@@ -4,7 +4,8 @@ use super::OP;
 use crate::error::{Error, Result};
 use crate::methods::captured::Batch;
 
-/// 1, or, where gradients are so small or large that their products leave f32, the power of two that brings the largest of all sizes near 1.
+/// 1, or, where gradients are so small or large that their products leave f32, the power of two that brings
+/// the largest of all sizes near 1.
 pub(super) fn scale_of(batches: &[Batch]) -> f64 {
     let scale = batches.iter().map(Batch::gradient_scale).fold(f64::INFINITY, f64::min);
     if (2.0_f64.powi(-30)..=2.0_f64.powi(30)).contains(&scale) { 1.0 } else { scale }

@@ -12,13 +12,13 @@ use crate::stream::Timings;
 /// What was kept of one tensor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Selected {
-    /// Its name.
+    /// The tensor's name.
     pub name: String,
-    /// Its shape.
+    /// The tensor's shape.
     pub shape: Vec<u64>,
-    /// Its elements.
+    /// Elements of the tensor.
     pub elements: u64,
-    /// Those kept.
+    /// Elements that are kept.
     pub kept: u64,
     /// The share of those not kept; 0 of nothing.
     pub sparsity: f64,
@@ -40,9 +40,9 @@ pub(crate) fn sparsity(elements: u64, kept: u64) -> f64 {
 pub struct SelectReport {
     /// The tensors in the selection's scope, by name.
     pub tensors: Vec<Selected>,
-    /// Their elements.
+    /// Elements of these tensors.
     pub elements: u64,
-    /// Those kept.
+    /// Elements that are kept.
     pub kept: u64,
     /// The share of those not kept.
     pub sparsity: f64,
@@ -60,13 +60,13 @@ pub struct SelectReport {
     pub bytes_read: u64,
     /// Bytes of files written.
     pub bytes_written: u64,
-    /// Wall time.
+    /// Seconds from start to end.
     pub seconds: f64,
     /// Where the time of the passes went.
     pub timings: Timings,
     /// Where kernels ran.
     pub adapter: String,
-    /// The output.
+    /// The path of the output.
     pub output: PathBuf,
     /// The mask, where one was asked for.
     pub mask: Option<PathBuf>,

@@ -23,10 +23,10 @@ pub struct Indicator {
 
 /// γ(Δ) = √(Δᵀ F Δ) / |Δᵀ ∇L| of the step that the checkpoint `direction` holds under the parameters' names.
 ///
-/// `exact` are captures of all classes with their probabilities as weights (or of labels drawn from the model, which estimates F); `data` are
-/// captures of the data's labels, for ∇L. F and ∇L are sums over samples, not means: both are to be of the same samples, so that the weights
-/// add up to as many as there are.
-/// Two passes of 2·N·t·i·o operations a linear layer; no N × N matrix.
+/// `exact` are captures of all classes with their probabilities as weights (or of labels drawn from the
+/// model, which estimates F); `data` are captures of the data's labels, for ∇L. F and ∇L are sums over
+/// samples, not means: both are to be of the same samples, so that the weights add up to as many as there
+/// are. Two passes of 2·N·t·i·o operations a linear layer; no N × N matrix.
 ///
 /// # Errors
 /// As [`PerSample::inner_products`]; [`Error::Mismatch`] for captures of other labels, and where `exact` and `data` are not of one

@@ -40,8 +40,8 @@ impl Solution {
 /// `gram` is K `[N, N]`, symmetric; N³/3 operations, no other memory than a column.
 ///
 /// # Errors
-/// [`Error::Shape`] where the sizes do not fit; [`Error::Mismatch`] where K + λI has no inverse as far as f32 gradients tell, with a damping that would
-/// do.
+/// [`Error::Shape`] where the sizes do not fit; [`Error::Mismatch`] where K + λI has no inverse as far as f32
+/// gradients tell, with a damping that would do.
 pub fn solve(gram: &mut [f64], damping: f64, rhs: &mut [f64]) -> Result<()> {
     let n = rhs.len();
     if gram.len() != n * n {

@@ -38,12 +38,12 @@ pub enum DistanceMetric {
 pub struct Trivial {
     /// The Fisher (or embedding) of the network on the trivial task: in Task2Vec, as it was before any task.
     pub path: PathBuf,
-    /// α, at least 0.
+    /// The share α of the distance to the trivial task that is subtracted, at least 0.
     pub alpha: f64,
 }
 
 impl Trivial {
-    /// Task2Vec's α.
+    /// The α of the Task2Vec paper.
     pub const ALPHA: f64 = 0.15;
 }
 
@@ -74,7 +74,7 @@ impl Serialize for DistanceMetric {
 /// What is compared, and by what.
 #[derive(Clone, Debug)]
 pub struct DistanceOptions {
-    /// The distance.
+    /// Which distance is computed.
     pub metric: DistanceMetric,
     /// What the Fishers' vectors consist of. Embeddings have their own groups.
     pub group: Group,
@@ -85,34 +85,34 @@ pub struct DistanceOptions {
 /// The distances. Keys are stable.
 #[derive(Clone, Debug, Serialize)]
 pub struct DistanceReport {
-    /// The metric.
+    /// Which distance was computed.
     pub metric: DistanceMetric,
     /// What the vectors consist of; nothing for embeddings.
     pub group: Option<Group>,
     /// What the tasks are called.
     pub names: Vec<String>,
-    /// `[from, to]`.
+    /// The distances, `[from, to]`.
     pub matrix: Vec<Vec<f64>>,
     /// Entries of a vector.
     pub entries: u64,
     /// Fishers that were NaN, infinite or negative and counted as 0.
     pub non_finite: u64,
-    /// Bytes read.
+    /// Bytes read from all inputs.
     pub bytes_read: u64,
-    /// Seconds.
+    /// Seconds from start to end.
     pub seconds: f64,
     /// Where the time of the passes went; nothing took any for embeddings, which are read whole.
     pub timings: Timings,
-    /// Where it ran.
+    /// The host or the adapter that kernels ran on.
     pub adapter: String,
-    /// What should be looked at.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 /// What [`distance`] would do, from headers alone. Keys are stable.
 #[derive(Debug, Serialize)]
 pub struct DistancePlan {
-    /// The metric.
+    /// Which distance was computed.
     pub metric: DistanceMetric,
     /// What the vectors consist of; nothing for embeddings.
     pub group: Option<Group>,
@@ -122,7 +122,7 @@ pub struct DistancePlan {
     pub entries: u64,
     /// How the Fishers would stream: side by side, or one after the other for means. Embeddings are read whole.
     pub passes: Vec<Plan>,
-    /// What should be looked at.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 

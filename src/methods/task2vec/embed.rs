@@ -47,17 +47,17 @@ pub struct EmbedReport {
     pub elements: u64,
     /// Fishers that were NaN, infinite or negative and counted as 0.
     pub non_finite: u64,
-    /// Bytes read.
+    /// Bytes read from all inputs.
     pub bytes_read: u64,
-    /// Bytes written.
+    /// Bytes of the output.
     pub bytes_written: u64,
     /// Seconds from start to synced output.
     pub seconds: f64,
     /// Where the time of the passes went.
     pub timings: Timings,
-    /// Where it ran.
+    /// The host or the adapter that kernels ran on.
     pub adapter: String,
-    /// What should be looked at.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -74,7 +74,7 @@ pub struct EmbedPlan {
     pub elements: u64,
     /// How each Fisher would stream.
     pub passes: Vec<Plan>,
-    /// What should be looked at.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -105,8 +105,8 @@ fn open(fishers: &[PathBuf], options: &EmbedOptions) -> Result<Fishers> {
     Fishers::of(OP, opened, fishers)
 }
 
-/// Writes the vectors of `fishers`, files of one network, as one tensor `embedding` `[fisher, group]` in f64, with `names` and `groups` as JSON
-/// lists in the metadata (a row is called `TENSOR[ROW]`).
+/// Writes the vectors of `fishers`, files of one network, as one tensor `embedding` `[fisher, group]` in f64,
+/// with `names` and `groups` as JSON lists in the metadata (a row is called `TENSOR[ROW]`).
 ///
 /// Reads each file once; holds one number a group and Fisher.
 ///
@@ -198,7 +198,8 @@ impl Rows {
     }
 }
 
-/// The means of every Fisher's rows, and where the time went. Values that no Fisher can have are read as 0 if there is somewhere to count them.
+/// The means of every Fisher's rows, and where the time went. Values that no Fisher can have are read as 0 if
+/// there is somewhere to count them.
 pub(super) fn means(
     fishers: &Fishers,
     rows: &Rows,

@@ -7,8 +7,9 @@ use crate::kernels::fisher::{SumSq, SumSqArgs, SumSqParams};
 use crate::memory::View;
 use crate::record::Recording;
 
-/// The sizes of a layer's output gradient, whose sum over positions is the gradient of the layer's bias: `[samples, positions, outputs]`, or
-/// `[samples, outputs, positions]` with `channels_first`, as convolutions have it.
+/// The sizes of a layer's output gradient, whose sum over positions is the gradient of the layer's bias:
+/// `[samples, positions, outputs]`, or `[samples, outputs, positions]` with `channels_first`, as convolutions
+/// have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bias {
     /// Number of samples n.

@@ -54,9 +54,9 @@ impl Conv {
         if self.transposed { self.inputs } else { self.outputs }
     }
 
-    /// As [`Conv::record`], for a range of the weight's [rows](Self::rows) alone: inside one group, or whole groups. `out` is
-    /// `[rows of the range, …]` (with [`Mode::Each`](crate::kernels::fisher::Mode::Each), `[squares, rows of the range, …]`), or of the whole weight, whose other rows stay as they
-    /// were.
+    /// As [`Conv::record`], for a range of the weight's [rows](Self::rows) alone: inside one group, or whole
+    /// groups. `out` is `[rows of the range, …]` (with [`Mode::Each`](crate::kernels::fisher::Mode::Each),
+    /// `[squares, rows of the range, …]`), or of the whole weight, whose other rows stay as they were.
     ///
     /// # Errors
     /// As [`Conv::record`].

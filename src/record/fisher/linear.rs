@@ -11,7 +11,8 @@ use crate::kernels::fisher::{
 };
 use crate::record::Recording;
 
-/// A linear layer's sizes: input `[samples, positions, inputs]`, output gradient `[samples, positions, outputs]`, weight `[outputs, inputs]`.
+/// A linear layer's sizes: input `[samples, positions, inputs]`, output gradient
+/// `[samples, positions, outputs]`, weight `[outputs, inputs]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linear {
     /// Number of samples n.

@@ -10,7 +10,8 @@ use crate::memory::{Element, View};
 use crate::record::Recording;
 use crate::shape::DType;
 
-/// The squared error of a regression, ½‖z − y‖²: the negative log-likelihood of y ~ N(z, I). Outputs and targets `[n, c]` are f32, f16 or bf16.
+/// The squared error of a regression, ½‖z − y‖²: the negative log-likelihood of y ~ N(z, I). Outputs and
+/// targets `[n, c]` are f32, f16 or bf16.
 #[derive(Clone, Debug)]
 pub struct Gaussian {
     samples: u32,

@@ -11,8 +11,9 @@ use crate::kernels::likelihood::{
 use crate::memory::{Element, View};
 use crate::record::Recording;
 
-/// The cross-entropy of a classifier: −ln softmax(z) at a sample's label. Logits `[n, c]` are f32, f16 or bf16; minus infinity is a class that
-/// cannot be. Labels are words; one of [`Softmax::ignored`] leaves its sample out.
+/// The cross-entropy of a classifier: −ln softmax(z) at a sample's label. Logits `[n, c]` are f32, f16 or
+/// bf16; minus infinity is a class that cannot be. Labels are words; one of [`Softmax::ignored`] leaves its
+/// sample out.
 #[derive(Clone, Debug)]
 pub struct Softmax {
     samples: u32,
@@ -64,8 +65,8 @@ impl Softmax {
         self.gradients(recording, kernel, self.params(0..1, 1.0), (logits, labels), out)
     }
 
-    /// Records labels drawn from the model, into `drawn` `[r, n]` (words), and their gradients: the Monte Carlo Fisher. Samples that `mask` `[n]` labels as
-    /// ignored are left out.
+    /// Records labels drawn from the model, into `drawn` `[r, n]` (words), and their gradients: the Monte
+    /// Carlo Fisher. Samples that `mask` `[n]` labels as ignored are left out.
     ///
     /// # Errors
     /// As [`Softmax::empirical`].
@@ -120,8 +121,8 @@ impl Softmax {
         Ok(())
     }
 
-    /// Records the gradients of these classes as labels, weighted by their probabilities: over all classes, the exact Fisher. Samples that `mask` `[n]` labels as
-    /// ignored are left out.
+    /// Records the gradients of these classes as labels, weighted by their probabilities: over all classes,
+    /// the exact Fisher. Samples that `mask` `[n]` labels as ignored are left out.
     ///
     /// # Errors
     /// As [`Softmax::empirical`].

@@ -22,8 +22,9 @@ Examples:
 
 /// The penalty of elastic weight consolidation, ½ λ Σ F (θ − θ*)², and its gradient λ F (θ − θ*)
 ///
-/// As many anchors as Fishers, in order, add up, each with its Fisher whole. Several Fishers at one anchor, the oldest first, count as
-/// F ← F_new + γ F_old, once for each newer one. A tensor without Fisher is free. λ carries over only with the ½, γ, the reduction, B and N: all are stated.
+/// As many anchors as Fishers, in order, add up, each with its Fisher whole. Several Fishers at one anchor,
+/// the oldest first, count as F ← F_new + γ F_old, once for each newer one. A tensor without Fisher is free.
+/// λ carries over only with the ½, γ, the reduction, B and N: all are stated.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Ewc {

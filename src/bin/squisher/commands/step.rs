@@ -23,8 +23,9 @@ in the captures: see examples/pytorch/README.md.";
 
 /// Compute a natural-gradient step Δ = Jᵀ (K + λI)⁻¹ s from captured activations and gradients
 ///
-/// J are the per-sample gradients, K = J Jᵀ their Gram matrix. The empirical Fisher (ef) has s = 1, the improved one (ief) s_n = ‖∂ℓ_n/∂z_n‖²,
-/// z being the logits. Nothing of the size of J is ever in memory; K has 8·N² bytes for N samples.
+/// J are the per-sample gradients, K = J Jᵀ their Gram matrix. The empirical Fisher (ef) has s = 1, the
+/// improved one (ief) s_n = ‖∂ℓ_n/∂z_n‖², z being the logits. Nothing of the size of J is ever in memory; K
+/// has 8·N² bytes for N samples.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Step {
@@ -48,8 +49,8 @@ pub(crate) struct Step {
     #[arg(long, value_name = "FILE")]
     gram: Option<PathBuf>,
 
-    /// Also tell how good the step is, by γ = √(Δᵀ F Δ) / |Δᵀ ∇L| with the exact Fisher F: captures of the same samples with all classes, or with
-    /// drawn labels for an estimate. Lower is better
+    /// Also tell how good the step is, by γ = √(Δᵀ F Δ) / |Δᵀ ∇L| with the exact Fisher F: captures of the
+    /// same samples with all classes, or with drawn labels for an estimate. Lower is better
     #[arg(long, value_name = "CAPTURE", num_args = 1..)]
     indicator: Vec<PathBuf>,
 }

@@ -279,22 +279,13 @@ fn merge_options(place: &Place, method: Method) -> MergeOptions {
         weight: 1.0,
     };
     MergeOptions {
-        method: method.into(),
-        models: SPECIALISTS.iter().map(model).collect(),
         base: (method == Method::Ubgm).then(|| merge::Base {
             path: place.model("base"),
             fisher: place.fisher("base"),
             delta: 0.0,
         }),
-        normalize: merge::Normalize::None,
-        floor: 0.0,
-        missing: merge::Missing::Error,
-        non_finite: merge::NonFinite::Error,
-        allow_mixed: false,
-        dtype: None,
-        shard_bytes: None,
-        resume: None,
         overwrite: true,
+        ..MergeOptions::new(method.into(), SPECIALISTS.iter().map(model).collect())
     }
 }
 
