@@ -140,7 +140,7 @@ fn a_full_stdout_is_an_error() {
 
 #[test]
 fn no_color_is_honoured() {
-    let coloured = |key: &str| squisher(&["frobnicate"]).env(key, "1").output().expect("it starts").stderr;
+    let coloured = |key: &str| squisher(["frobnicate"]).env(key, "1").output().expect("it starts").stderr;
     assert!(coloured("CLICOLOR_FORCE").contains(&0x1b), "this test would not see colours");
     assert!(!coloured("NO_COLOR").contains(&0x1b));
 }
@@ -267,7 +267,7 @@ fn long_job(folder: &Path) -> (std::process::Child, impl Iterator<Item = String>
     use std::io::{BufRead, BufReader};
 
     let path = endless_fisher(folder);
-    let mut job = squisher(&["inspect", "-v", arg(&path)]);
+    let mut job = squisher(["inspect", "-v", arg(&path)]);
     let mut job = job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the tool can be started");
     let mut lines =
         BufReader::new(job.stderr.take().expect("stderr is a pipe")).lines().map_while(Result::ok);
@@ -306,7 +306,7 @@ fn stuck_job(folder: &Path) -> std::process::Child {
     let tensors: Vec<(&str, &[usize], &[f32])> =
         names.iter().map(|name| (name.as_str(), &[1][..], &[1.0][..])).collect();
     let fisher = write(folder, "f.safetensors", &tensors, Some("empirical"));
-    let mut job = squisher(&["inspect", arg(&fisher)]);
+    let mut job = squisher(["inspect", arg(&fisher)]);
     let mut job = job.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the tool can be started");
     let printed = job.stdout.as_mut().expect("stdout is a pipe").read_exact(&mut [0]);
     printed.expect("it begins to print");

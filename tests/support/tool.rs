@@ -14,7 +14,7 @@ pub(crate) fn squisher<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Co
 }
 
 /// What the tool says to these arguments, and how it ends.
-pub(crate) fn output<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Output {
+pub(crate) fn output(args: &[&str]) -> Output {
     squisher(args).output().expect("the tool can be started")
 }
 
