@@ -46,7 +46,7 @@
 //! | stream files larger than memory through kernels | [`stream`] |
 //! | read and write checkpoints, captures, optimizer states | [`checkpoint`] |
 //! | see a quantity's definition | [`mod@reference`] |
-//! | check or time a device | [`verify`], [`bench`] |
+//! | check or time a device | [`verify`], [`mod@bench`] |
 //!
 //! # Features
 //!
