@@ -54,12 +54,14 @@ impl Backend {
         View::new(memory, 0, len, element)
     }
 
-    /// A new buffer with these elements.
+    /// A new buffer with these elements, or with the elements that these bytes are.
     ///
     /// # Errors
-    /// As [`Backend::alloc`] and [`Backend::upload`].
+    /// [`Error::Shape`] where a `T` has not as many bytes as an element; as [`Backend::alloc`] and
+    /// [`Backend::upload`].
     pub fn buffer<T: bytemuck::NoUninit>(&self, values: &[T], element: impl Into<Element>) -> Result<View> {
         let element = element.into();
+        check_size::<T>("buffer", element)?;
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let view = self.alloc((bytes.len() / element.bytes()) as u64, element)?;
         self.upload(&view, bytes)?;
@@ -98,11 +100,12 @@ impl Backend {
         }
     }
 
-    /// A view's elements.
+    /// A view's elements, or their bytes.
     ///
     /// # Errors
-    /// As [`Backend::download_into`].
+    /// [`Error::Shape`] where a `T` has not as many bytes as an element; as [`Backend::download_into`].
     pub fn download<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(&self, view: &View) -> Result<Vec<T>> {
+        check_size::<T>("download", view.element())?;
         let mut out = vec![T::zeroed(); usize_of(view.bytes()) / size_of::<T>()];
         self.download_into(view, bytemuck::cast_slice_mut(&mut out))?;
         Ok(out)
@@ -181,6 +184,18 @@ pub(crate) fn device_buffer(
     }
 }
 
+/// Values of a type are elements of the same size, or bytes.
+fn check_size<T>(op: &str, element: Element) -> Result<()> {
+    match size_of::<T>() {
+        1 => Ok(()),
+        size if size == element.bytes() => Ok(()),
+        size => {
+            let expected = format!("{} bytes, as {element} has", element.bytes());
+            Err(Error::shape(op, "a value", expected, format!("{size} bytes")))
+        }
+    }
+}
+
 fn check_bytes(op: &str, view: &View, bytes: usize) -> Result<()> {
     if view.bytes() == bytes as u64 {
         return Ok(());
@@ -190,4 +205,25 @@ fn check_bytes(op: &str, view: &View, bytes: usize) -> Result<()> {
 
 pub(crate) fn wrong_backend(op: &str) -> Error {
     Error::argument(op, "a host view was given to a device, or a device view to the host")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shape::DType;
+
+    #[test]
+    fn values_of_another_size_than_the_elements_are_refused() {
+        let host = Backend::Host;
+        let refused = host.buffer(&[0.5_f32], DType::BF16).expect_err("four bytes for two").to_string();
+        assert_eq!(refused, "buffer: a value has 4 bytes, expected 2 bytes, as bf16 has");
+        assert!(host.buffer(&[0.5_f64], DType::F32).is_err(), "eight bytes for four");
+        assert!(host.buffer(&[()], DType::F32).is_err(), "nothing for four");
+        let halves = host.buffer(&[half::bf16::ONE; 2], DType::BF16).expect("two for two");
+        assert!(host.download::<f32>(&halves).is_err(), "two elements as one value");
+        assert_eq!(host.download::<half::bf16>(&halves).expect("two for two"), [half::bf16::ONE; 2]);
+        let bytes = host.download::<u8>(&halves).expect("bytes are bytes");
+        assert_eq!((bytes.len(), host.buffer(&bytes, DType::BF16).expect("whole elements").len()), (4, 2));
+        assert!(host.buffer(&bytes[..3], DType::BF16).is_err(), "an element and a half");
+    }
 }

@@ -32,14 +32,15 @@ pub enum Error {
         problem: String,
     },
 
-    /// The device cannot hold or bind what was asked for.
-    #[error("{op}: {limit} is {max} on this device, {asked} needed")]
+    /// One step or buffer is larger than the device allows, or than kernels can count.
+    #[error("{op}: {limit} is {max}, {asked} needed")]
     Limit {
         /// The operation that was asked for.
         op: String,
-        /// The limit's name, as wgpu spells it.
+        /// The limit's name: as wgpu spells it where it is the device's, in words where it is the library's
+        /// own.
         limit: String,
-        /// The device's value.
+        /// Its value.
         max: u64,
         /// What the operation would need.
         asked: u64,
@@ -144,7 +145,8 @@ pub enum Error {
 
 impl Error {
     /// The process exit code for this error: 1 failure, 2 usage, 3 bad input file, 4 inputs do not fit
-    /// together, 5 no adapter, 6 device lost or out of memory, 7 output not writable, 128+n signal n.
+    /// together, 5 no adapter, 6 device lost, out of memory or too small, 7 output not writable, 128+n signal
+    /// n.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -91,7 +91,9 @@ fn the_tool_gives_the_oracle_s(flags: [&str; 2]) {
         command.arg("--fisher").arg(file(case, "fisher")).arg("--gradient-out").arg(&out);
         let json = tool::json(&mut command);
         is_the_oracle_s(case, json["penalty"].as_f64().expect("a number"), &out);
-        assert_eq!((json["half"].as_f64(), json["lambda"].as_f64()), (Some(0.5), Some(lambda)));
+        assert_eq!(json["lambda"].as_f64(), Some(lambda));
+        let formula = json["formula"].as_str().expect("text");
+        assert!(formula.starts_with("penalty = 1/2 lambda sum F"), "{formula}");
     }
 }
 

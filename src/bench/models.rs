@@ -83,7 +83,7 @@ impl Buffers {
             merged: part(&self.merged)?,
             counts: View::new(self.counts.memory().clone(), counts, COUNT_WORDS, Element::U32)?,
         };
-        Ok((kernel, params, args))
+        Ok(MergeStep { kernel, params, args })
     }
 }
 

@@ -90,12 +90,6 @@ impl StateTensor {
         dtype_name(self.handle.dtype())
     }
 
-    /// Whether its numbers have no more than 11 bits: a moving average with β near 1 stalls in them.
-    #[must_use]
-    pub fn is_half(&self) -> bool {
-        matches!(self.handle.dtype(), Stored::F16 | Stored::BF16)
-    }
-
     /// The number of elements.
     #[must_use]
     pub fn elements(&self) -> u64 {

@@ -94,7 +94,9 @@ impl Caps {
         self.class == DeviceClass::Software && !self.is_host
     }
 
-    /// What the host backend allows: sizes that fit in memory, and no other limit.
+    /// What the host backend allows: any size that fits in memory, of which one argument of a kernel is less
+    /// than 4 GiB. That limit is the
+    /// library's: sizes and indices inside a kernel are 32-bit numbers, on the host as in a shader.
     #[must_use]
     pub fn host() -> Self {
         Self {

@@ -15,7 +15,12 @@ pub(crate) const OCTETS: u32 = 2;
 pub(crate) fn elementwise(op: &str, len: u64, caps: &Caps) -> Result<[u32; 3]> {
     let max = u64::from(u32::MAX);
     if len > max {
-        return Err(Error::Limit { op: op.into(), limit: "elements of one step".into(), max, asked: len });
+        return Err(Error::Limit {
+            op: op.into(),
+            limit: "the most elements of one step".into(),
+            max,
+            asked: len,
+        });
     }
     groups_for(op, len, u64::from(8 * WORKGROUP * OCTETS), caps)
 }

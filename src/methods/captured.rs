@@ -51,7 +51,7 @@ fn room(caps: &Caps) -> u64 {
 pub(crate) fn small(size: u64) -> Result<u32> {
     u32::try_from(size).map_err(|_| Error::Limit {
         op: OP.into(),
-        limit: "elements of one step".into(),
+        limit: "the most elements of one step".into(),
         max: u32::MAX.into(),
         asked: size,
     })

@@ -92,8 +92,6 @@ pub struct EwcReport {
     pub penalty: f64,
     /// The formula that was evaluated.
     pub formula: &'static str,
-    /// The factor before λ.
-    pub half: f64,
     /// The strength λ of the penalty.
     pub lambda: f64,
     /// γ; nothing where no Fisher was decayed and none was given.
@@ -226,7 +224,6 @@ pub fn ewc(options: &EwcOptions, run: &Run<'_>) -> Result<EwcReport> {
     Ok(EwcReport {
         penalty: terms.iter().map(|term| term.penalty).sum(),
         formula: FORMULA,
-        half: 0.5,
         lambda: options.lambda,
         gamma: options.gamma,
         terms,

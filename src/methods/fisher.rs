@@ -113,6 +113,26 @@ impl FisherOptions {
     }
 }
 
+/// What [`fisher()`] would do. Keys are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct FisherPlan {
+    /// The kind, with labels taken into account: also `mc` and `exact`.
+    pub kind: String,
+    /// Samples over all files; of model labels, the sum of their weights.
+    pub samples: u64,
+    /// Files.
+    pub batches: usize,
+    /// The tensors that would be written, with their shapes.
+    pub tensors: Vec<(String, Vec<u64>)>,
+    /// Elements that would be written.
+    pub elements: u64,
+    /// How often the layer would be read that is read most often: more than once only where its result is
+    /// beyond the budget.
+    pub passes: usize,
+    /// Bytes of all captures.
+    pub bytes_to_read: u64,
+}
+
 /// What was computed, and what it cost.
 #[derive(Clone, Debug, Serialize)]
 pub struct FisherReport {
@@ -144,6 +164,17 @@ pub struct FisherReport {
     pub timings: Timings,
 }
 
+/// What [`fisher()`] would do, from headers, samples' weights and the budget.
+///
+/// # Errors
+/// As [`fisher()`], of what these show.
+pub fn plan(captures: &[PathBuf], options: &FisherOptions, run: &Run<'_>) -> Result<FisherPlan> {
+    let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
+    let job = Job::new(run, &captures, *options)?;
+    let units = units(captures[0].layers())?;
+    Ok(job.planned(&job.plans(&units)?))
+}
+
 /// Computes the Fisher diagonal of every layer that `captures` describe and writes the Fisher file `out`. A
 /// result beyond the budget is computed some rows at a time, each time from the captures.
 ///
@@ -161,9 +192,9 @@ pub fn fisher(
 ) -> Result<FisherReport> {
     let clock = Clock::start();
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
-    let job = Job::new(run, &captures, *options)?;
+    let job = Job::new(run, &captures, *options)?.with_losses()?;
     let units = units(captures[0].layers())?;
-    let plans = units.iter().map(|unit| job.plan(unit)).collect::<Result<Vec<_>>>()?;
+    let plans = job.plans(&units)?;
     let output = job.create(out)?;
     run.progress.begin(job.bytes());
     std::thread::scope(|scope| {

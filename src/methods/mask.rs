@@ -12,10 +12,10 @@ use crate::checkpoint::{Checkpoint, Output, TensorInfo};
 use crate::error::Result;
 use crate::kernels::select::Score;
 use crate::methods::globs::Globs;
-use crate::methods::prune::{
-    SelectPlan, SelectReport, cuts, fill_true, items_of_fisher, plan_fisher, report,
+use crate::methods::select::{
+    Inputs, Keep, Ranked, Roles, Scope, SelectPlan, SelectReport, Selector, cuts, piece_elements, report,
+    seen,
 };
-use crate::methods::select::{Inputs, Keep, Scope, Selector, piece_elements};
 use crate::methods::source::NonFinite;
 use crate::stream::Run;
 
@@ -55,7 +55,7 @@ const OP: &str = "mask";
 /// What headers alone show to be wrong, as [`mask`].
 pub fn plan(fisher: &Path, options: &MaskOptions, run: &Run<'_>) -> Result<SelectPlan> {
     let fisher = Checkpoint::open(fisher)?;
-    let plan = plan_fisher(OP, &fisher, &options.globs)?;
+    let plan = plan_fisher(&fisher, &options.globs)?;
     items_of_fisher(&plan, &fisher)?;
     piece_elements(&run.budget)?;
     let kept = plan.kept(OP, options.scope, options.keep)?;
@@ -69,7 +69,7 @@ pub fn plan(fisher: &Path, options: &MaskOptions, run: &Run<'_>) -> Result<Selec
 pub fn mask(fisher: &Path, options: &MaskOptions, out: &Path, run: &Run<'_>) -> Result<SelectReport> {
     let began = Instant::now();
     let fisher = &Checkpoint::open(fisher)?;
-    let plan = plan_fisher(OP, fisher, &options.globs)?;
+    let plan = plan_fisher(fisher, &options.globs)?;
     let zeroed = AtomicU64::new(0);
     let inputs = Inputs {
         model: None,
@@ -89,7 +89,7 @@ pub fn mask(fisher: &Path, options: &MaskOptions, out: &Path, run: &Run<'_>) -> 
         counts[kept.tensor] += kept.mask.iter().map(|&keep| u64::from(keep)).sum::<u64>();
         output.write(slots[kept.tensor], kept.start, kept.mask)
     })?;
-    plan.always.iter().try_for_each(|tensor| fill_true(&output, tensor))?;
+    plan.keep_always(&output)?;
     fisher.verify_unchanged()?;
     let mut report = report(&plan, &counts, &output);
     output.finish()?;
@@ -101,4 +101,18 @@ pub fn mask(fisher: &Path, options: &MaskOptions, out: &Path, run: &Run<'_>) -> 
     report.seconds = began.elapsed().as_secs_f64();
     report.adapter = run.backend.name();
     Ok(report)
+}
+
+/// A Fisher alone: every float tensor is ranked.
+fn plan_fisher<'a>(fisher: &'a Checkpoint, globs: &Globs) -> Result<Roles<'a>> {
+    Roles::new(OP, fisher, globs, |_| true)
+}
+
+/// How a selector sees the tensors of a Fisher alone.
+fn items_of_fisher(plan: &Roles<'_>, fisher: &Checkpoint) -> Result<Vec<Ranked>> {
+    let item = |tensor: &&TensorInfo| {
+        let fisher = seen(fisher, &tensor.name)?;
+        Ok(Ranked { len: tensor.elements(), theta: None, fisher, stride: 1, unit: 1 })
+    };
+    plan.ranked.iter().map(item).collect()
 }

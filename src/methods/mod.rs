@@ -31,7 +31,6 @@ mod captured;
 pub mod ewc;
 pub mod fisher;
 mod globs;
-mod histogram;
 pub mod mask;
 pub mod merge;
 pub mod per_sample;
@@ -45,5 +44,4 @@ pub mod step;
 pub mod task2vec;
 
 pub use globs::Globs;
-pub use histogram::{Histogram, Place, Window};
 pub use source::NonFinite;

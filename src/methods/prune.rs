@@ -33,11 +33,9 @@
 //! # Ok::<(), squisher::Error>(())
 //! ```
 
-mod budget;
 mod filters;
 pub mod gates;
 mod plan;
-mod report;
 mod writer;
 
 use std::fmt;
@@ -46,23 +44,18 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-pub use report::{SelectPlan, SelectReport, Selected};
-
-pub(super) use budget::cuts;
-pub(super) use plan::{items_of_fisher, listed, plan_fisher};
-pub(super) use report::{report, sparsity};
-pub(super) use writer::fill_true;
-
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, printable};
 use crate::interrupt::Interrupt;
 use crate::kernels::select::{MAX_GROUP, Score};
 use crate::methods::globs::Globs;
-use crate::methods::select::{Inputs, Keep, Kept, Scope, Selector, piece_elements};
+use crate::methods::select::{
+    Inputs, Keep, Kept, Roles, Scope, SelectPlan, SelectReport, Selector, cuts, piece_elements,
+};
 use crate::methods::source::NonFinite;
 use crate::stream::Run;
 
-use plan::{Plan, items_of_model, plan_model};
+use plan::{items_of_model, plan_model};
 use writer::Writer;
 
 const OP: &str = "prune";
@@ -225,7 +218,7 @@ pub fn prune(
 /// Writes the best of the ranked tensors and counts them in `kept`; gives the last kept one's score, if there is one order for all.
 fn write_best(
     selector: &mut Selector<'_>,
-    plan: &Plan<'_>,
+    plan: &Roles<'_>,
     options: &PruneOptions,
     writer: &Writer<'_>,
     kept: &mut [u64],

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::checkpoint::{Checkpoint, Dtype, Output, OutputLayout, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::kernel::vectorised;
-use crate::methods::prune::{Selected, listed, sparsity};
+use crate::methods::select::{Selected, listed, sparsity};
 use crate::shape::{shape_text, usize_of};
 use crate::stream::{Clock, Run, Stage, Timings};
 

@@ -35,25 +35,33 @@
 //! # What it gives up
 //!
 //! The masks come in order, because the budget for ties runs along the stream: on a device in a buffer that each chunk takes its own
-//! from ([`Spend`](crate::kernels::select::Spend)), so that reading, computing and writing overlap. Histograms of parts add up
-//! ([`Histogram::add`]), so counting can be spread over machines; handing out ties then needs each part's number of them.
+//! from ([`Spend`](crate::kernels::select::Spend)), so that reading, computing and writing overlap.
 
+mod budget;
 mod cut;
+mod histogram;
 mod parts;
+mod report;
+mod roles;
 mod sweeps;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use cut::{Cut, Keep, Scope};
+pub(super) use budget::{cuts, within_budget};
+pub(super) use cut::Cut;
+pub use cut::{Keep, Scope};
+use histogram::{Histogram, Place, Window};
 use parts::{Classes, Part, PartSink, PartSource, parts};
+pub use report::{SelectPlan, SelectReport, Selected};
+pub(super) use report::{report, sparsity};
+pub(super) use roles::{COPY_BYTES, Roles, listed, seen};
 use sweeps::{Applying, Counting, Keeping, Lanes};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::select::{BLOCK_LEN, Score, Scores, score_bits};
 use crate::memory::View;
-use crate::methods::histogram::{Histogram, Place, Window};
 use crate::methods::source::CheckpointSource;
 use crate::record::Recording;
 use crate::shape::{DType, usize_of};
@@ -259,7 +267,7 @@ impl<'a> Selector<'a> {
     }
 
     /// Counts the scores of `range` of the tensors in one pass. At most one window of each kind, coarse and fine.
-    pub(super) fn histograms(&mut self, range: Range<usize>, windows: &[Window]) -> Result<Vec<Histogram>> {
+    fn histograms(&mut self, range: Range<usize>, windows: &[Window]) -> Result<Vec<Histogram>> {
         let mut sums: Vec<Histogram> = windows.iter().map(|&window| Histogram::new(window)).collect();
         for &window in windows {
             let lane = self.lanes.lane(window);
@@ -472,7 +480,7 @@ impl<'a> Selector<'a> {
     }
 }
 
-/// A number that looks random, the same for the same `n` (splitmix64).
+/// A number that looks random enough to scatter samples, the same for the same `n`.
 fn scatter(n: u64) -> u64 {
     let z = (n + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

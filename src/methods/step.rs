@@ -46,7 +46,6 @@ use indicator::weights_of;
 pub use indicator::{Indicator, indicator};
 use outputs::Outputs;
 use solve::Solution;
-pub use solve::solve;
 
 const OP: &str = "step";
 
@@ -96,6 +95,25 @@ pub struct StepOptions {
     pub overwrite: bool,
 }
 
+/// What [`step`] would do. Keys are stable.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepPlan {
+    /// Whose step.
+    pub kind: StepKind,
+    /// The damping λ.
+    pub damping: f64,
+    /// Samples over all files.
+    pub samples: u64,
+    /// Files.
+    pub batches: usize,
+    /// The tensors that would be written, with their shapes.
+    pub tensors: Vec<(String, Vec<u64>)>,
+    /// Bytes of all captures.
+    pub bytes_to_read: u64,
+    /// Bytes of the Gram matrix.
+    pub gram_bytes: u64,
+}
+
 /// What a step gave.
 #[derive(Clone, Debug, Serialize)]
 pub struct StepReport {
@@ -131,6 +149,25 @@ pub struct StepReport {
     pub indicator: Option<Indicator>,
 }
 
+/// What [`step`] would do, from headers, the weights of the indicator's samples and the budget.
+///
+/// # Errors
+/// As [`step`], of what these show.
+pub fn plan(captures: &[PathBuf], options: &StepOptions, run: &Run<'_>) -> Result<StepPlan> {
+    let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
+    let (job, exact) = checked(&captures, options, run)?;
+    let samples = job.samples() as u64;
+    Ok(StepPlan {
+        kind: options.kind,
+        damping: options.damping,
+        samples,
+        batches: captures.len(),
+        tensors: captures[0].layers().iter().flat_map(CaptureLayer::parameters).collect(),
+        bytes_to_read: captures.iter().chain(&exact).map(|capture| capture.checkpoint().total_bytes()).sum(),
+        gram_bytes: samples.saturating_mul(samples).saturating_mul(8),
+    })
+}
+
 /// Computes a step from captures of the data's labels, writes it under the parameters' names to `out` and, if asked for, K as one tensor
 /// `gram` `[N, N]`, f64, samples in the order of the files. With captures of the model's labels, also its [`indicator()`], which is
 /// computed from the step as it was written.
@@ -141,11 +178,8 @@ pub struct StepReport {
 /// an inverse, and for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does not fit in
 /// memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
 pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'_>) -> Result<StepReport> {
-    check_damping(options.damping)?;
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
-    let job = PerSample::new(&captures, run)?;
-    check_labels(&captures, Labels::Data, "a step is defined by the data's labels")?;
-    let exact = exact_captures(&captures, options)?;
+    let (job, exact) = checked(&captures, options, run)?;
     let target = match options.kind {
         StepKind::Ef => vec![1.0; job.samples()],
         StepKind::Ief => job.logit_grad_sq()?,
@@ -167,6 +201,26 @@ pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'
     let direction = Checkpoint::open(&report.output)?;
     let judged = indicator::judge(&exact, &captures, &direction, run)?;
     Ok(StepReport { indicator: Some(judged), ..report })
+}
+
+/// The gradients, and the captures that the step is judged by, after all that is known before anything is
+/// computed was checked.
+fn checked<'a>(
+    captures: &'a [Capture],
+    options: &StepOptions,
+    run: &'a Run<'a>,
+) -> Result<(PerSample<'a>, Vec<Capture>)> {
+    check_damping(options.damping)?;
+    let job = PerSample::new(captures, run)?;
+    check_labels(captures, Labels::Data, "a step is defined by the data's labels")?;
+    if options.kind == StepKind::Ief {
+        let without = captures.iter().filter(|capture| !capture.has_logit_grad());
+        without.map(Capture::logit_grad_sq).collect::<Result<Vec<_>>>()?;
+    }
+    job.check_gram()?;
+    job.check_weighted_sum()?;
+    let exact = exact_captures(captures, options)?;
+    Ok((job, exact))
 }
 
 /// What was done, but for the indicator.
@@ -205,23 +259,6 @@ fn exact_captures(data: &[Capture], options: &StepOptions) -> Result<Vec<Capture
         weights_of(&exact, data)?;
     }
     Ok(exact)
-}
-
-/// Checks captures and options as [`step`] would, without computing: the number of samples.
-///
-/// # Errors
-/// As [`step`], of what headers tell.
-pub fn check(captures: &[Capture], options: &StepOptions, run: &Run<'_>) -> Result<u64> {
-    check_damping(options.damping)?;
-    let job = PerSample::new(captures, run)?;
-    check_labels(captures, Labels::Data, "a step is defined by the data's labels")?;
-    if options.kind == StepKind::Ief {
-        let without = captures.iter().filter(|capture| !capture.has_logit_grad());
-        without.map(Capture::logit_grad_sq).collect::<Result<Vec<_>>>()?;
-    }
-    job.check_gram()?;
-    exact_captures(captures, options)?;
-    Ok(job.samples() as u64)
 }
 
 fn check_damping(damping: f64) -> Result<()> {

@@ -9,9 +9,7 @@ use super::{Recording, Step};
 use crate::backend::wrong_backend;
 use crate::error::Result;
 use crate::kernel::{Access, Args, Binding, Cost, Kernel, Slice, SliceMut, Slot};
-use crate::kernels::merge::{
-    Fisher, FisherArgs, FisherParams, HostStep as MergeOnHost, Words, add_to, merge_on_host,
-};
+use crate::kernels::merge::{Fisher, FisherArgs, HostStep as MergeOnHost, Words, add_to, merge_on_host};
 use crate::memory::{Memory, View, busy};
 use crate::shape::usize_of;
 
@@ -81,7 +79,7 @@ impl Recording {
 
 fn run_merge(steps: &[MergeStep]) -> Result<()> {
     // Steps may count in the same place, or side by side in one.
-    for ((_, _, args), words) in steps.iter().zip(merge_blocks(steps)?) {
+    for (MergeStep { args, .. }, words) in steps.iter().zip(merge_blocks(steps)?) {
         let Memory::Host(memory) = args.counts.memory() else { return Err(wrong_backend("run on the host")) };
         memory.write(|bytes| add_to(cast_slice_mut(&mut bytes[range(&args.counts)]), words))?;
     }
@@ -90,19 +88,20 @@ fn run_merge(steps: &[MergeStep]) -> Result<()> {
 
 /// Writes the result, and tells what each step counts.
 fn merge_blocks(steps: &[MergeStep]) -> Result<Vec<Words>> {
-    let views: Vec<[View; 5]> = steps.iter().map(|(_, _, args)| merge::inputs(args)).collect();
+    let views: Vec<[View; 5]> = steps.iter().map(|step| merge::inputs(&step.args)).collect();
     let mut guards =
         views.iter().map(|views| lock(views, FisherArgs::BINDINGS)).collect::<Result<Vec<_>>>()?;
-    let (_, FisherParams { len, .. }, FisherArgs { merged, .. }) = &steps[steps.len() - 1];
+    let MergeStep { params, args: FisherArgs { merged, .. }, .. } = &steps[steps.len() - 1];
+    let len = params.len;
     let binding = Binding { name: "merged", access: Access::Write };
     let mut written = lock(std::slice::from_ref(merged), &[binding])?;
     let mut bound = Vec::with_capacity(steps.len());
-    for (((kernel, params, _), views), guards) in steps.iter().zip(&views).zip(&mut guards) {
+    for ((MergeStep { kernel, params, .. }, views), guards) in steps.iter().zip(&views).zip(&mut guards) {
         let mut slots = views.iter().zip(guards).map(|(view, guard)| guard.slot(view).read());
         let inputs = std::array::from_fn(|_| slots.next().expect("as many guards as inputs"));
         bound.push(MergeOnHost::new(*kernel, params, inputs));
     }
-    Ok(merge_on_host(usize_of((*len).into()), &bound, written[0].slot(merged).write()))
+    Ok(merge_on_host(usize_of(len.into()), &bound, written[0].slot(merged).write()))
 }
 
 /// A lock on one argument's memory, as long as the step runs.

@@ -12,7 +12,15 @@ use crate::kernels::merge::{
 use crate::memory::{Element, Memory, View};
 
 /// One step of a merge.
-pub type MergeStep = (Fisher, FisherParams, FisherArgs);
+#[derive(Clone, Debug)]
+pub struct MergeStep {
+    /// Which step it is, and the types of its buffers.
+    pub kernel: Fisher,
+    /// The models' weights.
+    pub params: FisherParams,
+    /// The buffers.
+    pub args: FisherArgs,
+}
 
 impl Recording {
     /// Appends the steps of one merge, in order, over the same parameters. On the host they are run block by block,
@@ -28,7 +36,7 @@ impl Recording {
             return Ok(self);
         }
         let mut cost = Cost::default();
-        for (kernel, params, args) in &steps {
+        for MergeStep { kernel, params, args } in &steps {
             kernel.launch(params, args, &self.caps)?;
             check_views::<Fisher>(args, &self.backend, &self.caps)?;
             let step = kernel.cost(params, args);
@@ -37,7 +45,7 @@ impl Recording {
             cost.bytes += step.bytes - state;
             cost.flops += step.flops;
         }
-        if steps[0].1.len > 0 {
+        if steps[0].params.len > 0 {
             self.steps.push(Step::Host(HostStep::merge(steps, cost)));
         }
         Ok(self)
@@ -48,13 +56,13 @@ impl Recording {
     /// A dispatch for each step, or for two where that suits the device.
     fn dispatch_steps(&mut self, steps: Vec<MergeStep>) -> Result<()> {
         let mut steps = steps.into_iter().peekable();
-        while let Some((kernel, params, args)) = steps.next() {
+        while let Some(MergeStep { kernel, params, args }) = steps.next() {
             let both = steps.peek().and_then(|next| self.counts_of_both(&kernel, &args, next));
             let next = steps.next_if(|_| both.is_some());
-            if let Some((counts, (second, others, of_second))) = both.zip(next) {
-                let params = FisherFourParams::of(params, others);
-                let args = FisherFourArgs::of(args, of_second, counts);
-                self.dispatch(&FisherFour { first: kernel, second }, params, args)?;
+            if let Some((counts, second)) = both.zip(next) {
+                let params = FisherFourParams::of(params, second.params);
+                let args = FisherFourArgs::of(args, second.args, counts);
+                self.dispatch(&FisherFour { first: kernel, second: second.kernel }, params, args)?;
             } else {
                 self.dispatch(&kernel, params, args)?;
             }
@@ -64,7 +72,7 @@ impl Recording {
 
     /// The counts of two steps, where they lie as one dispatch of both leaves them and the device has such dispatches.
     fn counts_of_both(&self, first: &Fisher, args: &FisherArgs, next: &MergeStep) -> Option<View> {
-        let (second, _, of_second) = next;
+        let MergeStep { kernel: second, args: of_second, .. } = next;
         let fits = FisherFour::suits(&self.caps) && first.pair && first.floored == second.floored;
         let (counts, others) = (&args.counts, &of_second.counts);
         let beside = others.offset() == counts.offset() + 4 * COUNT_STRIDE;
@@ -79,8 +87,8 @@ impl Recording {
 /// The first step starts from nothing, the last one writes the result, and all are over the same parameters.
 fn check_order(steps: &[MergeStep]) -> Result<()> {
     let last = steps.len().saturating_sub(1);
-    let in_order = |(at, (kernel, params, _)): (usize, &MergeStep)| {
-        kernel.first == (at == 0) && kernel.last == (at == last) && params.len == steps[0].1.len
+    let in_order = |(at, MergeStep { kernel, params, .. }): (usize, &MergeStep)| {
+        kernel.first == (at == 0) && kernel.last == (at == last) && params.len == steps[0].params.len
     };
     if !steps.is_empty() && steps.iter().enumerate().all(in_order) {
         return Ok(());
@@ -91,8 +99,8 @@ fn check_order(steps: &[MergeStep]) -> Result<()> {
 
 /// Whether the result lies where an earlier step reads: it may be written only after all blocks of that step then.
 fn writes_inputs(steps: &[MergeStep]) -> bool {
-    let merged = &steps[steps.len() - 1].2.merged;
-    steps.iter().any(|(_, _, args)| inputs(args).iter().any(|input| overlap(input, merged)))
+    let merged = &steps[steps.len() - 1].args.merged;
+    steps.iter().any(|step| inputs(&step.args).iter().any(|input| overlap(input, merged)))
 }
 
 /// Whether two views are of one device buffer, which a dispatch can't bind for reading and for writing, whatever the
@@ -138,7 +146,7 @@ mod tests {
                 merged: if first { spare } else { merged.clone() },
                 counts: alloc(COUNT_WORDS, Element::U32),
             };
-            (kernel, bench.params, args)
+            MergeStep { kernel, params: bench.params, args }
         };
         let steps = vec![step(0), step(1)];
         (steps, merged)
@@ -167,7 +175,7 @@ mod tests {
             assert!(matches!(recording.merge(wrong), Err(Error::Argument { .. })));
         }
         let mut shorter = steps;
-        shorter[1].1.len -= 1;
+        shorter[1].params.len -= 1;
         assert!(matches!(recording.merge(shorter), Err(Error::Argument { .. })));
         assert!(recording.is_empty());
     }

@@ -203,10 +203,13 @@ fn check_views<K: Kernel>(args: &K::Args, backend: &Backend, caps: &Caps) -> Res
             _ => return Err(wrong_backend(&op())),
         }
         if view.padded_bytes() > caps.max_binding_bytes {
-            let limit = "max_storage_buffer_binding_size".into();
+            let limit = match caps.is_host {
+                true => "the most bytes of one argument",
+                false => "max_storage_buffer_binding_size",
+            };
             return Err(Error::Limit {
                 op: op(),
-                limit,
+                limit: limit.into(),
                 max: caps.max_binding_bytes,
                 asked: view.padded_bytes(),
             });

@@ -97,7 +97,7 @@ impl TopK {
         let max = u64::from(u32::MAX);
         let len = u32::try_from(fisher.len()).map_err(|_| Error::Limit {
             op: OP.into(),
-            limit: "items of one recorded selection".into(),
+            limit: "the most items of one recorded selection".into(),
             max,
             asked: fisher.len(),
         })?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use squisher::methods::fisher::Kind;
+use squisher::methods::fisher::{Kind, plan};
 use squisher::stream::Budget;
 use squisher::{Backend, Run};
 use tempfile::TempDir;
@@ -152,12 +152,16 @@ fn a_result_beyond_the_budget_takes_several_passes() {
             let options = of(kind);
             let (want, once) = run(&backend, &files, options).expect("sound");
             let (got, report) = with(&within(6000), &files, options).expect("in passes");
+            let planned = plan(&files, &options, &within(6000)).expect("in passes");
+            assert_eq!((planned.passes, planned.elements), (report.passes, report.elements), "{kind}");
             assert!(once.passes == 1 && report.passes > 2, "{kind}: {} passes", report.passes);
             let error = worst(&got, &want);
             assert!(error < 1e-6, "{kind} on {}: {error:e}", backend.name());
         }
         let refused = with(&within(200), &files, of(Kind::Empirical));
         let text = refused.expect_err("a row is more").to_string();
+        let planned = plan(&files, &of(Kind::Empirical), &within(200));
+        assert_eq!(planned.expect_err("a row is more").to_string(), text);
         let flag = if backend.caps().is_host { "raise --host-memory" } else { "raise --device-memory" };
         assert!(text.contains("the budget is 200") && text.contains(flag), "{text}");
     }

@@ -1,6 +1,11 @@
 //! Captures and options without a meaning are refused by message.
 
-use squisher::methods::fisher::{FisherOptions, Kind};
+use std::path::PathBuf;
+use std::process::Command;
+
+use assert_cmd::cargo::CommandCargoExt;
+use squisher::methods::fisher::{FisherOptions, Kind, Reduction, plan};
+use squisher::{Backend, Run};
 
 use crate::support::capture_files::{Draft, LINEAR, linear};
 use crate::support::files::folder;
@@ -52,8 +57,17 @@ fn bad_captures_are_refused_by_message() {
     refuses(conv, "axis 2 of the output should have 3 for this input and window, it has 4");
 }
 
+/// What a run refuses before it reads the layers, a plan refuses in the same words.
+fn refused_and_unplanned(captures: &[PathBuf], options: FisherOptions) -> String {
+    let text = refused(captures, options);
+    let planned = plan(captures, &options, &Run::new(&Backend::Host));
+    assert_eq!(planned.expect_err("a plan that the run refuses").to_string(), text);
+    text
+}
+
 #[test]
 fn options_without_a_meaning_are_refused_by_message() {
+    let refused = refused_and_unplanned;
     let folder = folder();
     let path = [linear(&[1.0], &[1.0]).write(&folder, "a.safetensors")];
     let message = refused(&path, FisherOptions { weighted: true, ..of(Kind::Empirical) });
@@ -64,6 +78,16 @@ fn options_without_a_meaning_are_refused_by_message() {
     assert!(message.contains("beta is 1"), "{message}");
     assert!(refused(&path, of(Kind::Ief)).contains("no logit_grad"));
     assert!(refused(&[], of(Kind::Empirical)).contains("no capture was given"));
+    let mean = FisherOptions { reduction: Reduction::Mean, ..of(Kind::Accumulator) };
+    assert!(refused(&path, mean).contains("by its own rule"));
+    let model = linear(&[1.0], &[1.0]).with("sample_weight", &[1], &[1.0]).note("labels", "all");
+    let model = [model.write(&folder, "all.safetensors")];
+    assert!(refused(&model, of(Kind::Ema)).contains("defined by the data's labels"));
+    let planned = plan(&path, &of(Kind::Ema), &Run::new(&Backend::Host)).expect("sound");
+    assert_eq!((planned.samples, planned.batches, planned.passes), (1, 1, 1));
+    let mut tool = Command::cargo_bin("squisher").expect("the tests are built together with the tool");
+    tool.args(["fisher", "--kind", "joint", "--weighted", "--dry-run", "-o", "none"]).arg(&path[0]);
+    assert_eq!(tool.output().expect("the tool can be started").status.code(), Some(2));
     let other = linear(&[1.0, 2.0], &[1.0]).write(&folder, "b.safetensors");
     let message = refused(&[path[0].clone(), other], of(Kind::Empirical));
     assert!(message.contains("not of one network: layer \"fc\""), "{message}");

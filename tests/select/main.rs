@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use safetensors::Dtype;
 use squisher::methods::mask::{MaskOptions, mask};
-use squisher::methods::prune::{PruneOptions, SelectReport, prune};
+use squisher::methods::prune::{PruneOptions, prune};
+use squisher::methods::select::SelectReport;
 use squisher::{Backend, Error, Run};
 
 use support::files::{Tensor, Tensors, f32s, write};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use squisher::methods::step::{StepKind, StepOptions, step};
+use squisher::methods::step::{StepKind, StepOptions, plan, step};
 use squisher::stream::Budget;
 use squisher::{Backend, Run};
 
@@ -37,6 +37,8 @@ fn what_has_no_meaning_is_refused_and_leaves_no_file() {
     let budget = Budget { host_bytes: 16, ..Budget::default() };
     let small = Run { budget, ..Run::new(&Backend::Host) };
     let text = step(&path, &ef(1.0), &folder.path().join("small"), &small).expect_err("16 bytes").to_string();
+    let planned = plan(&path, &ef(1.0), &small).expect_err("16 bytes").to_string();
+    assert_eq!(planned, text, "a plan refuses what the run refuses");
     assert!(text.contains("Gram matrix of 2 samples, 8·N²") && text.contains("at least 32 bytes"), "{text}");
     // The same sample twice.
     let twice = linear(&[1.0, 2.0, 1.0, 2.0], &[0.5, 0.5]).write(&folder, "twice");

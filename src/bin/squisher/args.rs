@@ -15,7 +15,7 @@ Exit codes:
   3    an input file is damaged, missing or of a kind that is not read
   4    the inputs are sound but do not fit together, or not what is asked of them
   5    no adapter answers to the request
-  6    the device was lost or is out of memory
+  6    the device was lost, is out of memory, or one step is beyond its limits or those of the kernels
   7    the output cannot be written
   130  interrupted (SIGINT); 143 terminated (SIGTERM)
 

@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use squisher::error::printable;
 use squisher::methods::Globs;
-use squisher::methods::prune::{SelectPlan, SelectReport, Selected};
 use squisher::methods::select::Scope;
+use squisher::methods::select::{SelectPlan, SelectReport, Selected};
 use squisher::shape::shape_text;
 
 use crate::non_finite::NonFinite;

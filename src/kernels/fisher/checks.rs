@@ -57,7 +57,7 @@ pub(super) fn len(op: &str, shape: &[u64]) -> Result<u64> {
         Some(len) if len <= max => Ok(len),
         len => Err(Error::Limit {
             op: op.into(),
-            limit: "elements of one argument".into(),
+            limit: "the most elements of one argument".into(),
             max,
             asked: len.unwrap_or(u64::MAX),
         }),

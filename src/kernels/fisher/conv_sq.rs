@@ -234,7 +234,12 @@ impl ConvSqParams {
             let max = i32::MAX as u64;
             let asked = input + 2 * padding;
             if asked > max {
-                return Err(Error::Limit { op: op.into(), limit: "padded input".into(), max, asked });
+                return Err(Error::Limit {
+                    op: op.into(),
+                    limit: "the longest padded input".into(),
+                    max,
+                    asked,
+                });
             }
         }
         Ok(())

@@ -59,7 +59,7 @@ fn len(op: &str, shape: [u32; 3]) -> Result<u64> {
     let asked = shape.iter().fold(1_u128, |product, &axis| product * u128::from(axis));
     u64::try_from(asked).ok().filter(|&len| len <= max).ok_or_else(|| Error::Limit {
         op: op.into(),
-        limit: "elements of one argument".into(),
+        limit: "the most elements of one argument".into(),
         max,
         asked: u64::try_from(asked).unwrap_or(u64::MAX),
     })

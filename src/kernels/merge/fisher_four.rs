@@ -269,7 +269,7 @@ impl Kernel for FisherFour {
         if caps.max_storage_buffers < Self::buffers() {
             return Err(Error::Limit {
                 op: Self::NAME.into(),
-                limit: "storage buffers of one step".into(),
+                limit: "max_storage_buffers_per_shader_stage".into(),
                 max: caps.max_storage_buffers.into(),
                 asked: Self::buffers().into(),
             });

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::passes::Plan;
-use super::{FisherOptions, FisherReport, Kind, OP, Reduction};
+use super::{FisherOptions, FisherPlan, FisherReport, Kind, OP, Reduction};
 use crate::checkpoint::{
     Capture, CaptureLayer, Dtype, Labels, LossReduction, Output, OutputLayout, OutputTensor, same_network,
 };
 use crate::error::{Error, Result};
+use crate::methods::captured::Unit;
 use crate::shape::{elements, usize_of};
 use crate::stream::{Run, Timings};
 
@@ -67,10 +68,10 @@ impl<'a> Job<'a> {
                 Labels::Data => capture.samples() as f64,
                 Labels::Sampled | Labels::All => batch.weight.iter().sum(),
             };
-            batches.push(match options.kind {
-                Kind::Ief => batch.divided_by(&capture.logit_grad_sq()?),
-                _ => batch,
-            });
+            batches.push(batch);
+            if options.kind == Kind::Ief && !capture.has_logit_grad() {
+                capture.logit_grad_sq()?;
+            }
         }
         #[expect(
             clippy::cast_possible_truncation,
@@ -79,6 +80,35 @@ impl<'a> Job<'a> {
         )]
         let samples = samples.round() as u64;
         Ok(Self { run, captures, options, samples, batches })
+    }
+
+    /// The job with what the data of all samples tell before the first layer: each one's s_n for the iEF.
+    pub(super) fn with_losses(mut self) -> Result<Self> {
+        if self.options.kind == Kind::Ief {
+            let divide =
+                |(batch, capture): (Samples, &Capture)| Ok(batch.divided_by(&capture.logit_grad_sq()?));
+            self.batches = self.batches.into_iter().zip(self.captures).map(divide).collect::<Result<_>>()?;
+        }
+        Ok(self)
+    }
+
+    /// Every unit of layers, in as many passes as the budget asks for.
+    pub(super) fn plans<'u>(&self, units: &'u [Unit]) -> Result<Vec<Plan<'u>>> {
+        units.iter().map(|unit| self.plan(unit)).collect()
+    }
+
+    /// What would be done.
+    pub(super) fn planned(&self, plans: &[Plan<'_>]) -> FisherPlan {
+        let tensors = self.tensors();
+        FisherPlan {
+            kind: self.kind_name(),
+            samples: self.samples,
+            batches: self.captures.len(),
+            elements: count(&tensors),
+            tensors,
+            passes: most_passes(plans),
+            bytes_to_read: self.bytes(),
+        }
     }
 
     /// Whether captured gradients were divided by the batch size.
@@ -108,10 +138,10 @@ impl<'a> Job<'a> {
             samples: self.samples,
             batches: self.captures.len(),
             zero_loss_samples: self.batches.iter().map(|batch| batch.zero_loss).sum(),
-            elements: tensors.iter().map(|(_, shape)| elements(shape).unwrap_or(u64::MAX)).sum(),
+            elements: count(&tensors),
             tensors,
             bytes_read: self.bytes(),
-            passes: plans.iter().map(|plan| plan.rows.len()).max().unwrap_or(0),
+            passes: most_passes(plans),
             bytes_written: output.total_bytes(),
             adapter: self.run.backend.name(),
             output: output.path().to_owned(),
@@ -155,4 +185,14 @@ impl<'a> Job<'a> {
         ];
         entries.into_iter().filter_map(|(key, value)| Some((format!("squisher.{key}"), value?))).collect()
     }
+}
+
+/// Elements of tensors of these shapes.
+fn count(tensors: &[(String, Vec<u64>)]) -> u64 {
+    tensors.iter().map(|(_, shape)| elements(shape).unwrap_or(u64::MAX)).sum()
+}
+
+/// Passes of the unit that has most.
+fn most_passes(plans: &[Plan<'_>]) -> usize {
+    plans.iter().map(|plan| plan.rows.len()).max().unwrap_or(0)
 }

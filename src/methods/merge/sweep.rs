@@ -181,7 +181,7 @@ impl MergeSweep<'_> {
             merged: buffers.merged.clone(),
             counts: buffers.counts.clone(),
         };
-        (kernel, params, args)
+        MergeStep { kernel, params, args }
     }
 
     /// λ over the normaliser, λ's share of the plain average so far, and the floor.

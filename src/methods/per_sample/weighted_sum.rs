@@ -24,7 +24,9 @@ impl PerSample<'_> {
     /// piece, layer by layer.
     ///
     /// # Errors
-    /// As [`PerSample::norms`], what `write` refuses, and [`Error::Shape`] where x has not one number a sample.
+    /// As [`PerSample::norms`], what `write` refuses, [`Error::Budget`] where a row of a parameter is beyond
+    /// the budget, and [`Error::Shape`]
+    /// where x has not one number a sample.
     pub fn weighted_sum(
         &self,
         x: &[f64],
@@ -47,6 +49,15 @@ impl PerSample<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Checks that a row of every parameter fits the budget.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] as [`PerSample::weighted_sum`].
+    pub fn check_weighted_sum(&self) -> Result<()> {
+        let (share, caps) = Share::of(&self.run.budget, &self.run.backend.caps(), 1);
+        units(self.captures[0].layers())?.iter().try_for_each(|unit| passes(unit, &caps, share).map(drop))
     }
 
     /// Adds every sample's gradient, x times.

@@ -3,16 +3,14 @@
 use std::ops::Range;
 
 use super::OP;
-use super::budget::within_budget;
-use super::plan::Plan;
-use super::writer::{COPY_BYTES, Writer};
+use super::writer::Writer;
 use crate::error::Result;
 use crate::interrupt::Interrupt;
-use crate::methods::select::{Keep, Kept, Scope, Selector};
+use crate::methods::select::{COPY_BYTES, Keep, Kept, Roles, Scope, Selector, within_budget};
 use crate::shape::usize_of;
 
 /// Ranges of the ranked tensors, and how many filters of each are kept.
-pub(super) fn parts(plan: &Plan<'_>, scope: Scope, keep: Keep) -> Result<Vec<(Range<usize>, u64)>> {
+pub(super) fn parts(plan: &Roles<'_>, scope: Scope, keep: Keep) -> Result<Vec<(Range<usize>, u64)>> {
     let always =
         plan.always.iter().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.shape[0]).sum();
     let rows = plan.ranked.iter().map(|tensor| tensor.shape[0]);
@@ -28,13 +26,13 @@ pub(super) fn parts(plan: &Plan<'_>, scope: Scope, keep: Keep) -> Result<Vec<(Ra
 }
 
 /// Elements of a filter.
-fn width(plan: &Plan<'_>, tensor: usize) -> u64 {
+fn width(plan: &Roles<'_>, tensor: usize) -> u64 {
     let tensor = plan.ranked[tensor];
     tensor.elements().checked_div(tensor.shape[0]).unwrap_or(0).max(1)
 }
 
 /// `filter-sum` of every filter: Σ ½ θ² F, in f64.
-pub(super) fn sums(selector: &mut Selector<'_>, plan: &Plan<'_>) -> Result<Vec<Vec<f64>>> {
+pub(super) fn sums(selector: &mut Selector<'_>, plan: &Roles<'_>) -> Result<Vec<Vec<f64>>> {
     let mut sums: Vec<Vec<f64>> =
         plan.ranked.iter().map(|tensor| vec![0.0; usize_of(tensor.shape[0])]).collect();
     selector.scores(&mut |tensor, start, scores| {
@@ -50,7 +48,7 @@ pub(super) fn sums(selector: &mut Selector<'_>, plan: &Plan<'_>) -> Result<Vec<V
 /// Writes the filters with the best scores and zeros in the place of the others; gives the last kept one's score, if there is one
 /// order for all.
 pub(super) fn keep_best(
-    plan: &Plan<'_>,
+    plan: &Roles<'_>,
     scores: &[Vec<f64>],
     (scope, keep): (Scope, Keep),
     writer: &Writer<'_>,
@@ -76,7 +74,7 @@ pub(super) fn keep_best(
 
 /// 1 for every filter that stays, and the score of the last one.
 fn best(
-    plan: &Plan<'_>,
+    plan: &Roles<'_>,
     scores: &[Vec<f64>],
     scope: Scope,
     keep: Keep,

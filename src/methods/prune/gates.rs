@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use super::plan::plan_captured;
 use super::writer::Writer;
-use super::{OP, PruneOptions, SelectPlan, SelectReport, filters, listed};
+use super::{OP, PruneOptions, filters};
 use crate::backend::Backend;
 use crate::checkpoint::{
     Capture, CaptureLayer, Checkpoint, Labels, LayerKind, LossReduction, TensorInfo, same_network,
@@ -28,6 +28,7 @@ use crate::checkpoint::{
 use crate::error::{Error, Result, printable};
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::methods::captured::{Batch, InFile, Portion, Sides, cut, ranges};
+use crate::methods::select::{SelectPlan, SelectReport, listed};
 use crate::methods::source::CheckpointSource;
 use crate::record::Recording;
 use crate::record::fisher::Squares;

@@ -4,17 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::PruneOptions;
-use super::plan::Plan;
-use super::report::{SelectReport, report};
 use crate::checkpoint::{Checkpoint, Output, OutputLayout, TensorInfo};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
-use crate::methods::select::Kept;
+use crate::methods::select::{COPY_BYTES, Kept, Roles, SelectReport, report};
 use crate::shape::usize_of;
 use crate::stream::Sink;
-
-/// Bytes copied at once.
-pub(super) const COPY_BYTES: u64 = 4 << 20;
 
 /// The outputs being written.
 pub(super) struct Writer<'a> {
@@ -53,7 +48,7 @@ impl<'a> Writer<'a> {
     pub(super) fn create(
         model: &'a Checkpoint,
         others: &[&Path],
-        plan: &Plan<'a>,
+        plan: &Roles<'a>,
         score: &str,
         options: &PruneOptions,
         out: &Path,
@@ -105,17 +100,17 @@ impl<'a> Writer<'a> {
     }
 
     /// Copies what is not ranked; in the mask, what is always kept is true.
-    pub(super) fn whole(&self, plan: &Plan<'_>, interrupt: &Interrupt) -> Result<()> {
+    pub(super) fn whole(&self, plan: &Roles<'_>, interrupt: &Interrupt) -> Result<()> {
         for &tensor in plan.always.iter().chain(&plan.copied) {
             copy(self.model, tensor, &self.output, interrupt)?;
         }
         if let Some(mask) = &self.mask {
-            plan.always.iter().try_for_each(|tensor| fill_true(mask, tensor))?;
+            plan.keep_always(mask)?;
         }
         Ok(())
     }
 
-    pub(super) fn finish(self, plan: &Plan<'_>, kept: &[u64]) -> Result<SelectReport> {
+    pub(super) fn finish(self, plan: &Roles<'_>, kept: &[u64]) -> Result<SelectReport> {
         let mut report = report(plan, kept, &self.output);
         report.bytes_read = plan.always.iter().chain(&plan.copied).map(|tensor| tensor.bytes).sum();
         if let Some(mask) = self.mask {
@@ -138,17 +133,6 @@ fn copy(from: &Checkpoint, tensor: &TensorInfo, to: &Output, interrupt: &Interru
         from.read(tensor, start, &mut bytes)?;
         to.write(slot, start, &bytes)?;
         start += bytes.len() as u64;
-    }
-    Ok(())
-}
-
-/// Writes true for every element of a tensor.
-pub(crate) fn fill_true(mask: &Output, tensor: &TensorInfo) -> Result<()> {
-    let slot = mask.position(&tensor.name).expect("the mask has what is always kept");
-    let ones = vec![1; usize_of(COPY_BYTES.min(tensor.elements()))];
-    for start in (0..tensor.elements()).step_by(usize_of(COPY_BYTES)) {
-        let len = COPY_BYTES.min(tensor.elements() - start);
-        mask.write(slot, start, &ones[..usize_of(len)])?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! How many are kept, among what, and where they end.
 
+use super::histogram::{Histogram, Place};
 use crate::error::{Error, Result};
-use crate::methods::histogram::{Histogram, Place};
 
 /// How many are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,22 +54,21 @@ impl Keep {
 
 /// Where the kept ones end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// The bits of the score of the last one kept; above every score where nothing is kept.
-    pub threshold: u32,
+    pub(super) threshold: u32,
     /// How many of the scores equal to it are kept.
-    pub ties: u64,
+    pub(super) ties: u64,
     /// How many scores are equal to it.
-    pub equal: u64,
+    pub(super) equal: u64,
 }
 
 impl Cut {
     /// Nothing is kept.
-    pub const NOTHING: Self = Self { threshold: u32::MAX, ties: 0, equal: 0 };
+    pub(super) const NOTHING: Self = Self { threshold: u32::MAX, ties: 0, equal: 0 };
 
     /// The cut after the `k` best, if `fine` has a bin for every score and the k-th best is in one.
-    #[must_use]
-    pub fn after(k: u64, fine: &Histogram) -> Option<Self> {
+    pub(super) fn after(k: u64, fine: &Histogram) -> Option<Self> {
         match fine.place(k) {
             Place::In { bin, better, count } if fine.window.shift == 0 => {
                 Some(Self { threshold: fine.window.low + bin, ties: k - better, equal: count })
@@ -79,8 +78,7 @@ impl Cut {
     }
 
     /// The score of the last one kept, if any is.
-    #[must_use]
-    pub fn score(&self) -> Option<f32> {
+    pub(crate) fn score(&self) -> Option<f32> {
         (self.threshold != u32::MAX).then(|| f32::from_bits(self.threshold))
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use super::histogram::Window;
 use super::parts::{Classes, Part};
 use super::{Cut, Kept, Selector, Take};
 use crate::backend::Backend;
@@ -14,7 +15,6 @@ use crate::kernels::select::{
     STATE_WORDS, Scan, ScanArgs, ScanParams, Spend, SpendArgs, SpendParams, mask_words,
 };
 use crate::memory::{Element, View};
-use crate::methods::histogram::Window;
 use crate::record::Recording;
 use crate::shape::usize_of;
 use crate::stream::{Buffers, Chunk, Sweep};

@@ -42,7 +42,7 @@ impl Solution {
 /// # Errors
 /// [`Error::Shape`] where the sizes do not fit; [`Error::Mismatch`] where K + λI has no inverse as far as f32
 /// gradients tell, with a damping that would do.
-pub fn solve(gram: &mut [f64], damping: f64, rhs: &mut [f64]) -> Result<()> {
+fn solve(gram: &mut [f64], damping: f64, rhs: &mut [f64]) -> Result<()> {
     let n = rhs.len();
     if gram.len() != n * n {
         return Err(Error::shape(OP, "gram", format!("{n} × {n} elements"), gram.len().to_string()));

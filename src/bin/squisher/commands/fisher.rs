@@ -5,8 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use squisher::checkpoint::{Capture, same_network};
-use squisher::methods::fisher::{self as methods, FisherOptions, FisherReport, Kind};
+use squisher::methods::fisher::{self as methods, FisherOptions, FisherPlan, FisherReport, Kind};
 
 use crate::args::Global;
 use crate::table::{Table, count, counted, size};
@@ -61,12 +60,12 @@ enum Reduction {
 impl Fisher {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         let options = self.options(global)?;
-        if global.dry_run {
-            let captures = self.captures.iter().map(Capture::open).collect::<Result<Vec<_>, _>>()?;
-            same_network(&captures)?;
-            return output::report(global, "fisher", &Planned::new(&captures));
-        }
         let backend = global.device.open()?;
+        if global.dry_run {
+            let plan = methods::plan(&self.captures, &options, &global.planning(&backend))?;
+            let planned = Planned { dry_run: true, adapter: backend.name(), plan, output: self.output };
+            return output::report(global, "fisher", &planned);
+        }
         let reporter = progress::reporter(global, "fisher");
         let run = global.run(&backend, reporter.as_ref())?;
         let report = methods::fisher(&self.captures, &options, &self.output, &run)?;
@@ -106,26 +105,10 @@ struct Done(FisherReport);
 #[derive(Serialize)]
 struct Planned {
     dry_run: bool,
-    samples: u64,
-    batches: usize,
-    tensors: Vec<(String, Vec<u64>)>,
-    bytes_to_read: u64,
-}
-
-impl Planned {
-    fn new(captures: &[Capture]) -> Self {
-        let mut tensors = Vec::new();
-        for layer in captures.iter().take(1).flat_map(Capture::layers) {
-            tensors.extend(layer.parameters());
-        }
-        Self {
-            dry_run: true,
-            samples: captures.iter().map(Capture::samples).sum(),
-            batches: captures.len(),
-            tensors,
-            bytes_to_read: captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum(),
-        }
-    }
+    adapter: String,
+    #[serde(flatten)]
+    plan: FisherPlan,
+    output: PathBuf,
 }
 
 impl fmt::Display for Done {
@@ -148,12 +131,14 @@ impl fmt::Display for Done {
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (samples, bytes) = (counted(self.samples, "sample"), size(self.bytes_to_read));
-        write!(
-            f,
-            "{}\nwould read {samples}, {bytes} from {}",
-            Table::of_tensors(&self.tensors),
-            counted(self.batches as u64, "file")
-        )
+        let plan = &self.plan;
+        let (samples, bytes) = (counted(plan.samples, "sample"), size(plan.bytes_to_read));
+        writeln!(f, "{}", Table::of_tensors(&plan.tensors))?;
+        writeln!(f, "{} Fisher on {}", plan.kind, self.adapter)?;
+        write!(f, "would read {samples}, {bytes} from {}", counted(plan.batches as u64, "file"))?;
+        if plan.passes > 1 {
+            write!(f, ", of the largest layer {} times, to stay within the budget", plan.passes)?;
+        }
+        write!(f, "\nwould write {} elements to {}", count(plan.elements), self.output.display())
     }
 }

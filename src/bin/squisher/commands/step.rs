@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use squisher::Backend;
-use squisher::checkpoint::{Capture, CaptureLayer};
-use squisher::methods::step::{self as methods, StepKind, StepOptions, StepReport};
+use squisher::methods::step::{self as methods, StepKind, StepOptions, StepPlan, StepReport};
 
 use crate::args::Global;
 use crate::table::{Table, count, counted, size};
@@ -64,12 +62,12 @@ impl Step {
             indicator: self.indicator.clone(),
             overwrite: global.overwrite,
         };
-        if global.dry_run {
-            let captures = self.captures.iter().map(Capture::open).collect::<Result<Vec<_>, _>>()?;
-            let samples = methods::check(&captures, &options, &global.planning(&Backend::Host))?;
-            return output::report(global, "step", &Planned::new(&captures, samples));
-        }
         let backend = global.device.open()?;
+        if global.dry_run {
+            let plan = methods::plan(&self.captures, &options, &global.planning(&backend))?;
+            let planned = Planned { dry_run: true, adapter: backend.name(), plan, output: self.output };
+            return output::report(global, "step", &planned);
+        }
         let reporter = progress::reporter(global, "step");
         let run = global.run(&backend, reporter.as_ref())?;
         let report = methods::step(&self.captures, &options, &self.output, &run)?;
@@ -87,25 +85,10 @@ struct Done(StepReport);
 #[derive(Serialize)]
 struct Planned {
     dry_run: bool,
-    samples: u64,
-    batches: usize,
-    tensors: Vec<(String, Vec<u64>)>,
-    bytes_to_read: u64,
-    gram_bytes: u64,
-}
-
-impl Planned {
-    fn new(captures: &[Capture], samples: u64) -> Self {
-        let layers = captures.iter().take(1).flat_map(Capture::layers);
-        Self {
-            dry_run: true,
-            samples,
-            batches: captures.len(),
-            tensors: layers.flat_map(CaptureLayer::parameters).collect(),
-            bytes_to_read: captures.iter().map(|capture| capture.checkpoint().total_bytes()).sum(),
-            gram_bytes: samples.saturating_mul(samples).saturating_mul(8),
-        }
-    }
+    adapter: String,
+    #[serde(flatten)]
+    plan: StepPlan,
+    output: PathBuf,
 }
 
 impl fmt::Display for Done {
@@ -146,13 +129,12 @@ impl fmt::Display for Done {
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (samples, bytes) = (counted(self.samples, "sample"), size(self.bytes_to_read));
-        write!(
-            f,
-            "{}\nwould read {samples}, {bytes} from {}; their Gram matrix has {}",
-            Table::of_tensors(&self.tensors),
-            counted(self.batches as u64, "file"),
-            size(self.gram_bytes)
-        )
+        let plan = &self.plan;
+        let (samples, bytes) = (counted(plan.samples, "sample"), size(plan.bytes_to_read));
+        writeln!(f, "{}", Table::of_tensors(&plan.tensors))?;
+        writeln!(f, "{} step, damping {:e}, on {}", plan.kind, plan.damping, self.adapter)?;
+        write!(f, "would read {samples}, {bytes} from {}", counted(plan.batches as u64, "file"))?;
+        write!(f, "; their Gram matrix has {}", size(plan.gram_bytes))?;
+        write!(f, "\nwould write {}", self.output.display())
     }
 }

@@ -81,7 +81,7 @@ impl Models {
     fn fisher(&self) -> Left {
         let inputs = self.inputs();
         self.run(self.steps(), |recording, step, left| {
-            let (kernel, params, args) = self.fisher_step(&inputs, step, left);
+            let MergeStep { kernel, params, args } = self.fisher_step(&inputs, step, left);
             recording.dispatch(&kernel, params, args).expect("views fit");
         })
     }
@@ -157,7 +157,7 @@ impl Models {
             merged,
             counts,
         };
-        (kernel, params, args)
+        MergeStep { kernel, params, args }
     }
 
     /// The last model is the base.

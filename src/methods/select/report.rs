@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::plan::Plan;
+use super::Roles;
 use crate::checkpoint::{Output, TensorInfo};
 use crate::error::printable;
 use crate::stream::Timings;
@@ -88,7 +88,7 @@ pub struct SelectPlan {
 }
 
 /// What was kept, with what is known from the plan and the output.
-pub(crate) fn report(plan: &Plan<'_>, kept: &[u64], output: &Output) -> SelectReport {
+pub(crate) fn report(plan: &Roles<'_>, kept: &[u64], output: &Output) -> SelectReport {
     let ranked = plan.ranked.iter().zip(kept).map(|(tensor, &kept)| Selected::new(tensor, kept));
     let always = plan.always.iter().map(|tensor| Selected::new(tensor, tensor.elements()));
     let mut tensors: Vec<Selected> = ranked.chain(always).collect();

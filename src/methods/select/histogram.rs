@@ -1,39 +1,34 @@
-//! Histograms of score bits that can be added up.
-
-use serde::{Deserialize, Serialize};
+//! Histograms of score bits.
 
 use crate::error::{Error, Result};
 
 /// Bins of equal width over a window of score bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Window {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
     /// The lower end.
-    pub low: u32,
+    pub(super) low: u32,
     /// A bin is 2^shift wide.
-    pub shift: u32,
+    pub(super) shift: u32,
     /// Bins.
-    pub bins: u32,
+    pub(super) bins: u32,
 }
 
-/// How many scores lie in each bin of a window, below it and above it.
+/// How many scores lie in each bin of a window, and above it.
 ///
-/// Counts are u64, and histograms of one window add up: parts of a job may be counted apart, on several devices or
-/// machines, and joined. The sum is that of the whole, whatever the parts were.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Histogram {
+/// Counts are u64, and what several steps count over one window adds up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Histogram {
     /// What is counted.
-    pub window: Window,
-    /// Scores below the window.
-    pub below: u64,
+    pub(super) window: Window,
     /// Scores in each bin.
-    pub counts: Vec<u64>,
+    pub(super) counts: Vec<u64>,
     /// Scores above the window.
-    pub above: u64,
+    pub(super) above: u64,
 }
 
 /// Where the k-th largest score is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(super) enum Place {
     /// Above the window.
     Above,
     /// In a bin.
@@ -51,17 +46,15 @@ pub enum Place {
 
 impl Window {
     /// Every score, in bins of an eighth of a power of two.
-    pub const COARSE: Self = Self { low: 0, shift: 20, bins: 2048 };
+    pub(super) const COARSE: Self = Self { low: 0, shift: 20, bins: 2048 };
 
     /// The window over one of this window's bins, every score its own bin.
-    #[must_use]
-    pub fn inside(self, bin: u32) -> Self {
+    pub(super) fn inside(self, bin: u32) -> Self {
         Self { low: self.low + (bin << self.shift), shift: 0, bins: 1 << self.shift }
     }
 
     /// A window of single scores around `score`, as wide as a coarse bin.
-    #[must_use]
-    pub fn around(score: u32) -> Self {
+    pub(super) fn around(score: u32) -> Self {
         let bins = 1 << Self::COARSE.shift;
         Self { low: score.saturating_sub(bins / 2), shift: 0, bins }
     }
@@ -69,41 +62,22 @@ impl Window {
 
 impl Histogram {
     /// A histogram of nothing.
-    #[must_use]
-    pub fn new(window: Window) -> Self {
-        Self { window, below: 0, counts: vec![0; window.bins as usize], above: 0 }
-    }
-
-    /// Adds what was counted elsewhere.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] if that was another window.
-    pub fn add(&mut self, other: &Self) -> Result<()> {
-        if self.window != other.window || self.counts.len() != other.counts.len() {
-            let problem = format!("{:?} cannot be added to {:?}", other.window, self.window);
-            return Err(Error::argument("histogram", problem));
-        }
-        self.below += other.below;
-        self.above += other.above;
-        for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
-            *sum += count;
-        }
-        Ok(())
+    pub(super) fn new(window: Window) -> Self {
+        Self { window, counts: vec![0; window.bins as usize], above: 0 }
     }
 
     /// Adds counts as [`kernels::select::Histogram`](crate::kernels::select::Histogram) leaves them: below, bins, above.
     ///
     /// # Errors
     /// [`Error::Shape`] if they are not as many as the window's.
-    pub fn add_words(&mut self, words: &[u32]) -> Result<()> {
+    pub(super) fn add_words(&mut self, words: &[u32]) -> Result<()> {
         let expected = self.counts.len() + 2;
         let wrong = || Error::shape("histogram", "counts", expected.to_string(), words.len().to_string());
-        let (&below, rest) = words.split_first().ok_or_else(wrong)?;
+        let (_below, rest) = words.split_first().ok_or_else(wrong)?;
         let (&above, bins) = rest.split_last().ok_or_else(wrong)?;
         if bins.len() != self.counts.len() {
             return Err(wrong());
         }
-        self.below += u64::from(below);
         self.above += u64::from(above);
         for (sum, &count) in self.counts.iter_mut().zip(bins) {
             *sum += u64::from(count);
@@ -111,15 +85,8 @@ impl Histogram {
         Ok(())
     }
 
-    /// Scores counted.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.below + self.counts.iter().sum::<u64>() + self.above
-    }
-
     /// Where the `k`-th largest score is; k counts from 1.
-    #[must_use]
-    pub fn place(&self, k: u64) -> Place {
+    pub(super) fn place(&self, k: u64) -> Place {
         if k <= self.above {
             return Place::Above;
         }
@@ -141,15 +108,19 @@ mod tests {
     use super::*;
 
     fn counted(window: Window, scores: &[u32]) -> Histogram {
+        let mut histogram = Histogram::new(window);
+        histogram.add_words(&words(window, scores)).expect("as many as the window's");
+        histogram
+    }
+
+    fn words(window: Window, scores: &[u32]) -> Vec<u32> {
         let mut words = vec![0; window.bins as usize + 2];
         for &score in scores {
             let bin = i64::from(score >> window.shift) - i64::from(window.low >> window.shift);
             let slot = (bin + 1).clamp(0, i64::from(window.bins) + 1);
             words[usize::try_from(slot).expect("clamped")] += 1;
         }
-        let mut histogram = Histogram::new(window);
-        histogram.add_words(&words).expect("as many as the window's");
-        histogram
+        words
     }
 
     proptest! {
@@ -162,9 +133,8 @@ mod tests {
             let window = Window { low: 16, shift: 2, bins: 8 };
             let (first, second) = scores.split_at(cut.min(scores.len()));
             let mut sum = counted(window, first);
-            sum.add(&counted(window, second)).expect("one window");
+            sum.add_words(&words(window, second)).expect("one window");
             prop_assert_eq!(&sum, &counted(window, &scores));
-            prop_assert_eq!(sum.total(), scores.len() as u64);
 
             let mut sorted = scores.clone();
             sorted.sort_unstable_by(|a, b| b.cmp(a));
@@ -193,10 +163,8 @@ mod tests {
     }
 
     #[test]
-    fn other_windows_are_refused() {
+    fn counts_of_other_windows_are_refused() {
         let mut coarse = Histogram::new(Window::COARSE);
-        let fine = Histogram::new(Window::COARSE.inside(3));
-        assert!(coarse.add(&fine).is_err(), "a fine histogram was added to a coarse one");
         assert!(coarse.add_words(&[0; 5]).is_err(), "five counts were added to 2050");
     }
 

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use super::plan::Plan;
+use super::{Cut, Keep, Roles, Scope, Selector};
 use crate::error::{Error, Result};
-use crate::methods::select::{Cut, Keep, Scope, Selector};
 
-impl Plan<'_> {
+impl Roles<'_> {
     /// How many elements a scope keeps.
     pub(crate) fn kept(&self, op: &str, scope: Scope, keep: Keep) -> Result<u64> {
         let always = self.always_elements();
@@ -49,7 +48,7 @@ pub(crate) fn cuts(
 }
 
 /// What is left of the budget after what is always kept.
-pub(super) fn within_budget(op: &str, k: u64, always: u64) -> Result<u64> {
+pub(crate) fn within_budget(op: &str, k: u64, always: u64) -> Result<u64> {
     k.checked_sub(always).ok_or_else(|| {
         let problem = format!(
             "{k} are to be kept, those that are always kept have {always}; keep more, or always fewer"
