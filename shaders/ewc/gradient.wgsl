@@ -70,7 +70,7 @@ fn pull(t: vec4<u32>, a: vec4<u32>, f: vec4<u32>) -> vec4<f32> {
     let half = exponent >> vec4<u32>(1u);
     let size = params.lambda * (weight.m * distance.m) * pow2(half) * pow2(exponent - half);
     let negative = ((f ^ bits) & vec4<u32>(0x80000000u)) != vec4<u32>(0u);
-    // What is no number stays none.
+    // NaN and infinity are passed on.
     return select(select(size, -size, negative), floats(f) * delta, not_finite(f) | not_finite(bits));
 }
 

@@ -1,6 +1,6 @@
 // What records hold besides sums: indices and exponents, as whole numbers in an f32. Expects lib/dtype.wgsl, lib/wide.wgsl.
 
-/// The index of what there is none of: above every other, so that the first is the least.
+/// Stands for no index: above every other, so that the first is the least.
 const NO_INDEX: u32 = 0xffffffffu;
 
 /// The first of four indices whose flag is set.

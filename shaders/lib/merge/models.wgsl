@@ -2,7 +2,7 @@
 // Expects lib/dtype.wgsl, lib/wide.wgsl, lib/merge/tally.wgsl, lib/merge/count.wgsl, lib/merge/step.wgsl, and a kernel
 // with the overrides REFERENCE and FIRST and the binding `reference`.
 
-/// The storage type of a Fisher that there is none of: it weighs 1 everywhere.
+/// The storage type that stands for no Fisher: the model weighs 1 everywhere.
 const NONE: u32 = 3u;
 const ONES: Octet = Octet(vec4<u32>(0x3f800000u), vec4<u32>(0x3f800000u));
 
@@ -35,7 +35,7 @@ fn first_model(weight: Wide, distance: vec4<f32>, share: f32) -> Tally {
     return Tally(select(distance, distance * share, none), weight.m, weight.m, weight.e, vec4<u32>());
 }
 
-/// One model's say about four parameters; `alone` if there is none before it.
+/// Adds one model to four parameters; `alone` if there is none before it.
 fn with_model(tally: Tally, alone: bool, theta: vec4<u32>, fisher: vec4<u32>, origin: vec4<f32>, model: Model) -> Tally {
     let good = checked(fisher);
     let raised = good < vec4<u32>(model.least);

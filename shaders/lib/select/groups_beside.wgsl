@@ -58,7 +58,7 @@ fn has_bad(s: Octet) -> bool {
     return most_of_four(top) == BAD;
 }
 
-/// The first bad one of four elements from `index`, as it is told; 0 for none.
+/// The complement of the first bad one of four elements from `index`, as it is reported; 0 for none.
 fn told(s: vec4<u32>, index: u32) -> u32 {
     let at = four_indices(index);
     let bad = select(vec4<u32>(), ~at, (s == vec4<u32>(BAD)) & (at < vec4<u32>(params.len)));

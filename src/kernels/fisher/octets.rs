@@ -22,7 +22,7 @@ pub(super) fn octets_for(caps: &Caps, columns: u32, rows: u64) -> u32 {
     [8, 4, 2].into_iter().find(|octets| of_one / octets >= least).unwrap_or(1)
 }
 
-/// Refuses octets that are none, or of columns that do not come in eights.
+/// Refuses numbers of octets that no shader has, and columns that do not come in eights.
 pub(super) fn check_octets(op: &str, octets: u32, columns: u32, together: bool) -> Result<()> {
     if ![0, 1, 2, 4, 8].contains(&octets) {
         return Err(Error::argument(op, format!("{octets} octets an invocation, expected 0, 1, 2, 4 or 8")));

@@ -164,7 +164,7 @@ fn class_of(cumulated: &[u64], random: u64) -> u32 {
     u32::try_from(class).expect("classes are a u32")
 }
 
-/// exp(z − max z) in units of 2⁻³¹; nothing, and a fault, where there is no such thing.
+/// exp(z − max z) in units of 2⁻³¹; nothing, and a fault, where that is undefined.
 fn weigh(logits: &[f32], weights: &mut Vec<u32>, sample: usize, faults: &Faults) -> Option<()> {
     weights.clear();
     let (top, nan) = vectorised(

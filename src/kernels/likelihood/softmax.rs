@@ -27,7 +27,7 @@ use crate::shape::DType;
 /// - `gradient` `[r, n, c]` f32, of the *summed* loss
 /// - `weight`   `[r, n]` f32
 /// - `norm_sq`  `[r, n]` f32: s of the improved empirical Fisher (Wu et al. 2024)
-/// - `fault`    [`FAULTS`] words: 0 for a NaN, plus infinity or no possible class, 1 for a label that is no class; the
+/// - `fault`    [`FAULTS`] words: 0 for a NaN, plus infinity or no possible class, 1 for a label that is not a class; the
 ///   row is NaN
 ///
 /// At the label, p − 1 is taken from the *other* classes, −Σ_{c≠y} p_c, and all of them in units of the largest: where
@@ -252,7 +252,7 @@ struct Row {
 }
 
 impl Row {
-    /// Leaves e in `gradient`, 0 at the label, and sums up; the word of the fault where logits or label are none.
+    /// Leaves e in `gradient`, 0 at the label, and sums up; the word of the fault where logits or label are wrong.
     #[inline(always)]
     fn new(logits: &[f32], label: usize, gradient: &mut [f32]) -> Result<Self, usize> {
         let (top, nan) = largest(logits);

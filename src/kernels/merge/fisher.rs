@@ -184,7 +184,7 @@ pub(super) type HostModel<'a> = (Slice<'a>, Option<Slice<'a>>, Model);
 #[derive(Clone, Copy)]
 pub(crate) struct HostStep<'a> {
     pub(super) kernel: Fisher,
-    /// The second one is none where the step has no pair.
+    /// The second one is nothing where the step has one model.
     models: [HostModel<'a>; 2],
     pub(super) reference: Slice<'a>,
 }

@@ -55,7 +55,7 @@ impl Factor {
     pub const ZERO: Self = Self { mantissa: 0.0, exponent: host::NOTHING };
 
     /// The factor nearest to a positive finite `value`; [`Factor::ZERO`] of every other: of zero, and of negative numbers,
-    /// infinities and NaN, which are no weights, and which jobs refuse by name before they come here.
+    /// infinities and NaN, which are not weights; jobs refuse those by name before they get here.
     #[must_use]
     pub fn of(value: f64) -> Self {
         Self::product(value, 1.0)

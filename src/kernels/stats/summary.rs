@@ -270,7 +270,7 @@ impl Part {
         let (chunks, rest) = values.as_chunks::<LANES>();
         let (mut sum, mut sum_sq) = (self.sum, self.sum_sq);
         let (mut greatest, mut least, mut zeros) = (self.greatest, self.least, self.zeros);
-        // The greatest as unsigned numbers: whatever is no such value lies above infinity then.
+        // The greatest as unsigned numbers: every bad value then lies at infinity or above.
         let mut top = [0_u32; LANES];
         for chunk in chunks {
             for i in 0..LANES {

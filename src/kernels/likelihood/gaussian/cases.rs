@@ -124,7 +124,7 @@ fn each(kernel: Gaussian, (rounds, samples, outputs): (u32, u32, u32)) -> Case<G
     finish(kernel, name, params((rounds, samples, outputs), 0), (unused(), unused()), &directions, 0.0)
 }
 
-/// Outputs and targets that are none. The first of each kind is told, the output's where both are wrong.
+/// Outputs and targets that are not finite. The first of each kind is reported; the output's where both are wrong.
 fn faulty(kernel: Gaussian) -> Vec<Case<Gaussian>> {
     let of = |name: &str, z: f64, y: f64, word: usize| {
         let mut case = given(kernel, (5, 4), 1.0);

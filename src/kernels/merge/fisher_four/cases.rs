@@ -87,7 +87,7 @@ struct Setup {
     magnitude: i32,
 }
 
-/// The state of the cases that are no first step: a mean, the weight it stands for, and the largest single one.
+/// The state of the cases that are not a first step: a mean, the weight it stands for, and the largest single one.
 const OLD: [f64; 3] = [0.5, 1.5 / 8.0, 1.0 / 8.0];
 
 impl Setup {
