@@ -142,6 +142,7 @@ pub fn run(device: wgpu::Device, queue: wgpu::Queue) -> Result<Report> {
 }
 
 /// What came out.
+#[derive(Debug)]
 pub struct Report {
     /// Mean loss, and share of images read correctly, after each epoch.
     pub epochs: Vec<(f64, f64)>,

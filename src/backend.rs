@@ -7,7 +7,7 @@ use crate::record::Recording;
 use crate::shape::usize_of;
 
 /// One of the two executions of every kernel. Nothing above [`record`](crate::record) asks which one it is.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Backend {
     /// The host's threads and memory. Needs no driver; as fast as the cores and memory allow.
     Host,

@@ -93,4 +93,5 @@ pub use wgpu;
 /// The README's examples, compiled and run.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
+#[derive(Debug)]
 pub struct ReadmeExamples;

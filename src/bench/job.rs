@@ -1,5 +1,6 @@
 //! One thing to be timed.
 
+use std::fmt;
 use std::hint::black_box;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,6 +50,15 @@ pub struct Job {
     pub cost: Cost,
     backend: Backend,
     work: Work,
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, shape, cost, backend, .. } = self;
+        let mut shown = f.debug_struct("Job");
+        shown.field("name", name).field("shape", shape).field("cost", cost).field("backend", &backend.name());
+        shown.finish_non_exhaustive()
+    }
 }
 
 enum Work {

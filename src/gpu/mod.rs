@@ -14,6 +14,7 @@ mod caps;
 mod pipeline;
 mod readback;
 
+use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 pub use adapters::{AdapterChoice, AdapterReport, adapters, default_adapter};
@@ -27,6 +28,12 @@ use crate::error::{Error, Result};
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpu").field("caps", &self.inner.caps).finish_non_exhaustive()
+    }
 }
 
 struct Inner {

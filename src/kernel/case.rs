@@ -32,7 +32,7 @@ pub trait Visitor {
 }
 
 /// One input for a kernel and what its definition says of it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Case<K: Kernel> {
     /// What it is about, for messages.
     pub name: String,

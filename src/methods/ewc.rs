@@ -87,6 +87,7 @@ pub struct Anchor {
 
 /// The penalty with all that it depends on. Keys are stable.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct EwcReport {
     /// ½ λ Σ F (θ − θ*)² over all anchors.
     pub penalty: f64,
@@ -140,7 +141,8 @@ pub struct Term {
 }
 
 /// What [`ewc`] would do, from headers alone. Keys are stable.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct EwcPlan {
     /// The formula that would be evaluated.
     pub formula: &'static str,

@@ -115,6 +115,7 @@ impl FisherOptions {
 
 /// What [`fisher()`] would do. Keys are stable.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct FisherPlan {
     /// The kind, with labels taken into account: also `mc` and `exact`.
     pub kind: String,
@@ -135,6 +136,7 @@ pub struct FisherPlan {
 
 /// What was computed, and what it cost.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct FisherReport {
     /// The kind, with labels taken into account: also `mc` and `exact`.
     pub kind: String,

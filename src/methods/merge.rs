@@ -160,6 +160,7 @@ pub enum Missing {
 
 /// What a merge did. Keys are stable.
 #[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
 pub struct MergeReport {
     /// Parameters merged (float tensors).
     pub elements: u64,

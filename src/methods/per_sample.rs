@@ -52,6 +52,7 @@ use layer::{Layer, LinearSizes, Slab};
 const OP: &str = "per-sample gradients";
 
 /// Per-sample gradients of one network over some captures, samples in the order of the files.
+#[derive(Debug)]
 pub struct PerSample<'a> {
     captures: &'a [Capture],
     run: &'a Run<'a>,

@@ -40,6 +40,7 @@ pub struct ResetOptions {
 
 /// What a reset would do, from headers alone.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ResetPlan {
     /// The tensors that the mask has.
     pub masked: Vec<String>,
@@ -65,6 +66,7 @@ pub fn plan(mask: &Path, model: &Path, base: &Path) -> Result<ResetPlan> {
 
 /// What a reset gave.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ResetReport {
     /// The tensors that the mask has.
     pub tensors: Vec<Selected>,

@@ -92,6 +92,7 @@ pub struct Extracted {
 
 /// What will be done, settled from headers.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ExtractPlan {
     /// The parameters, in the order of the optimizer.
     pub tensors: Vec<Extracted>,
@@ -105,6 +106,7 @@ pub struct ExtractPlan {
 
 /// What was extracted.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct ExtractReport {
     /// The parameters, in the order of the optimizer.
     pub tensors: Vec<Extracted>,

@@ -97,6 +97,7 @@ pub struct StepOptions {
 
 /// What [`step`] would do. Keys are stable.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct StepPlan {
     /// Whose step.
     pub kind: StepKind,
@@ -116,6 +117,7 @@ pub struct StepPlan {
 
 /// What a step gave.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct StepReport {
     /// Which Fisher preconditions the step.
     pub kind: StepKind,

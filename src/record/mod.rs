@@ -33,6 +33,13 @@ pub struct Recording {
     steps: Vec<Step>,
 }
 
+impl fmt::Debug for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (steps, cost) = (self.len(), self.cost());
+        f.debug_struct("Recording").field("steps", &steps).field("cost", &cost).finish_non_exhaustive()
+    }
+}
+
 enum Step {
     Dispatch(Dispatch),
     Host(host::HostStep),

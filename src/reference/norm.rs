@@ -11,6 +11,7 @@ pub fn stats(values: &[f64], eps: f64, centered: bool) -> (f64, f64) {
 }
 
 /// How one element of a normalisation layer is found.
+#[derive(Clone, Copy, Debug)]
 pub struct Element {
     /// Its index in input and gradient.
     pub index: usize,

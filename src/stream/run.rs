@@ -1,5 +1,6 @@
 //! Running a plan: read, upload, compute, bring back, write, all five at once over a ring of slots.
 
+use std::fmt;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -40,7 +41,17 @@ pub enum End<'a> {
     Sink(&'a dyn Sink),
 }
 
+impl fmt::Debug for End<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source(_) => "Source",
+            Self::Sink(_) => "Sink",
+        })
+    }
+}
+
 /// The buffers of one chunk, as its kernels see them.
+#[derive(Clone, Debug)]
 pub struct Buffers {
     /// One view a stream, in the layout's order.
     pub streams: Vec<View>,
@@ -81,6 +92,7 @@ pub trait Sweep: Send + Sync {
 }
 
 /// Everything a run needs besides its sweep.
+#[derive(Debug)]
 pub struct Job<'a> {
     /// Where it runs, who hears of it and who may end it. The plan has taken the budget into account.
     pub run: &'a Run<'a>,

@@ -119,7 +119,7 @@ impl From<SelectPlan> for Planned {
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SelectPlan { ranked, always, copied, elements, kept } = &self.plan;
+        let SelectPlan { ranked, always, copied, elements, kept, .. } = &self.plan;
         let kept = kept.map_or_else(|| "some".to_owned(), count);
         let groups = [("select from", ranked), ("keep whole", always), ("leave as it is", copied)];
         for (what, names) in groups {

@@ -42,13 +42,14 @@ pub(super) struct Inputs<'a> {
 }
 
 /// What a merge will do.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct MergePlan {
     passes: Vec<Pass>,
 }
 
 /// One pass over the tensors that are made the same way.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(super) struct Pass {
     /// By the method's formula, or by the plain average.
     pub(super) weighted: bool,

@@ -37,6 +37,7 @@ pub(crate) fn sparsity(elements: u64, kept: u64) -> f64 {
 
 /// What a selection gave.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct SelectReport {
     /// The tensors in the selection's scope, by name.
     pub tensors: Vec<Selected>,
@@ -74,6 +75,7 @@ pub struct SelectReport {
 
 /// What a selection would do, from headers alone.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct SelectPlan {
     /// The tensors that would be selected from.
     pub ranked: Vec<String>,

@@ -84,6 +84,7 @@ pub struct DistanceOptions {
 
 /// The distances. Keys are stable.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct DistanceReport {
     /// Which distance was computed.
     pub metric: DistanceMetric,
@@ -110,7 +111,8 @@ pub struct DistanceReport {
 }
 
 /// What [`distance`] would do, from headers alone. Keys are stable.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct DistancePlan {
     /// Which distance was computed.
     pub metric: DistanceMetric,

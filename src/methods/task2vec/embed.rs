@@ -36,6 +36,7 @@ pub struct EmbedOptions {
 
 /// What was embedded. Keys are stable.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct EmbedReport {
     /// What the Fishers are called.
     pub names: Vec<String>,
@@ -62,7 +63,8 @@ pub struct EmbedReport {
 }
 
 /// What [`embed`] would do, from headers alone. Keys are stable.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct EmbedPlan {
     /// What the Fishers are called.
     pub names: Vec<String>,

@@ -115,7 +115,7 @@ struct Planned {
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let EwcPlan { formula, lambda, gamma, terms, elements, free, passes } = &self.plan;
+        let EwcPlan { formula, lambda, gamma, terms, elements, free, passes, .. } = &self.plan;
         let gamma = gamma.map_or("none".into(), |gamma| gamma.to_string());
         writeln!(f, "on {}\n{formula}\nfactor 1/2, lambda {lambda}, gamma {gamma}", self.adapter)?;
         for term in terms {

@@ -86,7 +86,7 @@ struct Planned {
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ResetPlan { masked, copied, elements } = &self.plan;
+        let ResetPlan { masked, copied, elements, .. } = &self.plan;
         let (masked, copied) = (counted(masked.len() as u64, "tensor"), copied.len());
         write!(f, "would choose in {masked}, {} elements; {copied} are not in the mask", count(*elements))
     }
