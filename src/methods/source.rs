@@ -1,7 +1,7 @@
 //! Checkpoints as the two ends of a stream.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -38,16 +38,23 @@ pub(crate) struct CheckpointSource<'a> {
     places: Vec<usize>,
     /// Counts the values that no Fisher can have and that are read as 0; nothing where they are read as they are.
     zeroed: Option<&'a AtomicU64>,
+    /// Becomes true with the first byte that is not 0.
+    nonzero: Option<&'a AtomicBool>,
 }
 
 impl<'a> CheckpointSource<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, places: Vec<usize>) -> Self {
-        Self { checkpoint, places, zeroed: None }
+        Self { checkpoint, places, zeroed: None, nonzero: None }
     }
 
     /// Reads values that no Fisher can have as 0 and counts them, if there is somewhere to count.
     pub(crate) fn zeroing(self, zeroed: Option<&'a AtomicU64>) -> Self {
         Self { zeroed, ..self }
+    }
+
+    /// Tells whether anything but zeros was read, if there is somewhere to tell.
+    pub(crate) fn noting(self, nonzero: Option<&'a AtomicBool>) -> Self {
+        Self { nonzero, ..self }
     }
 
     /// The tensors with the names of `like` at `places` of it.
@@ -126,6 +133,10 @@ impl Source for CheckpointSource<'_> {
             self.narrow(place, start, out)?;
         } else {
             self.checkpoint.read(info, start * (info.dtype.bitsize() as u64 / 8), out)?;
+        }
+        // Looked for until it is found: in a Fisher that is one, within the first bytes.
+        if let Some(nonzero) = self.nonzero.filter(|found| !found.load(Ordering::Relaxed)) {
+            nonzero.fetch_or(out.iter().any(|byte| *byte != 0), Ordering::Relaxed);
         }
         if let Some(zeroed) = self.zeroed {
             zeroed.fetch_add(zero_impossible(info.dtype, out), Ordering::Relaxed);

@@ -266,9 +266,11 @@ fn a_folder_brings_its_side_files_and_a_card_with_the_recipe() {
     run(&options, &output, &Backend::Host).expect("a sound merge");
     assert_eq!(fs::read_to_string(output.join("config.json")).expect("copied"), "{\"of\": \"a\"}");
     let card = fs::read_to_string(output.join("README.md")).expect("written");
-    for part in ["merge_method: fisher", "weight: 0.25", "floor: 1e-6", "--non-finite zero"] {
+    for part in ["merge_method: fisher", "weight: 0.25", "floor: 1e-6", "non_finite: zero", "Relative paths"]
+    {
         assert!(card.contains(part), "no {part:?} in {card}");
     }
+    assert!(!card.contains("transformers"), "its config names no architecture: {card}");
     // The recipe in the card, beside nothing else, makes the same merge.
     let recipe = card.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a recipe");
     fs::write(folder.path().join("recipe.yml"), recipe).expect("it can be written");

@@ -57,6 +57,8 @@ pub(crate) struct Heatmap {
     pub(crate) cells: Vec<Vec<Option<f64>>>,
     /// What a cell is coloured and printed by: its base-10 logarithm.
     pub(crate) log: bool,
+    /// The values of the darkest and the brightest colour; the least and the greatest that are shown where there is none.
+    pub(crate) range: Option<(f64, f64)>,
     /// Digits after the point of the printed values.
     pub(crate) digits: usize,
     pub(crate) title: String,
@@ -135,7 +137,8 @@ impl Heatmap {
     /// The least and the largest of what cells are coloured by.
     fn range(&self) -> (f64, f64) {
         let shown = self.cells.iter().flatten().flatten().map(|&v| self.scaled(v)).filter(|v| v.is_finite());
-        shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+        let ends = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+        self.range.unwrap_or(ends)
     }
 
     /// Room for the longest label, at about seven pixels a letter; column labels lean at 45 degrees.
@@ -169,7 +172,8 @@ impl Heatmap {
         let text = if scaled.is_finite() {
             format!("{scaled:.digits$}", digits = self.digits)
         } else {
-            "0".to_owned()
+            // Without a logarithm: a "0" would be that of a value of one.
+            "zero".to_owned()
         };
         format!(
             "<g><title>{} {}: {value:.4e}</title><rect x='{x}' y='{y}' width='{}' height='{}' fill='rgb({r},{g},{b})'/>\
@@ -407,6 +411,27 @@ mod tests {
     fn values_stand_out_from_their_cells() {
         assert!(viridis(0.0).1, "white on the darkest");
         assert!(!viridis(1.0).1, "black on the brightest");
+    }
+
+    #[test]
+    fn a_colour_means_the_same_in_two_maps_of_one_range() {
+        let cell = |cells: Vec<Option<f64>>, range| {
+            let names: Vec<String> = cells.iter().map(|_| "n".to_owned()).collect();
+            let map = Heatmap {
+                rows: vec!["r".into()],
+                columns: names,
+                cells: vec![cells],
+                log: false,
+                range,
+                digits: 2,
+                title: "t".into(),
+            };
+            let svg = map.svg();
+            svg.split("fill='rgb(").nth(1).and_then(|rest| rest.split(')').next()).expect("a cell").to_owned()
+        };
+        let (one, other) = (vec![Some(0.9), Some(0.8)], vec![Some(0.9), Some(0.0)]);
+        assert_ne!(cell(one.clone(), None), cell(vec![Some(0.9), Some(1.0)], None), "by what is shown");
+        assert_eq!(cell(one, Some((0.0, 1.0))), cell(other, Some((0.0, 1.0))));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod non_finite;
 mod output;
 mod progress;
 mod recipe;
+mod repeats;
 mod selection;
 mod signals;
 mod table;

@@ -62,13 +62,26 @@ pub(crate) fn refuse_output(path: &Path, overwrite: bool, inputs: &[PathBuf]) ->
 
 /// Write a file beside its place and then move it there, so that it is whole or not at all.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let refused = |error: std::io::Error| Error::output(path, error.to_string());
+    let refused = |error: std::io::Error| Error::output(path, not_written(&error));
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let mut partial = tempfile::NamedTempFile::new_in(folder.unwrap_or(".".as_ref())).map_err(refused)?;
     partial.write_all(bytes).map_err(refused)?;
     partial.as_file().sync_all().map_err(refused)?;
     readable(partial.as_file()).map_err(refused)?;
     partial.persist(path).map(|_| ()).map_err(|error| refused(error.error))
+}
+
+/// Why, without the name of the temporary file that the system's error carries.
+fn not_written(error: &std::io::Error) -> String {
+    match error.kind() {
+        kind @ (ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+            format!("cannot write: {kind}; choose a place you may write to")
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "cannot write: no space is left; free some or choose another disk".to_owned()
+        }
+        kind => format!("cannot write: {kind}"),
+    }
 }
 
 /// A temporary file is its owner's alone; a report is for others too.

@@ -88,6 +88,19 @@ impl Inputs {
         self.passes.iter().map(one).collect()
     }
 
+    /// One λ weighs the terms alike only where their Fishers are of one kind and on one scale.
+    pub(super) fn mixed(&self) -> Vec<String> {
+        let differs = |key: &&str| {
+            let said: Vec<&String> =
+                self.terms.iter().filter_map(|term| term.fisher.metadata().get(*key)).collect();
+            said.windows(2).any(|pair| pair[0] != pair[1])
+        };
+        let keys = ["squisher.kind", "squisher.reduction", "squisher.scale"];
+        let warning =
+            |key: &str| format!("the Fishers differ in {key}; one lambda does not weigh their terms alike");
+        keys.iter().filter(|key| differs(key)).map(|key| warning(key)).collect()
+    }
+
     pub(super) fn paths(&self) -> Vec<&Path> {
         let terms = self.terms.iter().flat_map(|term| [term.anchor.path(), term.fisher.path()]);
         terms.chain([self.model.path()]).collect()

@@ -14,35 +14,16 @@ pub(super) fn method_name(method: Method) -> &'static str {
 }
 
 /// The card, with the recipe that makes the same merge.
-pub(super) fn text(options: &MergeOptions) -> String {
-    let method = method_name(options.method);
-    let mut card = String::from(
-        "---\nlibrary_name: transformers\ntags:\n- merge\n- squisher\n---\n\n# Merged model\n\n",
-    );
-    let _ = writeln!(card, "Merged with squisher {} by the method `{method}`.\n", env!("CARGO_PKG_VERSION"));
-    card.push_str("```yaml\n");
-    card.push_str(&recipe(options));
-    card.push_str("```\n");
-    let flags = flags(options);
-    if !flags.is_empty() {
-        let _ = writeln!(card, "\nBesides the recipe: `{}`.", flags.join(" "));
-    }
-    card
-}
-
-/// What changes the result and has no place in a recipe.
-pub(super) fn flags(options: &MergeOptions) -> Vec<String> {
-    let mut flags = Vec::new();
-    if let Some(base) = options.base.as_ref().filter(|base| base.delta != 0.0) {
-        flags.push(format!("--delta {:?}", base.delta));
-    }
-    if options.non_finite == NonFinite::Zero {
-        flags.push("--non-finite zero".to_owned());
-    }
-    if options.allow_mixed {
-        flags.push("--allow-mixed".to_owned());
-    }
-    flags
+pub(super) fn text(options: &MergeOptions, of_transformers: bool) -> String {
+    let (method, recipe) = (method_name(options.method), recipe(options));
+    let library = if of_transformers { "library_name: transformers\n" } else { "" };
+    format!(
+        "---\n{library}tags:\n- merge\n- squisher\n---\n\n# Merged model\n\n\
+         Merged with squisher {} by the method `{method}`.\n\n```yaml\n{recipe}```\n\n\
+         Relative paths are relative to the folder in which `squisher merge` ran: with the recipe there, \
+         `squisher merge recipe.yml -o merged` makes the same merge.\n",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// The recipe as YAML; paths as they were given.
@@ -72,6 +53,15 @@ pub(super) fn recipe(options: &MergeOptions) -> String {
     }
     if options.missing == Missing::Average {
         parameters.push("missing: average".into());
+    }
+    if let Some(base) = options.base.as_ref().filter(|base| base.delta != 0.0) {
+        parameters.push(format!("delta: {:?}", base.delta));
+    }
+    if options.non_finite == NonFinite::Zero {
+        parameters.push("non_finite: zero".into());
+    }
+    if options.allow_mixed {
+        parameters.push("allow_mixed: true".into());
     }
     if !parameters.is_empty() {
         yaml.push_str("parameters:\n");

@@ -7,6 +7,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde::Serialize;
 
+use super::remedies::remedy;
 use super::{MergeOptions, Method, Missing, Normalize};
 use crate::checkpoint::{Checkpoint, OutputLayout, OutputTensor, TensorInfo};
 use crate::error::{Error, Result, printable};
@@ -46,6 +47,8 @@ pub(super) struct Inputs<'a> {
 #[non_exhaustive]
 pub struct MergePlan {
     passes: Vec<Pass>,
+    /// What should be looked at.
+    pub warnings: Vec<String>,
 }
 
 /// One pass over the tensors that are made the same way.
@@ -115,6 +118,8 @@ impl<'a> Inputs<'a> {
         inputs.check_fishers()?;
         inputs.check_metadata()?;
         inputs.kinds = inputs.find_kinds()?;
+        inputs.warn_of_narrowing();
+        inputs.warn_of_adapters();
         Ok(inputs)
     }
 
@@ -189,6 +194,29 @@ impl<'a> Inputs<'a> {
         Ok(())
     }
 
+    /// Arithmetic is f32, so an F64 model comes back as F32.
+    fn warn_of_narrowing(&mut self) {
+        let wide = self.first().tensors().iter().filter(|tensor| tensor.dtype == Dtype::F64).count();
+        if wide > 0 && self.options.dtype.is_none() {
+            let tensors = if wide == 1 { "1 tensor is".to_owned() } else { format!("{wide} tensors are") };
+            self.warnings
+                .push(format!("{tensors} F64 in the first model and F32 in the result: arithmetic is f32"));
+        }
+    }
+
+    /// ΔW = B A, and an average of products is another thing than a product of averages.
+    fn warn_of_adapters(&mut self) {
+        let of_adapter =
+            |tensor: &TensorInfo| [".lora_A.", ".lora_B."].iter().any(|part| tensor.name.contains(part));
+        if self.models.len() > 1 && self.first().tensors().iter().any(of_adapter) {
+            self.warnings.push(
+                "these are LoRA adapters: A and B are averaged each for itself, which is not the average of B A; merge each adapter \
+                 into its model first (merge_and_unload)"
+                    .into(),
+            );
+        }
+    }
+
     fn find_kinds(&self) -> Result<Vec<Kind>> {
         let mut missing = Vec::new();
         let mut kinds = Vec::new();
@@ -236,7 +264,7 @@ impl<'a> Inputs<'a> {
             return Ok(layout);
         }
         let layout = if first.is_folder() { layout.with_side_files_of(first)? } else { layout };
-        Ok(layout.with_text("README.md", super::card::text(self.options)))
+        Ok(layout.with_text("README.md", super::card::text(self.options, is_of_transformers(first))))
     }
 
     fn method_name(&self) -> &'static str {
@@ -268,7 +296,7 @@ impl<'a> Inputs<'a> {
                 passes.push(Pass { weighted, tensors, plan });
             }
         }
-        Ok(MergePlan { passes })
+        Ok(MergePlan { passes, warnings: self.warnings.clone() })
     }
 
     /// How many kernel steps a pass takes: two models a step, or one for `ubgm`.
@@ -358,6 +386,15 @@ fn check_options(options: &MergeOptions) -> Result<()> {
     Ok(())
 }
 
+/// Whether a `config.json` beside the weights names an architecture of the transformers library.
+fn is_of_transformers(model: &Checkpoint) -> bool {
+    let files = model.side_files().unwrap_or_default();
+    let config = files.iter().find(|file| file.file_name().is_some_and(|name| name == "config.json"));
+    let text = config.and_then(|config| std::fs::read_to_string(config).ok());
+    let config = text.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    config.is_some_and(|config| config["architectures"].as_array().is_some_and(|names| !names.is_empty()))
+}
+
 /// Why a Fisher's tensor can't weigh `model`'s.
 fn misfit(model: &Checkpoint, tensor: &TensorInfo) -> Option<String> {
     let name = printable(&tensor.name);
@@ -399,8 +436,13 @@ fn refuse(first: &Checkpoint, other: &Checkpoint, problems: Vec<String>) -> Resu
     if problems.is_empty() {
         return Ok(());
     }
-    let problem =
-        format!("{} does not fit {}: {}", other.path().display(), first.path().display(), listed(&problems));
+    let remedy = remedy(first, other).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+    let problem = format!(
+        "{} does not fit {}: {}{remedy}",
+        other.path().display(),
+        first.path().display(),
+        listed(&problems)
+    );
     Err(Error::mismatch(OP, problem))
 }
 

@@ -76,7 +76,6 @@ fn job(inputs: &Inputs<'_>, plan: &MergePlan, backend: &Backend) -> String {
     let options = inputs.options;
     let mut lines = vec![format!("squisher {} on {device}", env!("CARGO_PKG_VERSION"))];
     lines.extend(card::recipe(options).lines().map(str::to_owned));
-    lines.extend(card::flags(options));
     lines.extend(options.shard_bytes.map(|bytes| format!("shards of {bytes} bytes")));
     lines.extend(inputs.stamps());
     // With the layout given, equal numbers of chunks mean equal chunks.

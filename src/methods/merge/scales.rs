@@ -49,7 +49,7 @@ impl Inputs<'_> {
             let totals = self.totals(fisher, interrupt)?;
             report.bytes_read += fisher.total_bytes();
             if totals.sum == 0.0 {
-                report.warnings.push(format!("{} is zero everywhere", fisher.path().display()));
+                self.warn_of_zeros(fisher, report);
                 return Ok(Scale::PLAIN);
             }
             let mean = totals.sum / totals.elements;
@@ -74,6 +74,19 @@ impl Inputs<'_> {
         // The floor is a share of F_m; the base's F_0 has none.
         let base = self.base.as_ref().map_or(Ok(Scale::PLAIN), |base| scale(base, 0.0))?;
         Ok(Scales { models, base })
+    }
+
+    /// Tells once of a Fisher of zeros; a model of zeros is none of its business.
+    pub(super) fn warn_of_zeros(&self, checkpoint: &Checkpoint, report: &mut MergeReport) {
+        let is_fisher =
+            self.all().any(|opened| opened.fisher.as_ref().is_some_and(|f| std::ptr::eq(f, checkpoint)));
+        let warning = format!(
+            "{} is zero everywhere: its model counts only where every other Fisher is 0 too",
+            checkpoint.path().display()
+        );
+        if is_fisher && checkpoint.total_bytes() > 0 && !report.warnings.contains(&warning) {
+            report.warnings.push(warning);
+        }
     }
 
     fn totals(&self, fisher: &Checkpoint, interrupt: &Interrupt) -> Result<Totals> {

@@ -1,5 +1,7 @@
 //! One pass over the tensors that are merged alike.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::inputs::{Inputs, Pass};
 use super::resume::Marks;
 use super::scales::{Scale, Scales};
@@ -27,11 +29,12 @@ pub(super) fn run(
     (report, marks): (&mut MergeReport, &mut Marks),
 ) -> Result<()> {
     let first = &inputs.models[0].model;
-    let sources = inputs
-        .streams(pass.weighted)
-        .into_iter()
-        .map(|checkpoint| CheckpointSource::matching(checkpoint, first, &pass.tensors))
-        .collect::<Result<Vec<_>>>()?;
+    let streams = inputs.streams(pass.weighted);
+    let nonzero: Vec<AtomicBool> = streams.iter().map(|_| AtomicBool::new(false)).collect();
+    let source = |(checkpoint, nonzero)| {
+        Ok(CheckpointSource::matching(checkpoint, first, &pass.tensors)?.noting(Some(nonzero)))
+    };
+    let sources = streams.iter().copied().zip(&nonzero).map(source).collect::<Result<Vec<_>>>()?;
     let sink = OutputSink::matching(output, first, &pass.tensors);
     let (done, plan) = marks.split(&pass.plan);
     done.iter().flat_map(|chunk| &chunk.segments).try_for_each(|s| sink.vouch(s.tensor, s.start, s.len))?;
@@ -53,6 +56,11 @@ pub(super) fn run(
     report.timings += timings;
     report.bytes_read += plan.traffic().read;
     marks.end_pass();
+    // What an earlier run has read, this one has not seen.
+    if pass.weighted && done.is_empty() {
+        let read = streams.iter().zip(&nonzero).filter(|(_, nonzero)| !nonzero.load(Ordering::Relaxed));
+        read.for_each(|(checkpoint, _)| inputs.warn_of_zeros(checkpoint, report));
+    }
     if !pass.weighted && inputs.options.method != Method::Linear {
         report.averaged += pass.plan.elements();
     }

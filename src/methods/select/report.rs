@@ -89,6 +89,14 @@ pub struct SelectPlan {
     pub kept: Option<u64>,
 }
 
+/// One line for all tensors of which nothing is left, with the first three names.
+fn nothing_kept(gone: &[&Selected]) -> Option<String> {
+    let names: Vec<String> = gone.iter().take(3).map(|tensor| printable(&tensor.name)).collect();
+    let more = if gone.len() > 3 { format!(" and {} more", gone.len() - 3) } else { String::new() };
+    let tensors = if gone.len() == 1 { "tensor".to_owned() } else { format!("{} tensors:", gone.len()) };
+    (!gone.is_empty()).then(|| format!("nothing is kept of {tensors} {}{more}", names.join(", ")))
+}
+
 /// What was kept, with what is known from the plan and the output.
 pub(crate) fn report(plan: &Roles<'_>, kept: &[u64], output: &Output) -> SelectReport {
     let ranked = plan.ranked.iter().zip(kept).map(|(tensor, &kept)| Selected::new(tensor, kept));
@@ -97,13 +105,13 @@ pub(crate) fn report(plan: &Roles<'_>, kept: &[u64], output: &Output) -> SelectR
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let elements = plan.ranked_elements() + plan.always_elements();
     let kept = tensors.iter().map(|tensor| tensor.kept).sum();
-    let gone = tensors.iter().filter(|tensor| tensor.elements > 0 && tensor.kept == 0);
-    let warnings = gone.map(|tensor| format!("nothing of tensor {} is kept", printable(&tensor.name)));
+    let gone: Vec<&Selected> = tensors.iter().filter(|t| t.elements > 0 && t.kept == 0).collect();
+    let warnings = nothing_kept(&gone);
     SelectReport {
         elements,
         kept,
         sparsity: sparsity(elements, kept),
-        warnings: warnings.collect(),
+        warnings: warnings.into_iter().collect(),
         tensors,
         threshold: None,
         copied: plan.copied.iter().map(|tensor| tensor.name.clone()).collect(),

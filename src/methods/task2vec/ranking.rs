@@ -40,9 +40,25 @@ impl Scores {
     /// Requires that every one of `names` is a task of the table.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] naming the first that is not, and those that are.
+    /// [`Error::Mismatch`] naming the first that is not, and those that are; also where no target is one of `names`.
     pub fn cover(&self, names: &[String]) -> Result<()> {
-        names.iter().try_for_each(|name| self.place(name).map(|_| ()))
+        names.iter().try_for_each(|name| self.place(name).map(|_| ()))?;
+        let targets: Vec<&String> = (0..self.names.len())
+            .filter(|&target| self.values.iter().any(|row| row[target].is_some()))
+            .map(|target| &self.names[target])
+            .collect();
+        if targets.is_empty() || targets.iter().any(|target| names.contains(target)) {
+            return Ok(());
+        }
+        let listed = |names: &mut dyn Iterator<Item = &String>| {
+            names.map(|name| printable(name)).collect::<Vec<_>>().join(", ")
+        };
+        let problem = format!(
+            "the table's targets {} are none of the tasks {}: a target's own Fisher is one of those that are compared",
+            listed(&mut targets.iter().copied()),
+            listed(&mut names.iter())
+        );
+        Err(Error::mismatch(OP, problem))
     }
 
     fn place(&self, name: &str) -> Result<usize> {
@@ -169,7 +185,7 @@ pub fn rank(names: &[String], matrix: &[Vec<f64>], scores: &Scores) -> Result<Ra
     if sum.targets == 0 {
         return Err(Error::mismatch(
             OP,
-            "no target task has two sources with known scores; nothing can be ranked",
+            "no target task among them has two sources with known scores; nothing can be ranked",
         ));
     }
     let targets = sum.targets as f64;

@@ -60,7 +60,7 @@ impl Embed {
         let report = methods::embed(&self.fishers, &options, &self.output, &run)?;
         drop(reporter);
         report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-        output::report(global, "embed", &Done(report))
+        output::report(global, "embed", &Done { report, output: self.output })
     }
 }
 
@@ -94,12 +94,15 @@ impl fmt::Display for Planned {
 
 /// What was done.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Done(EmbedReport);
+struct Done {
+    #[serde(flatten)]
+    report: EmbedReport,
+    output: PathBuf,
+}
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.0;
+        let report = &self.report;
         write!(
             f,
             "embedded {} of {} parameters as {} means by {} on {}\nread {}, wrote {}",

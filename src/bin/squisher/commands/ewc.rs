@@ -6,19 +6,24 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 use squisher::Error;
+use squisher::error::printable;
 use squisher::methods::ewc::{self as methods, Anchor, EwcOptions, EwcPlan, EwcReport};
 
 use crate::args::Global;
 use crate::non_finite::NonFinite;
+use crate::repeats::repeats;
 use crate::table::counted;
 use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
   squisher ewc --model now --anchor task-a --fisher fisher-a.safetensors --lambda 100
-  squisher ewc --model now --anchor a --fisher fa.safetensors --anchor b --fisher fb.safetensors --lambda 100
-  squisher ewc --model now --anchor b --fisher fa.safetensors --fisher fb.safetensors --gamma 0.9 --lambda 100
-  squisher ewc --model now --anchor a --fisher fa.safetensors --lambda 100 --gradient-out gradient.safetensors";
+  squisher ewc --model now --anchor a --fisher fa.safetensors \\
+      --anchor b --fisher fb.safetensors --lambda 100
+  squisher ewc --model now --anchor b --fisher fa.safetensors --fisher fb.safetensors \\
+      --gamma 0.9 --lambda 100
+  squisher ewc --model now --anchor a --fisher fa.safetensors --lambda 100 \\
+      --gradient-out gradient.safetensors";
 
 /// The penalty of elastic weight consolidation, ½ λ Σ F (θ − θ*)², and its gradient λ F (θ − θ*)
 ///
@@ -68,18 +73,23 @@ impl Ewc {
             gradient: self.gradient_out,
             overwrite: global.overwrite,
         };
+        let fishers = options.anchors.iter().flat_map(|anchor| &anchor.fishers).map(PathBuf::as_path);
+        let repeats = repeats(fishers, "Fisher", "two terms have the same weights");
         let backend = global.device.open()?;
         if global.dry_run {
             let plan = methods::plan(&options, &global.planning(&backend))?;
+            plan.warnings.iter().chain(&repeats).for_each(|warning| log::warn!("{warning}"));
             let planned =
                 Planned { dry_run: true, adapter: backend.name(), plan, gradient: options.gradient };
             return output::report(global, "ewc", &planned);
         }
         let reporter = progress::reporter(global, "ewc");
         let run = global.run(&backend, reporter.as_ref())?;
-        let report = methods::ewc(&options, &run)?;
+        let mut report = methods::ewc(&options, &run)?;
         drop(reporter);
-        output::report(global, "ewc", &Done(report))
+        report.warnings.extend(repeats);
+        report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        output::report(global, "ewc", &Done { report, output: options.gradient })
     }
 }
 
@@ -89,9 +99,9 @@ fn anchors(mut anchors: Vec<PathBuf>, fishers: Vec<PathBuf>) -> Result<Vec<Ancho
     }
     if anchors.len() != fishers.len() {
         let problem = format!(
-            "{} anchors and {} Fishers; give one Fisher an anchor, in order",
-            anchors.len(),
-            fishers.len()
+            "{} and {}; give one Fisher for each anchor, in order",
+            counted(anchors.len() as u64, "anchor"),
+            counted(fishers.len() as u64, "Fisher")
         );
         return Err(Error::argument("ewc", problem));
     }
@@ -122,24 +132,31 @@ impl fmt::Display for Planned {
             writeln!(f, "  {} at {}: weight {}", term.fisher.display(), term.anchor.display(), term.weight)?;
         }
         passes.iter().try_for_each(|plan| write!(f, "one pass:\n{plan}"))?;
-        write!(
-            f,
-            "over {}; free: {}",
-            counted(*elements, "parameter"),
-            counted(free.len() as u64, "tensor")
-        )?;
+        write!(f, "over {}; free: {}", counted(*elements, "parameter"), without_fisher(free))?;
         self.gradient.iter().try_for_each(|path| write!(f, "\nwould write {}", path.display()))
     }
 }
 
 /// The result.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Done(EwcReport);
+struct Done {
+    #[serde(flatten)]
+    report: EwcReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<PathBuf>,
+}
+
+/// The tensors without a Fisher: how many, and the first three.
+fn without_fisher(free: &[String]) -> String {
+    let names: Vec<String> = free.iter().take(3).map(|name| printable(name)).collect();
+    let more = if free.len() > 3 { ", …" } else { "" };
+    let names = if free.is_empty() { String::new() } else { format!(" ({}{more})", names.join(", ")) };
+    format!("{}{names}", counted(free.len() as u64, "tensor"))
+}
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.0;
+        let report = &self.report;
         let said = |value: &Option<String>| {
             value.clone().unwrap_or_else(|| "not stated".into()).escape_debug().to_string()
         };
@@ -167,7 +184,7 @@ impl fmt::Display for Done {
             "over {} on {}; free: {}",
             counted(report.elements, "parameter"),
             report.adapter,
-            counted(report.free.len() as u64, "tensor")
+            without_fisher(&report.free)
         )?;
         if report.non_finite > 0 {
             write!(f, "\n{} that no Fisher can have, counted as 0", counted(report.non_finite, "value"))?;

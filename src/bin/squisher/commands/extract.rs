@@ -20,9 +20,12 @@ use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
-  squisher extract checkpoint-500/optimizer.pt --model checkpoint-500 -o fisher.safetensors
-  squisher extract optimizer.pt --model model --names parameters.json -o fisher.safetensors
-  squisher extract optimizer.pt --model model --scale mean --batch-size 32 --dry-run -o f.safetensors";
+  squisher extract checkpoint-500/optimizer.pt --model checkpoint-500 \\
+      -o fisher.safetensors
+  squisher extract optimizer.pt --model model --names parameters.json \\
+      -o fisher.safetensors
+  squisher extract optimizer.pt --model model --scale mean --batch-size 32 --dry-run \\
+      -o f.safetensors";
 
 /// Read a Fisher diagonal out of an optimizer's state
 ///
@@ -48,6 +51,10 @@ pub(crate) struct Extract {
     names: Option<PathBuf>,
 
     /// raw v, unbiased v̂ = v/(1−β^step), mean B·v̂, sum N·B·v̂, or paper N·v
+    ///
+    /// raw is right for merging models that were trained alike, pruning and masks, where a common factor cancels; unbiased where step counts
+    /// differ; mean estimates the mean empirical Fisher and can be compared across batch sizes; sum estimates the sum, and paper is what Li
+    /// et al. (2025) take for weight consolidation.
     #[arg(long, default_value = "raw")]
     scale: Scale,
 
@@ -106,6 +113,7 @@ struct Done {
     scale_factor: (f64, f64),
     bytes_written: u64,
     output: PathBuf,
+    seconds: f64,
     timings: Timings,
 }
 
@@ -116,6 +124,7 @@ impl From<ExtractReport> for Done {
             scale_factor: report.scale_factor,
             bytes_written: report.bytes_written,
             output: report.output.clone(),
+            seconds: report.timings.seconds,
             timings: report.timings,
             map: report.into(),
         }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use squisher::methods::fisher::{self as methods, FisherOptions, FisherPlan, FisherReport, Kind};
 
 use crate::args::Global;
+use crate::repeats::repeats;
 use crate::table::{Table, count, counted, size};
 use crate::{output, progress};
 
@@ -34,6 +35,8 @@ pub(crate) struct Fisher {
     output: PathBuf,
 
     /// empirical, minibatch-joint, joint, ief, ema (of per-sample squares), accumulator (of squared batch means)
+    ///
+    /// mc and exact are no kinds of their own: they come of captures with labels="sampled" or "all", with empirical.
     #[arg(long, default_value = "empirical")]
     kind: Kind,
 
@@ -60,8 +63,11 @@ enum Reduction {
 impl Fisher {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         let options = self.options(global)?;
+        let captures = self.captures.iter().map(PathBuf::as_path);
+        let mut warnings = repeats(captures, "capture", "its samples count twice");
         let backend = global.device.open()?;
         if global.dry_run {
+            warnings.iter().for_each(|warning| log::warn!("{warning}"));
             let plan = methods::plan(&self.captures, &options, &global.planning(&backend))?;
             let planned = Planned { dry_run: true, adapter: backend.name(), plan, output: self.output };
             return output::report(global, "fisher", &planned);
@@ -72,9 +78,11 @@ impl Fisher {
         drop(reporter);
         if report.zero_loss_samples > 0 {
             let samples = counted(report.zero_loss_samples, "sample");
-            log::warn!("{samples} with a logit gradient of 0 added nothing");
+            warnings.push(format!("{samples} with a logit gradient of 0 added nothing"));
         }
-        output::report(global, "fisher", &Done(report))
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        let seconds = report.timings.seconds;
+        output::report(global, "fisher", &Done { report, warnings, seconds, verbose: global.verbose > 0 })
     }
 
     fn options(&self, global: &Global) -> Result<FisherOptions, squisher::Error> {
@@ -98,8 +106,14 @@ impl Fisher {
 
 /// What was done.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Done(FisherReport);
+struct Done {
+    #[serde(flatten)]
+    report: FisherReport,
+    warnings: Vec<String>,
+    seconds: f64,
+    #[serde(skip)]
+    verbose: bool,
+}
 
 /// What would be done.
 #[derive(Serialize)]
@@ -113,10 +127,12 @@ struct Planned {
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.0;
+        let report = &self.report;
         let (samples, batches) = (counted(report.samples, "sample"), counted(report.batches as u64, "file"));
         let (elements, bytes) = (count(report.elements), size(report.bytes_written));
-        writeln!(f, "{}", Table::of_tensors(&report.tensors))?;
+        if self.verbose {
+            writeln!(f, "{}", Table::of_tensors(&report.tensors))?;
+        }
         writeln!(f, "{} Fisher of {samples} in {batches}, on {}", report.kind, report.adapter)?;
         if report.passes > 1 {
             writeln!(

@@ -15,7 +15,8 @@ const EXAMPLES: &str = "\
 Examples:
   squisher mask fisher.safetensors --keep 0.005 -o mask.safetensors
   squisher mask fisher.safetensors --keep 0.005 --always 'classifier*' -o mask.safetensors
-  squisher mask fisher.safetensors --keep 0.1 --scope tensor --include '*.weight' -o mask.safetensors";
+  squisher mask fisher.safetensors --keep 0.1 --scope tensor --include '*.weight' \\
+      -o mask.safetensors";
 
 /// Make a mask of the parameters with the largest Fisher
 ///

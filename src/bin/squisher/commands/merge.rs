@@ -12,23 +12,40 @@ use squisher::stream::parse_size;
 use crate::args::Global;
 use crate::merge_request::{self, MergeRequest, Method};
 use crate::model_groups::ModelGroups;
+use crate::repeats::repeats;
 use crate::table::{count, size};
 use crate::{output, progress, recipe};
 
 const EXAMPLES: &str = "\
 Examples:
   squisher merge recipe.yml -o merged
-  squisher merge --method fisher --model a --fisher fa.safetensors --model b --fisher fb.safetensors -o merged
-  squisher merge --method linear --model a --weight 0.7 --model b --weight 0.3 -o merged.safetensors
-  squisher merge --method ubgm --base m0 --base-fisher f0.safetensors --model a --fisher fa.safetensors -o merged
+  squisher merge --method fisher --model a --fisher fa.safetensors \\
+      --model b --fisher fb.safetensors -o merged
+  squisher merge --method linear --model a --weight 0.7 \\
+      --model b --weight 0.3 -o merged.safetensors
+  squisher merge --method ubgm --base m0 --base-fisher f0.safetensors \\
+      --model a --fisher fa.safetensors -o merged
   squisher merge recipe.yml -o merged --device-memory 64MiB --host-memory 128MiB --dry-run";
+
+const RECIPE: &str = "\
+A recipe says the same in YAML; its paths are relative to its own folder:
+  merge_method: fisher            # linear, fisher or ubgm
+  models:
+    - model: finetuned-a
+      parameters: { weight: 0.6, fisher: fisher-a.safetensors }
+    - model: finetuned-b
+      parameters: { weight: 0.4, fisher: fisher-b.safetensors }
+  parameters: { normalize: mean, floor: 1.0e-6, missing: average }
+  dtype: bfloat16
+ubgm has base_model, and base_fisher and delta among the parameters; non_finite and allow_mixed are parameters of all.";
 
 /// Merge any number of models into one, weighted by their Fishers
 ///
 /// linear: Σ λ θ / Σ λ. fisher: Σ λ F θ / Σ λ F, the linear average where that is 0/0. ubgm: θ₀ + Σ λ (F₀ + F)(θ − θ₀) / (F₀ + Σ λ F).
-/// All models stream through once, whatever their size. The output has the first model's files and side files.
+/// All models stream through once, whatever their size. The output has the first model's files, its configuration and its
+/// tokenizer; -v names what of the folder is not copied (other files, and folders).
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{RECIPE}"))]
 pub(crate) struct Merge {
     /// A recipe in YAML, shaped like mergekit's, in place of the flags
     #[arg(conflicts_with_all = ["method", "model", "fisher", "weight", "base", "base_fisher", "normalize", "floor", "missing", "dtype"])]
@@ -74,9 +91,12 @@ impl Merge {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         let output = self.output.clone();
         let options = self.options(global)?;
+        let fishers = options.models.iter().filter_map(|model| model.fisher.as_deref());
+        let repeats = repeats(fishers, "Fisher", "two models are weighted alike");
         let backend = global.device.open()?;
         if global.dry_run {
             let plan = methods::plan(&options, &global.planning(&backend))?;
+            plan.warnings.iter().chain(&repeats).for_each(|warning| log::warn!("{warning}"));
             return output::report(
                 global,
                 "merge",
@@ -85,10 +105,11 @@ impl Merge {
         }
         let reporter = progress::reporter(global, "merge");
         let run = global.run(&backend, reporter.as_ref())?;
-        let report = methods::merge(&options, &output, &run)?;
+        let mut report = methods::merge(&options, &output, &run)?;
         drop(reporter);
+        report.warnings.extend(repeats);
         report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-        output::report(global, "merge", &Done(report))
+        output::report(global, "merge", &Done { report, output })
     }
 
     fn options(self, global: &Global) -> Result<MergeOptions, Error> {
@@ -144,8 +165,11 @@ impl Merge {
 
 /// What was done.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Done(MergeReport);
+struct Done {
+    #[serde(flatten)]
+    report: MergeReport,
+    output: PathBuf,
+}
 
 /// What would be done.
 #[derive(Serialize)]
@@ -165,7 +189,7 @@ impl fmt::Display for Planned {
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.0;
+        let report = &self.report;
         writeln!(f, "merged {} parameters on {}", count(report.elements), report.adapter)?;
         let mut line = |number: u64, what: &str| {
             if number > 0 { writeln!(f, "  {} {what}", count(number)) } else { Ok(()) }

@@ -14,15 +14,18 @@ use crate::{output, progress};
 const EXAMPLES: &str = "\
 Examples:
   squisher prune model --fisher fisher.safetensors --sparsity 0.75 -o pruned
-  squisher prune model --fisher fisher.safetensors --pattern 2:4 --exclude '*embed*' -o pruned
-  squisher prune model.safetensors --fisher f.safetensors --keep 0.5 --structure filter --scope tensor -o p.safetensors
-  squisher prune model --captures captures/*.safetensors --score filter-gate --sparsity 0.3 --exclude '*embed*' -o pruned";
+  squisher prune model --fisher fisher.safetensors --pattern 2:4 --exclude '*embed*' \\
+      -o pruned
+  squisher prune model.safetensors --fisher f.safetensors --keep 0.5 \\
+      --structure filter --scope tensor -o p.safetensors
+  squisher prune model --captures captures/*.safetensors --score filter-gate \\
+      --sparsity 0.3 --exclude '*embed*' -o pruned";
 
 /// Set to zero what the loss misses least: the smallest ½ θ² F
 ///
 /// What is kept stays bit for bit; types, names and files are the model's. Of equal scores the earlier element is kept.
 #[derive(Args)]
-#[command(after_help = EXAMPLES, group = ArgGroup::new("amount").args(["keep", "sparsity", "pattern"]).required(true).multiple(true))]
+#[command(after_help = EXAMPLES, override_usage = "squisher prune <MODEL> <--fisher <F>|--captures <C>...> <--keep <X>|--sparsity <X>|--pattern <N:M>> -o <OUT> [OPTIONS]", group = ArgGroup::new("amount").args(["keep", "sparsity", "pattern"]).required(true).multiple(true))]
 pub(crate) struct Prune {
     /// The model: a safetensors file, a folder, or an index
     model: PathBuf,
@@ -31,7 +34,8 @@ pub(crate) struct Prune {
     #[arg(long, value_name = "F", required_unless_present = "captures")]
     fisher: Option<PathBuf>,
 
-    /// Captures of the model, which filter-gate is computed from in place of a Fisher
+    /// Captures of the model, which filter-gate is computed from in place of a Fisher. Takes all that follow up to the next flag, so it
+    /// stands after MODEL
     #[arg(long, value_name = "C", num_args = 1.., conflicts_with_all = ["fisher", "pattern", "non_finite"])]
     captures: Vec<PathBuf>,
 

@@ -16,7 +16,8 @@ use crate::{output, progress};
 const EXAMPLES: &str = "\
 Examples:
   squisher reset --mask mask.safetensors --model finetuned --base pretrained -o reset
-  squisher reset --mask mask.safetensors --model finetuned --base pretrained --unmasked base -o reset";
+  squisher reset --mask mask.safetensors --model finetuned --base pretrained \\
+      --unmasked base -o reset";
 
 /// Take a fine-tuned model back to the pretrained one everywhere but in a mask
 ///
@@ -72,7 +73,7 @@ impl Reset {
         let run = global.run(&Backend::Host, reporter.as_ref())?;
         let report = reset(mask, model, base, &options, &self.output, &run)?;
         drop(reporter);
-        output::report(global, "reset", &Done(report))
+        output::report(global, "reset", &Done { report, warnings: Vec::new() })
     }
 }
 
@@ -94,12 +95,16 @@ impl fmt::Display for Planned {
 
 /// What was done.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Done(ResetReport);
+struct Done {
+    #[serde(flatten)]
+    report: ResetReport,
+    /// A key that every job has.
+    warnings: Vec<String>,
+}
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.0;
+        let report = &self.report;
         writeln!(f, "{}", selected(&report.tensors))?;
         write!(f, "kept {} of {} elements", count(report.kept), count(report.elements))?;
         if !report.copied.is_empty() {

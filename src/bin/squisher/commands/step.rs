@@ -2,20 +2,24 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
 use squisher::methods::step::{self as methods, StepKind, StepOptions, StepPlan, StepReport};
 
 use crate::args::Global;
+use crate::repeats::repeats;
 use crate::table::{Table, count, counted, size};
 use crate::{output, progress};
 
 const EXAMPLES: &str = "\
 Examples:
   squisher step capture-*.safetensors --kind ief --damping 1e-3 -o step.safetensors
-  squisher step capture-*.safetensors --kind ef --damping 1e-3 -o step.safetensors --gram gram.safetensors
-  squisher step capture-*.safetensors --kind ief --damping 1e-3 -o step.safetensors --indicator exact-*.safetensors
+  squisher step capture-*.safetensors --kind ef --damping 1e-3 -o step.safetensors \\
+      --gram gram.safetensors
+  squisher step capture-*.safetensors --kind ief --damping 1e-3 -o step.safetensors \\
+      --indicator exact-*.safetensors
 The step is to be subtracted from the parameters, times a learning rate. The improved empirical Fisher needs logit_grad
 in the captures: see examples/pytorch/README.md.";
 
@@ -25,7 +29,7 @@ in the captures: see examples/pytorch/README.md.";
 /// improved one (ief) s_n = ‖∂ℓ_n/∂z_n‖², z being the logits. Nothing of the size of J is ever in memory; K
 /// has 8·N² bytes for N samples.
 #[derive(Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "squisher step <CAPTURE>... --kind <KIND> --damping <L> -o <OUT> [OPTIONS]")]
 pub(crate) struct Step {
     /// Capture files, one a batch
     #[arg(required = true, value_name = "CAPTURE")]
@@ -48,13 +52,15 @@ pub(crate) struct Step {
     gram: Option<PathBuf>,
 
     /// Also tell how good the step is, by γ = √(Δᵀ F Δ) / |Δᵀ ∇L| with the exact Fisher F: captures of the
-    /// same samples with all classes, or with drawn labels for an estimate. Lower is better
+    /// same samples with all classes, or with drawn labels for an estimate. Lower is better. Takes all
+    /// that follow up to the next flag, so it stands after CAPTURE
     #[arg(long, value_name = "CAPTURE", num_args = 1..)]
     indicator: Vec<PathBuf>,
 }
 
 impl Step {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let began = Instant::now();
         let options = StepOptions {
             kind: self.kind,
             damping: self.damping,
@@ -62,8 +68,11 @@ impl Step {
             indicator: self.indicator.clone(),
             overwrite: global.overwrite,
         };
+        let captures = self.captures.iter().map(PathBuf::as_path);
+        let warnings = repeats(captures, "capture", "its samples count twice, and K is singular");
         let backend = global.device.open()?;
         if global.dry_run {
+            warnings.iter().for_each(|warning| log::warn!("{warning}"));
             let plan = methods::plan(&self.captures, &options, &global.planning(&backend))?;
             let planned = Planned { dry_run: true, adapter: backend.name(), plan, output: self.output };
             return output::report(global, "step", &planned);
@@ -72,14 +81,22 @@ impl Step {
         let run = global.run(&backend, reporter.as_ref())?;
         let report = methods::step(&self.captures, &options, &self.output, &run)?;
         drop(reporter);
-        output::report(global, "step", &Done(report))
+        warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        let seconds = began.elapsed().as_secs_f64();
+        output::report(global, "step", &Done { report, warnings, seconds, verbose: global.verbose > 0 })
     }
 }
 
 /// What was done.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Done(StepReport);
+struct Done {
+    #[serde(flatten)]
+    report: StepReport,
+    warnings: Vec<String>,
+    seconds: f64,
+    #[serde(skip)]
+    verbose: bool,
+}
 
 /// What would be done.
 #[derive(Serialize)]
@@ -93,9 +110,11 @@ struct Planned {
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = &self.0;
+        let report = &self.report;
         let (samples, batches) = (counted(report.samples, "sample"), counted(report.batches as u64, "file"));
-        writeln!(f, "{}", Table::of_tensors(&report.tensors))?;
+        if self.verbose {
+            writeln!(f, "{}", Table::of_tensors(&report.tensors))?;
+        }
         writeln!(
             f,
             "{} step of {samples} in {batches}, damping {:e}, on {}",

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use squisher::Error;
-use squisher::methods::task2vec::distance::DistanceReport;
+use squisher::methods::task2vec::Metric;
+use squisher::methods::task2vec::distance::{DistanceMetric, DistanceReport};
 
 use crate::charts::Heatmap;
 
@@ -56,11 +57,13 @@ fn cell(name: &str) -> String {
 
 /// A heatmap that stands alone, with its values.
 pub(super) fn svg(report: &DistanceReport) -> String {
+    let bounded = matches!(report.metric, DistanceMetric::Symmetric(Metric::Cosine | Metric::Normalized));
     let map = Heatmap {
         rows: report.names.clone(),
         columns: report.names.clone(),
         cells: report.matrix.iter().map(|row| row.iter().copied().map(Some).collect()).collect(),
         log: false,
+        range: bounded.then_some((0.0, 1.0)),
         digits: 3,
         title: format!("distances between {} tasks, {}", report.names.len(), report.metric),
     };

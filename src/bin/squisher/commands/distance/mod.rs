@@ -26,7 +26,8 @@ Examples:
   squisher distance tasks.safetensors --metric jsd --json
   squisher distance fishers/*.safetensors -o distances.svg
   squisher distance fishers/*.safetensors --scores transfer.csv
-  squisher distance a.safetensors b.safetensors --metric asymmetric --trivial untrained.safetensors";
+  squisher distance a.safetensors b.safetensors --metric asymmetric \\
+      --trivial untrained.safetensors";
 
 /// Tell how far apart tasks are by their Fishers (Task2Vec)
 ///
@@ -71,16 +72,16 @@ pub(crate) struct Distance {
     output: Option<PathBuf>,
 }
 
-/// A distance by its name; v = 1/F.
+/// A distance by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// 1 − cos(F_a, F_b)
     Cosine,
     /// 1 − cos(F_a/(F_a + F_b), F_b/(F_a + F_b)), 0/0 = 0
     Normalized,
-    /// The sum of the larger divergence between normals of variance v
+    /// Σ over entries of the larger of the two divergences (Kullback-Leibler) between normals of variance 1/F
     Kl,
-    /// The mean divergence to the average variance
+    /// The mean over entries of the mean divergence of the two such normals from one of their average variance
     Jsd,
     /// normalized(a, b) − A · normalized(a, trivial)
     Asymmetric,

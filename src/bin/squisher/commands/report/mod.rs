@@ -8,6 +8,7 @@ mod similarity;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
@@ -75,6 +76,7 @@ pub(crate) fn write(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Written, Error> {
+    let began = Instant::now();
     let (mut records, mut others) = (Vec::new(), Vec::new());
     for path in inputs {
         match roofline::read(path) {
@@ -93,6 +95,8 @@ pub(crate) fn write(
     let titles = titles.chain(records.iter().map(|record| record.adapter.clone())).collect();
     Ok(Written {
         dry_run,
+        warnings: Vec::new(),
+        seconds: began.elapsed().as_secs_f64(),
         output: path.display().to_string(),
         bytes: page.len() as u64,
         inputs: titles,
@@ -107,6 +111,8 @@ pub(crate) struct Written {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     dry_run: bool,
     output: String,
+    warnings: Vec<String>,
+    seconds: f64,
     bytes: u64,
     inputs: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -81,7 +81,7 @@ fn fisher(input: &Input, found: &Statistics) -> String {
     html.push_str("</table>");
     html.push_str(&figure(
         &heatmap(input, found).svg(),
-        "Mean of each tensor, as log10: which layer and which module hold the mass. 0 marks tensors that are zero everywhere.",
+        "Mean of each tensor, as log10: which layer and which module hold the mass. Tensors that are zero everywhere have no logarithm.",
     ));
     html.push_str(&figure(&histogram(found), "How the values are distributed, zeros left out."));
     html.push_str(&figure(
@@ -116,6 +116,7 @@ fn heatmap(input: &Input, found: &Statistics) -> Heatmap {
         columns,
         cells,
         log: true,
+        range: None,
         digits: 2,
         title: format!("mean Fisher by layer and module of {}", input.title),
     }

@@ -65,6 +65,7 @@ impl Similarity {
                     columns: names.clone(),
                     cells: cells.iter().map(|row| row.iter().copied().map(Some).collect()).collect(),
                     log: false,
+                    range: Some((0.0, 1.0)),
                     digits: 3,
                     title: format!("similarity of {} Fishers", names.len()),
                 };
