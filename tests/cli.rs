@@ -366,6 +366,7 @@ fn extract_writes_the_accumulator_under_the_models_names() {
             "scale_factor",
             "bytes_written",
             "output",
+            "seconds",
             "timings"
         ]
     );

@@ -111,17 +111,19 @@ fn what_is_no_fisher_is_refused_and_the_old_page_stays() {
 
     save(&folder.path().join("a.safetensors"), &[("w", Dtype::F32, floats(&[1.0]))]);
     let before = std::fs::read(folder.path().join("a.safetensors")).expect("just written");
+    std::fs::rename(folder.path().join("a.safetensors"), folder.path().join("a.html")).expect("renamed");
+    std::fs::create_dir(folder.path().join("folder.html")).expect("a temporary folder is writable");
     for (out, says) in [
-        ("a.safetensors", "the output is part of the input a.safetensors"),
+        ("a.html", "the output is part of the input a.html"),
         ("none/report.html", "the folder none does not exist"),
-        (".", "is a folder"),
+        ("folder.html", "is a folder"),
     ] {
-        let mut command = squisher(["report", "a.safetensors", "--overwrite", "-o", out]);
+        let mut command = squisher(["report", "a.html", "--overwrite", "-o", out]);
         let refused = command.current_dir(folder.path()).assert().code(7);
         let message = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
         assert!(message.contains(says), "{message}");
     }
-    assert_eq!(std::fs::read(folder.path().join("a.safetensors")).expect("still there"), before);
+    assert_eq!(std::fs::read(folder.path().join("a.html")).expect("still there"), before);
     std::fs::write(folder.path().join("report.html"), "old").expect("a temporary folder is writable");
     let refused = report(folder.path(), &["a.safetensors"]).code(7);
     assert!(String::from_utf8_lossy(&refused.get_output().stderr).contains("--overwrite"));

@@ -11,7 +11,7 @@ use squisher::methods::select::{SelectPlan, SelectReport, Selected};
 use squisher::shape::shape_text;
 
 use crate::non_finite::NonFinite;
-use crate::table::{Column, Table, count, counted, size};
+use crate::table::{Column, Table, count, counted, size, word};
 
 /// Which tensors, and among what.
 #[derive(Args)]
@@ -140,7 +140,7 @@ pub(crate) fn selected(tensors: &[Selected]) -> Table {
     ]);
     for tensor in tensors {
         table.row([
-            printable(&tensor.name),
+            word(&tensor.name),
             shape_text(&tensor.shape),
             count(tensor.elements),
             count(tensor.kept),

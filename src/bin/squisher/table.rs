@@ -33,7 +33,7 @@ impl Table {
     /// Tensors with their shapes.
     pub(crate) fn of_tensors(tensors: &[(String, Vec<u64>)]) -> Self {
         let mut table = Self::new(&[Column::Left("TENSOR"), Column::Left("SHAPE")]);
-        tensors.iter().for_each(|(name, shape)| table.row([printable(name), shape_text(shape)]));
+        tensors.iter().for_each(|(name, shape)| table.row([word(name), shape_text(shape)]));
         table
     }
 
@@ -46,6 +46,13 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.trim_fmt())
     }
+}
+
+/// A tensor's name in a table: in quotes only where some of it is escaped, or where it would not be one word.
+pub(crate) fn word(name: &str) -> String {
+    let quoted = printable(name);
+    let plain = quoted.len() == name.len() + 2 && !name.is_empty() && !name.contains(char::is_whitespace);
+    if plain { name.to_owned() } else { quoted }
 }
 
 /// `1,234,567`
@@ -85,6 +92,15 @@ mod tests {
             [(0, "0"), (999, "999"), (1000, "1,000"), (u64::MAX, "18,446,744,073,709,551,615")]
         {
             assert_eq!(count(number), text);
+        }
+    }
+
+    #[test]
+    fn names_are_quoted_where_they_have_to_be() {
+        for (name, shown) in
+            [("a.weight", "a.weight"), ("", "\"\""), ("a b", "\"a b\""), ("a\u{1b}", "\"a\\u{1b}\"")]
+        {
+            assert_eq!(word(name), shown);
         }
     }
 

@@ -15,7 +15,7 @@ use squisher::shape::shape_text;
 use squisher::stream::Timings;
 
 use crate::args::{Global, at_least_one};
-use crate::table::{Column, Table, count, counted, size};
+use crate::table::{Column, Table, count, counted, size, word};
 use crate::{output, progress};
 
 const EXAMPLES: &str = "\
@@ -199,7 +199,7 @@ impl NamedState {
 
 fn cells(tensor: &Extracted) -> [String; 7] {
     [
-        printable(&tensor.name),
+        word(&tensor.name),
         tensor.id.escape_debug().to_string(),
         shape_text(&tensor.shape),
         tensor.accumulator.key().to_owned(),

@@ -8,7 +8,7 @@ use squisher::checkpoint::{Capture, Labels, LossReduction, Tied};
 use squisher::error::printable;
 use squisher::shape::shape_text;
 
-use crate::table::{Column, Table, counted, size};
+use crate::table::{Column, Table, counted, size, word};
 
 /// One capture.
 #[derive(Serialize)]
@@ -72,7 +72,7 @@ impl Layers {
         ]);
         for layer in &self.layers {
             table.row([
-                printable(&layer.name),
+                word(&layer.name),
                 layer.kind.to_owned(),
                 weight_text(layer),
                 shape_text(&layer.input),

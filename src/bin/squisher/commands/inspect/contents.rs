@@ -12,7 +12,7 @@ use squisher::shape::shape_text;
 
 use crate::args::Global;
 use crate::progress;
-use crate::table::{Column, Table, count, counted, size, value};
+use crate::table::{Column, Table, count, counted, size, value, word};
 
 /// How many of the largest values are asked what they hold: the fraction that FISH masks keep.
 const TOP: f64 = 0.005;
@@ -138,7 +138,7 @@ impl Tensor {
     fn cells(&self) -> Vec<String> {
         let shape = shape_text(&self.shape);
         let mut cells =
-            vec![printable(&self.name), self.dtype.clone(), shape, count(self.elements), size(self.bytes)];
+            vec![word(&self.name), self.dtype.clone(), shape, count(self.elements), size(self.bytes)];
         if let Some(Values { min, mean, max, zeros, .. }) = &self.fisher {
             cells.extend([value(min.map(f64::from)), value(*mean), value(max.map(f64::from)), count(*zeros)]);
         }
