@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use support::files::{self, f32s, folder};
+use support::files::{self, f32s, f64s, folder};
 use support::tool::squisher;
 
 const STATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/optimizer");
@@ -232,10 +232,7 @@ fn a_fisher_of_zeros_is_told_with_and_without_normalisation() {
 #[test]
 fn what_a_merge_makes_of_doubles_and_adapters_is_told() {
     let bench = Bench::new();
-    let path = bench.path().join("d.safetensors");
-    let data = 1.0_f64.to_le_bytes();
-    let view = TensorView::new(Dtype::F64, vec![1], &data).expect("one number");
-    serialize_to_file([("w", view)], None, &path).expect("the file can be written");
+    files::write(&bench.path().join("d.safetensors"), [("w", f64s(&[1], &[1.0]))]);
     let (_, said) = bench.runs("merge --method linear --model d.safetensors -o o.safetensors");
     assert!(said.contains("1 tensor is F64 in the first model and F32 in the result"), "{said}");
     let (_, said) =
@@ -286,10 +283,8 @@ fn models_that_differ_in_a_usual_way_are_told_what_to_do() {
     bench.refuses(&merge("wrapped", "a"), 4, &[prefix]);
     bench.refuses(&merge("untied", "a"), 4, &["tie_word_embeddings"]);
     for (name, rows) in [("small", 2_usize), ("large", 3)] {
-        let data = vec![0; 16 * rows];
-        let view = TensorView::new(Dtype::F32, vec![rows, 4], &data).expect("a table");
-        let path = bench.path().join(format!("{name}.safetensors"));
-        serialize_to_file([("embed.weight", view)], None, &path).expect("the file can be written");
+        let table = f32s(&[rows, 4], &vec![0.0; 4 * rows]);
+        files::write(&bench.path().join(format!("{name}.safetensors")), [("embed.weight", table)]);
     }
     bench.refuses(
         &merge("small", "large"),

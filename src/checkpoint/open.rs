@@ -262,7 +262,8 @@ impl Checkpoint {
         Ok(names.iter().filter(|name| is_side_file(name)).map(|name| folder.join(name)).collect())
     }
 
-    /// Names beside the weights that are neither [side files](Self::side_files) nor weights that were read: other files, and folders.
+    /// Names beside the weights that are neither [side files](Self::side_files) nor weights that were read:
+    /// other files, and folders.
     pub(crate) fn left_out(&self) -> Vec<String> {
         let entries = self.folder.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());

@@ -57,7 +57,8 @@ pub(crate) struct Heatmap {
     pub(crate) cells: Vec<Vec<Option<f64>>>,
     /// What a cell is coloured and printed by: its base-10 logarithm.
     pub(crate) log: bool,
-    /// The values of the darkest and the brightest colour; the least and the greatest that are shown where there is none.
+    /// The values of the darkest and the brightest colour; the least and the greatest that are shown where
+    /// there is none.
     pub(crate) range: Option<(f64, f64)>,
     /// Digits after the point of the printed values.
     pub(crate) digits: usize,

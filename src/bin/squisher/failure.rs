@@ -38,11 +38,14 @@ fn message(operation: &str, error: &anyhow::Error) -> String {
 
 /// A cause without the library's name of what was asked for, where the rest says it: it is for those who program with it.
 fn said(cause: &(dyn std::error::Error + 'static)) -> String {
-    match cause.downcast_ref::<Error>() {
-        Some(Error::Argument { op, problem } | Error::Mismatch { op, problem }) if !is_command(op) => {
-            problem.clone()
-        }
-        _ => cause.to_string(),
+    let text = cause.to_string();
+    let op = match cause.downcast_ref::<Error>() {
+        Some(Error::Argument { op, .. } | Error::Mismatch { op, .. } | Error::Budget { op, .. }) => op,
+        _ => return text,
+    };
+    match text.strip_prefix(op.as_str()).and_then(|rest| rest.strip_prefix(": ")) {
+        Some(rest) if !is_command(op) => rest.to_owned(),
+        _ => text,
     }
 }
 
@@ -80,6 +83,10 @@ mod tests {
         let text = |op| message("demo", &Error::mismatch(op, "they differ").into());
         assert_eq!(text("merge"), "demo: merge: they differ");
         assert_eq!(text("checkpoint.write"), "demo: they differ");
+        let (op, what, flag) = ("plan".into(), "host memory".into(), "--host-memory".into());
+        let budget = Error::Budget { op, what, need: 2, have: 1, flag };
+        let needs = "host memory needs at least 2 bytes, the budget is 1; raise --host-memory";
+        assert_eq!(message("merge", &budget.into()), format!("merge: {needs}"));
         let limit = Error::Limit { op: "fisher.gram".into(), limit: "bytes".into(), max: 1, asked: 2 };
         assert_eq!(message("step", &limit.into()), "step: fisher.gram: bytes is 1, 2 needed");
     }

@@ -46,7 +46,8 @@ pub(crate) struct Options {
     #[arg(long, value_enum)]
     pub(crate) missing: Option<Missing>,
 
-    /// Element type of the result: f32, f16 or bf16 [default: the first model's; f32 for f64, since arithmetic is f32]
+    /// Element type of the result: f32, f16 or bf16 [default: the first model's; f32 for f64, since
+    /// arithmetic is f32]
     #[arg(long, value_name = "D")]
     pub(crate) dtype: Option<DType>,
 

@@ -106,3 +106,17 @@ pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_output_and_no_temporary_file() {
+        let missing = Path::new("no such folder").join("report.html");
+        let refused = write_whole(&missing, b"page").expect_err("there is no such folder");
+        assert_eq!(refused.to_string(), format!("{}: cannot write: entity not found", missing.display()));
+        let denied = not_written(&ErrorKind::PermissionDenied.into());
+        assert_eq!(denied, "cannot write: permission denied; choose a place you may write to");
+    }
+}

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// One warning for each of `paths` that an earlier one of them is too, whatever it is called: "`what` PATH is given twice: `effect`".
+/// One warning for each of `paths` that an earlier one of them is too, whatever it is called: "`what` PATH is
+/// given twice: `effect`".
 pub(crate) fn repeats<'a>(
     paths: impl IntoIterator<Item = &'a Path>,
     what: &str,

@@ -2,7 +2,8 @@
 
 use crate::checkpoint::{Checkpoint, TensorInfo};
 
-/// A sentence on how `other` can be made to fit `first`, where their differences have one of the usual causes.
+/// A sentence on how `other` can be made to fit `first`, where their differences have one of the usual
+/// causes.
 pub(super) fn remedy(first: &Checkpoint, other: &Checkpoint) -> Option<String> {
     let lacking = |a: &Checkpoint, b: &Checkpoint| -> Vec<String> {
         a.tensors().iter().map(|tensor| tensor.name.clone()).filter(|name| b.get(name).is_none()).collect()

@@ -40,7 +40,8 @@ impl Scores {
     /// Requires that every one of `names` is a task of the table.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] naming the first that is not, and those that are; also where no target is one of `names`.
+    /// [`Error::Mismatch`] naming the first that is not, and those that are; also where no target is one of
+    /// `names`.
     pub fn cover(&self, names: &[String]) -> Result<()> {
         names.iter().try_for_each(|name| self.place(name).map(|_| ()))?;
         let targets: Vec<&String> = (0..self.names.len())

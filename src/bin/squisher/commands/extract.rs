@@ -52,9 +52,10 @@ pub(crate) struct Extract {
 
     /// raw v, unbiased v̂ = v/(1−β^step), mean B·v̂, sum N·B·v̂, or paper N·v
     ///
-    /// raw is right for merging models that were trained alike, pruning and masks, where a common factor cancels; unbiased where step counts
-    /// differ; mean estimates the mean empirical Fisher and can be compared across batch sizes; sum estimates the sum, and paper is what Li
-    /// et al. (2025) take for weight consolidation.
+    /// raw is right for merging models that were trained alike, pruning and masks, where a common factor
+    /// cancels; unbiased where step counts differ; mean estimates the mean empirical Fisher and can be
+    /// compared across batch sizes; sum estimates the sum, and paper is what Li et al. (2025) take for weight
+    /// consolidation.
     #[arg(long, default_value = "raw")]
     scale: Scale,
 

@@ -41,9 +41,10 @@ ubgm has base_model, and base_fisher and delta among the parameters; non_finite 
 
 /// Merge any number of models into one, weighted by their Fishers
 ///
-/// linear: Σ λ θ / Σ λ. fisher: Σ λ F θ / Σ λ F, the linear average where that is 0/0. ubgm: θ₀ + Σ λ (F₀ + F)(θ − θ₀) / (F₀ + Σ λ F).
-/// All models stream through once, whatever their size. The output has the first model's files, its configuration and its
-/// tokenizer; -v names what of the folder is not copied (other files, and folders).
+/// linear: Σ λ θ / Σ λ. fisher: Σ λ F θ / Σ λ F, the linear average where that is 0/0. ubgm: θ₀ + Σ λ (F₀ +
+/// F)(θ − θ₀) / (F₀ + Σ λ F). All models stream through once, whatever their size. The output has the first
+/// model's files, its configuration and its tokenizer; -v names what of the folder is not copied (other
+/// files, and folders).
 #[derive(Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{RECIPE}"))]
 pub(crate) struct Merge {

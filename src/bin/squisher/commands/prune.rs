@@ -34,8 +34,8 @@ pub(crate) struct Prune {
     #[arg(long, value_name = "F", required_unless_present = "captures")]
     fisher: Option<PathBuf>,
 
-    /// Captures of the model, which filter-gate is computed from in place of a Fisher. Takes all that follow up to the next flag, so it
-    /// stands after MODEL
+    /// Captures of the model, which filter-gate is computed from in place of a Fisher. Takes all that follow
+    /// up to the next flag, so it stands after MODEL
     #[arg(long, value_name = "C", num_args = 1.., conflicts_with_all = ["fisher", "pattern", "non_finite"])]
     captures: Vec<PathBuf>,
 

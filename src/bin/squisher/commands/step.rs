@@ -117,8 +117,10 @@ impl fmt::Display for Done {
         }
         writeln!(
             f,
-            "{} step of {samples} in {batches}, damping {:e}, on {}",
-            report.kind, report.damping, report.adapter
+            "{} step of {samples} in {batches}, damping {}, on {}",
+            report.kind,
+            if report.damping == 0.0 { "0".to_owned() } else { format!("{:e}", report.damping) },
+            report.adapter
         )?;
         let mut norms = report.gradient_norms.clone();
         norms.sort_by(f64::total_cmp);

@@ -81,7 +81,8 @@ enum Name {
     Normalized,
     /// Σ over entries of the larger of the two divergences (Kullback-Leibler) between normals of variance 1/F
     Kl,
-    /// The mean over entries of the mean divergence of the two such normals from one of their average variance
+    /// The mean over entries of the mean divergence of the two such normals from one of their average
+    /// variance
     Jsd,
     /// normalized(a, b) − A · normalized(a, trivial)
     Asymmetric,
