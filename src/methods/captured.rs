@@ -70,6 +70,8 @@ pub(crate) struct Batch {
     gradient: View,
     /// The largest magnitude in `gradient`.
     largest: f32,
+    /// The largest magnitude of what gradients are multiplied by: of the input, of an embedding's ones, of a norm's normalized values.
+    largest_factor: f64,
     /// Batch norm's fixed (mean, 1/√(variance + eps)).
     fixed: Option<View>,
     /// Whether it is a part of the gradients of weight and bias.
@@ -113,10 +115,14 @@ impl Batch {
                            own network, or leave the layer out";
             return Err(Error::tensor(capture.path(), &layer.uses[0].input.name, problem));
         }
-        let input = match layer.kind {
-            LayerKind::Embedding { rows } => Input::Ids(inputs.ids(rows)?),
-            _ => Input::Floats(inputs.load(backend)?.0),
+        let (input, largest_input) = match layer.kind {
+            LayerKind::Embedding { rows } => (Input::Ids(inputs.ids(rows)?), 1.0),
+            _ => {
+                let (view, largest) = inputs.load(backend)?;
+                (Input::Floats(view), largest)
+            }
         };
+        let largest_factor = largest_factor(&layer.kind, largest_input.into());
         let (gradient, largest) = Reading { gradient: true, scale, ..inputs.clone() }.load(backend)?;
         let mut counts = layer.uses.iter().map(|one| positions_of(layer, &one.input));
         let (parts, positions) = match by_channels(layer) {
@@ -125,7 +131,7 @@ impl Batch {
         };
         let fixed = norms::fixed_stats(backend, capture, layer)?;
         let (layer, adds) = (layer.clone(), [true; 2]);
-        Ok(Self { layer, samples, parts, positions, input, gradient, largest, fixed, adds })
+        Ok(Self { layer, samples, parts, positions, input, gradient, largest, largest_factor, fixed, adds })
     }
 
     pub(crate) fn samples(&self) -> u64 {
@@ -166,17 +172,45 @@ impl Batch {
         }
     }
 
-    /// The power of two that brings the largest gradient near 1, so that squares neither vanish nor overflow; at most 2^±60, whose
-    /// square f32 can undo.
+    /// The largest magnitude of the gradients at the layer's output.
+    pub(crate) fn largest(&self) -> f64 {
+        self.largest.into()
+    }
+
+    /// What no element of a sample's gradient exceeds: the largest of each factor, once for every number of a sample.
+    pub(crate) fn gradient_bound(&self) -> f64 {
+        let terms = self.gradient.len().checked_div(self.samples).unwrap_or(0);
+        // The bias's factors are ones.
+        terms as f64 * self.largest() * self.largest_factor.max(1.0)
+    }
+
+    /// Whether both factors may be squared one by one: neither square leaves f32, nor does one vanish that is above 1e-26 of the largest.
+    fn factors_square(&self, gradient_scale: f64) -> bool {
+        let near_one = 2.0_f64.powi(-20)..=2.0_f64.powi(20);
+        near_one.contains(&self.largest_factor) && self.largest() * gradient_scale <= 2.0_f64.powi(50)
+    }
+
+    /// The power of two that brings the largest gradient at the output near 1; at most 2^±60, whose square f32 can undo.
     pub(crate) fn gradient_scale(&self) -> f64 {
         if self.largest == 0.0 {
             return 1.0;
         }
-        (-f64::from(self.largest).log2().round()).clamp(-60.0, 60.0).exp2()
+        (-self.largest().log2().round()).clamp(-60.0, 60.0).exp2()
     }
 
     /// How the weight is cut.
     pub(crate) fn rows(&self) -> Result<WeightRows> {
         weight_rows(&self.layer)
+    }
+}
+
+/// The largest magnitude by which a layer of a kind multiplies its output's gradients, given that of its input.
+fn largest_factor(kind: &LayerKind, input: f64) -> f64 {
+    match kind {
+        // No value is more standard deviations from a mean than the root of how many values there are.
+        LayerKind::LayerNorm { .. } | LayerKind::RmsNorm { .. } | LayerKind::GroupNorm { .. } => 65536.0,
+        // Of other data's mean and variance.
+        LayerKind::BatchNorm { .. } => f64::INFINITY,
+        _ => input,
     }
 }

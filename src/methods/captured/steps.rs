@@ -62,7 +62,11 @@ impl Batch {
             LayerKind::Linear => {
                 let (outputs, inputs) = (small(self.layer.weight[0])?, small(self.layer.weight[1])?);
                 let layer = Linear { samples, positions, inputs, outputs };
-                layer.record_outputs(recording, rows, squares, buffers)
+                if self.factors_square(squares.gradient_scale.into()) {
+                    layer.record_outputs(recording, rows, squares, buffers)
+                } else {
+                    layer.record_products(recording, rows, squares, buffers)
+                }
             }
             LayerKind::Conv(window) => {
                 conv(&self.layer, window, samples, false)?.record_rows(recording, rows, squares, buffers)

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::OP;
 use super::job::Job;
-use super::numbers::{Average, each_sample};
+use super::numbers::{Average, Bound, each_sample};
 use super::passes::{OfBatch, Pass, Read};
 use crate::checkpoint::Output;
 use crate::error::{Error, Result, printable};
@@ -31,8 +31,8 @@ impl Job<'_> {
         let sums = if self.options.kind.folds_samples() { self.buffers(pass)? } else { Vec::new() };
         for batch in self.batches(pass) {
             if self.options.kind.folds_samples() {
-                let scale = self.add_sums(batch, data, &sums)?;
-                let average = self.square_of_sum(batch.capture.samples(), scale);
+                self.add_sums(batch, data, &sums)?;
+                let average = self.square_of_sum(batch.capture.samples());
                 clock.time(Stage::Compute, || self.square(&sums, &results, average))?;
             } else if self.options.kind.joins_samples() {
                 self.add_sums(batch, data, &results)?;
@@ -75,7 +75,7 @@ impl Job<'_> {
         for Read { layer, portion, .. } in self.portions(batch) {
             let data = data.next()?;
             let samples = portion.samples();
-            let part = batch.part(samples.start == 0, samples.end - samples.start, data.gradient_scale());
+            let part = batch.part(samples.start == 0, samples.end - samples.start, Bound::of(&data));
             let squares = self.squares(part);
             let weights = of_samples(&self.batches[batch.step].weight, &samples);
             let steps = batch.of_layer(layer).map(|(at, role)| (role, squares, &results[at][..]));
@@ -84,25 +84,22 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Adds the gradients of all samples of a batch. Gives the power of two by which the sums are left multiplied.
-    fn add_sums(&self, batch: OfBatch<'_>, data: &Ahead<Batch>, sums: &[Vec<Held>]) -> Result<f64> {
-        let mut sum_scale = None;
+    /// Adds the gradients of all samples of a batch.
+    fn add_sums(&self, batch: OfBatch<'_>, data: &Ahead<Batch>, sums: &[Vec<Held>]) -> Result<()> {
         let mut begun = vec![false; sums.len()];
         for Read { layer, portion, .. } in self.portions(batch) {
             let data = data.next()?;
             let samples = portion.samples().end - portion.samples().start;
-            let scale = data.gradient_scale();
-            let sum_scale = *sum_scale.get_or_insert(scale);
             let step = |(at, role): (usize, Role)| {
                 let first = !std::mem::replace(&mut begun[at], true);
-                (role, self.sums(batch.part(first, samples, scale), sum_scale), &sums[at][..])
+                (role, self.sums(batch.part(first, samples, Bound::NONE)), &sums[at][..])
             };
             let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
             // The portion is one square, if it has samples.
             let weights = vec![1.0; usize::from(samples > 0)];
             self.record(batch.pass.clock, &data, &weights, own.map(step).collect::<Vec<_>>())?;
         }
-        Ok(sum_scale.unwrap_or(1.0))
+        Ok(())
     }
 
     /// Adds the squares of a batch's samples whose gradients are formed in several steps: some samples at a
@@ -114,8 +111,8 @@ impl Job<'_> {
         for samples in batch.groups(at_once) {
             let count = samples.end - samples.start;
             let gradients = each(&slabs, |slab| slab.view.first(slab.view.len() / most.max(1) * count))?;
-            let scale = self.gradients(batch, data, samples.clone(), &gradients)?;
-            let squares = self.squares(batch.part(samples.start == 0, count, scale));
+            self.gradients(batch, data, samples.clone(), &gradients)?;
+            let squares = self.squares(batch.part(samples.start == 0, count, Bound::NONE));
             let weights = of_samples(&self.batches[batch.step].weight, &samples);
             batch.pass.clock.time(Stage::Compute, || {
                 self.square_each(&gradients, squares, small(count)?, &weights, results)
@@ -124,29 +121,26 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// The gradients of some samples, one after the other in each buffer; gives the power of two that brings their largest factor near 1.
+    /// The gradients of some samples, one after the other in each buffer.
     fn gradients(
         &self,
         batch: OfBatch<'_>,
         data: &Ahead<Batch>,
         samples: Range<u64>,
         gradients: &[Vec<Held>],
-    ) -> Result<f64> {
+    ) -> Result<()> {
         let ones = vec![1.0; usize_of(samples.end - samples.start)];
-        let mut least = f64::INFINITY;
         let mut begun = vec![false; gradients.len()];
         for Read { layer, portion, .. } in batch.portions(samples) {
             let data = data.next()?;
-            let scale = data.gradient_scale();
-            least = scale.min(least);
             let step = |(at, role): (usize, Role)| {
                 let begins = !std::mem::replace(&mut begun[at], true);
-                (role, each_sample(scale, begins), &gradients[at][..])
+                (role, each_sample(begins), &gradients[at][..])
             };
             let own = batch.of_layer(layer).filter(|(_, role)| portion.adds_to(*role));
             self.record(batch.pass.clock, &data, &ones, own.map(step).collect::<Vec<_>>())?;
         }
-        Ok(least)
+        Ok(())
     }
 
     /// Squares gradients of some samples that lie one after the other into the results: elements as the

@@ -1,7 +1,6 @@
 //! Jᵀ x: a weighted sum of gradients, by the kernels that square them, in another mode.
 //!
-//! x is brought between −1 and 1, and a sum is kept in units of its first portion's scale, so that no factor leaves f32. Both
-//! are powers of two, and are undone in f64 when the sum is written.
+//! x is brought between −1 and 1 by a power of two, which is undone in f64 when the sum is written, so that sums are gradients, which f32 holds.
 
 use std::ops::Range;
 
@@ -88,21 +87,17 @@ struct Sums<'a> {
     held: Vec<Vec<Held>>,
     /// Which parameters' sums have a first term.
     begun: Vec<bool>,
-    /// What they are multiplied by: the first portion's scale.
-    scale: Option<f64>,
 }
 
 impl<'a> Sums<'a> {
     fn new(backend: &'a Backend, unit: &'a Unit, rows: &'a [Vec<Range<u32>>]) -> Result<Self> {
         let of = |(one, rows): (&Parameter, &Vec<_>)| hold(backend, one, rows);
         let held = unit.parameters.iter().zip(rows).map(of).collect::<Result<Vec<_>>>()?;
-        Ok(Self { backend, unit, rows, begun: vec![false; held.len()], held, scale: None })
+        Ok(Self { backend, unit, rows, begun: vec![false; held.len()], held })
     }
 
     /// Adds the gradients of a layer's portion, x times.
     fn add(&mut self, layer: usize, portion: &Portion, batch: &Batch, x: &[f64]) -> Result<()> {
-        let scale = batch.gradient_scale();
-        let factor = rounded(*self.scale.get_or_insert(scale) / scale);
         let weight = self.backend.buffer(&narrow(x), DType::F32)?;
         let mut recording = Recording::new(self.backend);
         for (at, role) in self.unit.of_layer(layer) {
@@ -113,8 +108,6 @@ impl<'a> Sums<'a> {
             let squares = Squares {
                 mode: Mode::Gradients,
                 epilogue: if begins { Epilogue::Overwrite } else { Epilogue::Add },
-                factor,
-                gradient_scale: rounded(scale),
                 ..Squares::default()
             };
             batch.record(self.backend, &mut recording, role, squares, &weight, &self.held[at])?;
@@ -124,7 +117,7 @@ impl<'a> Sums<'a> {
 
     /// Writes the sums of x, which was multiplied by `scale_of_x`.
     fn write(&self, scale_of_x: f64, write: &mut impl FnMut(&str, u64, &[f32]) -> Result<()>) -> Result<()> {
-        let undo = 1.0 / (self.scale.unwrap_or(1.0) * scale_of_x);
+        let undo = 1.0 / scale_of_x;
         for (parameter, held) in self.unit.parameters.iter().zip(&self.held) {
             let problem = format!("the sum for {} leaves f32's range", printable(&parameter.name));
             for Held { rows, view } in held {

@@ -49,6 +49,17 @@ impl Linear {
         if self.positions == 1 && squares.fold == 1 && squares.mode == Mode::Squares {
             return self.record_factorised(recording, outputs, squares, buffers);
         }
+        self.record_products(recording, outputs, squares, buffers)
+    }
+
+    /// As [`Linear::record_outputs`], but never as b² · a², which leaves f32 before (b · a)² does.
+    pub(crate) fn record_products(
+        &self,
+        recording: &mut Recording,
+        outputs: Range<u32>,
+        squares: Squares,
+        buffers: Buffers<'_>,
+    ) -> Result<()> {
         let op = "fisher.linear";
         let kernel = LinearSqShared {
             form: self.form(recording, &outputs),
@@ -98,6 +109,7 @@ impl Linear {
         form.for_widths(&[outputs.start, self.outputs, self.inputs])
     }
 
+    /// (b · a)² as b² · a²: half the multiplications.
     fn record_factorised(
         &self,
         recording: &mut Recording,
