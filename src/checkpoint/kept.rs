@@ -5,8 +5,10 @@
 //! written in one step, after the data it speaks of were synced. Data beyond it are written again, so that it does not matter
 //! in which moment a run is killed.
 //!
-//! The journal goes before the partial takes the target's place: from then on the partial's name may lead to what was
-//! replaced. A partial without a journal, or of other sizes than the job's, is worth nothing and is made anew.
+//! The journal goes when the partial has taken the target's place. Where the two exchange their places (a folder that replaces one)
+//! it goes before: from then on the partial's name leads to what was replaced. If the partial does not get there, its journal stays or comes
+//! back. A partial without a journal, or of other sizes than the job's, is worth nothing and is made anew; one whose journal cannot be
+//! read is left alone.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -51,8 +53,8 @@ struct Journal {
 }
 
 /// Whether a run that was to be continued left its partial beside `target`, with a journal.
-pub(super) fn is_left(target: &Path) -> bool {
-    read_journal(&path_of(target)).is_some()
+pub(super) fn is_left(target: &Path) -> Result<bool> {
+    Ok(read_journal(target, &path_of(target))?.is_some())
 }
 
 /// Refuses if a run left something beside `target` to go on from, or is still writing it; removes what is worth nothing.
@@ -62,7 +64,7 @@ pub(super) fn refuse_left(target: &Path) -> Result<()> {
         return Ok(());
     }
     let _lock = lock_existing(target, &path)?;
-    if is_left(target) {
+    if is_left(target)? {
         let problem = format!(
             "a run that was interrupted left {}; go on from it with --resume, or remove it",
             path.display()
@@ -78,7 +80,7 @@ pub(super) fn open(target: &Path, expected: &[Expected<'_>], job: &str) -> Resul
     let kept = |lock| Kept { target: target.to_owned(), path: path.clone(), job: job.to_owned(), lock };
     if fs::symlink_metadata(&path).is_ok() {
         let lock = lock_existing(target, &path)?;
-        if let Some(journal) = read_journal(&path) {
+        if let Some(journal) = read_journal(target, &path)? {
             refuse_other_job(target, &path, &journal.job, job)?;
             if let Some(files) = open_files(target, &path, expected)? {
                 // A file's lock goes with its handle, so the file itself takes it over.
@@ -102,8 +104,11 @@ impl Kept {
 
     /// States how far the job is. What that speaks of is synced already.
     pub(super) fn mark(&self, progress: &str) -> Result<()> {
-        let journal = Journal { job: self.job.clone(), progress: progress.to_owned() };
-        let text = serde_json::to_string(&journal).expect("two texts are JSON");
+        self.write_journal(&Journal { job: self.job.clone(), progress: progress.to_owned() })
+    }
+
+    fn write_journal(&self, journal: &Journal) -> Result<()> {
+        let text = serde_json::to_string(journal).expect("two texts are JSON");
         let (path, new) = (journal_of(&self.path), new_journal_of(&self.path));
         let write = || {
             let mut file = File::create(&new)?;
@@ -115,8 +120,23 @@ impl Kept {
         write().map_err(|error| refused(&self.target, "write the journal", &error))
     }
 
-    /// Removes the journal, so that the partial can take the target's place.
-    pub(super) fn release(&self) -> Result<()> {
+    /// Has `publish` put the partial in the target's place; `exchanges` says whether the partial's name leads to the old content then. A
+    /// partial that did not get there can still be gone on from.
+    pub(super) fn publish(&self, exchanges: bool, publish: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        if !exchanges {
+            publish(&self.path)?;
+            return self.release();
+        }
+        let journal = read_journal(&self.target, &self.path)?;
+        self.release()?;
+        publish(&self.path).inspect_err(|_| {
+            if let Some(Err(error)) = journal.map(|journal| self.write_journal(&journal)) {
+                log::warn!("{error}");
+            }
+        })
+    }
+
+    fn release(&self) -> Result<()> {
         remove_journal(&self.path)
             .and_then(|()| disk::sync_folder(&disk::parent_of(&self.path)))
             .map_err(|error| refused(&self.target, "remove the journal", &error))
@@ -130,9 +150,9 @@ impl Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        if read_journal(&self.path).is_none()
-            && let Err(left) = self.discard()
-        {
+        let removed = read_journal(&self.target, &self.path)
+            .and_then(|journal| if journal.is_none() { self.discard() } else { Ok(()) });
+        if let Err(left) = removed {
             log::warn!("{left}");
         }
     }
@@ -155,8 +175,12 @@ fn new_journal_of(path: &Path) -> PathBuf {
 }
 
 /// The journal of the partial at `path`; nothing where there is none or it says nothing.
-fn read_journal(path: &Path) -> Option<Journal> {
-    serde_json::from_str(&fs::read_to_string(journal_of(path)).ok()?).ok()
+fn read_journal(target: &Path, path: &Path) -> Result<Option<Journal>> {
+    match fs::read(journal_of(path)) {
+        Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(refused(target, "read the journal of an old partial", &error)),
+    }
 }
 
 /// Locks a partial that is there, or refuses because its run still writes it.
@@ -259,4 +283,49 @@ fn remove_journal(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: [Expected<'_>; 1] = [Expected { name: None, bytes: 0 }];
+
+    /// A partial of an empty file, marked at "half".
+    fn marked(target: &Path) -> Opened {
+        let opened = open(target, &FILE, "job").expect("nothing is there");
+        opened.kept.mark("half").expect("the folder is writable");
+        opened
+    }
+
+    #[test]
+    fn what_does_not_get_to_its_place_can_be_gone_on_from() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for (place, exchanges) in [("a", false), ("b", true)] {
+            let target = folder.path().join(place);
+            let Opened { kept, files, .. } = marked(&target);
+            let failed = || Err(Error::output(&target, "the place is taken"));
+            assert!(kept.publish(exchanges, |_| failed()).is_err());
+            drop((kept, files));
+            let progress = open(&target, &FILE, "job").expect("it was kept").progress;
+            assert_eq!(progress.as_deref(), Some("half"), "{exchanges}");
+        }
+    }
+
+    #[test]
+    fn a_partial_whose_journal_cannot_be_read_stays() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let target = folder.path().join("a");
+        let opened = marked(&target);
+        let (path, journal) = (opened.kept.path().to_owned(), journal_of(opened.kept.path()));
+        fs::remove_file(&journal).expect("it was written");
+        fs::create_dir(&journal).expect("its name is free");
+        drop(opened);
+        assert!(path.exists(), "what may be the work of hours is not removed");
+        for refused in [open(&target, &FILE, "job").map(|_| ()), refuse_left(&target)] {
+            let problem = refused.expect_err("must be refused").to_string();
+            assert!(problem.contains("read the journal"), "{problem}");
+        }
+        assert!(path.exists());
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use safetensors::Dtype;
-use tempfile::TempPath;
+use tempfile::{PathPersistError, TempPath};
 
 use super::coverage::Coverage;
 use super::disk;
@@ -99,7 +99,7 @@ impl Output {
     ) -> Result<(Self, Option<String>)> {
         let (target, built) = place(path.as_ref(), &layout, overwrite, inputs)?;
         // What was left has its space already.
-        if !kept::is_left(&target) {
+        if !kept::is_left(&target)? {
             target::refuse_full(&target, space(&layout, &built)?)?;
         }
         let opened = open_kept(&target, &layout, &built, job)?;
@@ -145,7 +145,7 @@ impl Output {
     #[must_use]
     pub fn kept(&self) -> Option<&Path> {
         match &self.partial {
-            Partial::Kept(kept) => kept::is_left(&self.target).then(|| kept.path()),
+            Partial::Kept(kept) => kept::is_left(&self.target).is_ok_and(|left| left).then(|| kept.path()),
             Partial::File(_) | Partial::Folder(..) => None,
         }
     }
@@ -248,7 +248,7 @@ impl Output {
         target::refuse_existing(&self.target, &self.layout, self.overwrite)?;
         let Self { target, layout, overwrite, files, partial, .. } = self;
         match partial {
-            Partial::File(path) => publish_file(&target, path, overwrite)?,
+            Partial::File(path) => publish_file(&target, path, overwrite).map_err(|(_, error)| error)?,
             Partial::Folder(folder, _lock) => {
                 // Some systems do not rename a folder while files in it are open.
                 drop(files);
@@ -260,15 +260,17 @@ impl Output {
             Partial::Kept(kept) if layout.folder => {
                 drop(files);
                 write_side_files(&target, kept.path(), &layout)?;
-                kept.release()?;
-                publish_folder(&target, kept.path())?;
+                kept.publish(replaces_folder(&target)?, |partial| publish_folder(&target, partial))?;
             }
-            Partial::Kept(kept) => {
-                kept.release()?;
-                let path = TempPath::try_from_path(kept.path())
+            Partial::Kept(kept) => kept.publish(false, |partial| {
+                let path = TempPath::try_from_path(partial)
                     .map_err(|error| refused(&target, "rename the partial", &error))?;
-                publish_file(&target, path, overwrite)?;
-            }
+                publish_file(&target, path, overwrite).map_err(|(path, error)| {
+                    // It stays, to go on from.
+                    let _ = path.keep();
+                    error
+                })
+            })?,
         }
         disk::sync_folder(&disk::parent_of(&target)).map_err(|error| {
             refused(
@@ -442,10 +444,21 @@ fn start_file(target: &Path, file: File, built: &Built) -> Result<PartialFile> {
     Ok(PartialFile { file, data_start: built.head.len() as u64, file_bytes: built.file_bytes, written })
 }
 
-/// Renames a partial file onto its target.
-fn publish_file(target: &Path, partial: TempPath, overwrite: bool) -> Result<()> {
+/// Renames a partial file onto its target, or gives it back.
+fn publish_file(
+    target: &Path,
+    partial: TempPath,
+    overwrite: bool,
+) -> std::result::Result<(), (TempPath, Error)> {
+    let replace = |partial: TempPath| {
+        let failed = |error: PathPersistError| {
+            let refused = refused(target, "rename the partial", &error.error);
+            (error.path, refused)
+        };
+        partial.persist(target).map_err(failed)
+    };
     if overwrite {
-        return partial.persist(target).map_err(|error| refused(target, "rename the partial", &error.error));
+        return replace(partial);
     }
     let error = match partial.persist_noclobber(target) {
         Ok(()) => return Ok(()),
@@ -455,9 +468,9 @@ fn publish_file(target: &Path, partial: TempPath, overwrite: bool) -> Result<()>
     // with that.
     if error.error.kind() == io::ErrorKind::AlreadyExists || fs::symlink_metadata(target).is_ok() {
         let problem = "appeared while the job ran; choose another name, or allow it with --overwrite";
-        return Err(Error::output(target, problem));
+        return Err((error.path, Error::output(target, problem)));
     }
-    error.path.persist(target).map_err(|error| refused(target, "rename the partial", &error.error))
+    replace(error.path)
 }
 
 /// Copies the side files, then writes what tells readers that the folder is complete.
@@ -496,10 +509,15 @@ fn index_text(layout: &OutputLayout) -> Result<String> {
     Ok(index::build(&weight_map, layout.tensor_bytes()?))
 }
 
+/// Whether a folder in the target's place takes the partial's.
+fn replaces_folder(target: &Path) -> Result<bool> {
+    Ok(target.is_dir() && !target::is_empty_folder(target)?)
+}
+
 /// Puts a complete partial folder in the target's place; the old content is removed only after that.
 fn publish_folder(target: &Path, partial: &Path) -> Result<()> {
     let rename = |error: io::Error| refused(target, "rename the partial folder", &error);
-    if target.is_dir() && !target::is_empty_folder(target)? {
+    if replaces_folder(target)? {
         disk::swap_folders(partial, target, &partial::aside(target)).map_err(rename)?;
         // The partial's name now leads to the old content.
         if let Err(error) = fs::remove_dir_all(partial) {

@@ -218,13 +218,14 @@ pub fn merge(options: &MergeOptions, out: &Path, run: &Run<'_>) -> Result<MergeR
         ..MergeReport::default()
     };
     let mut fill = || {
+        // First what may still be refused: integers that differ end no merge of hours.
+        inputs.copy_others(&output, &run.interrupt, &mut report)?;
         let scales = inputs.scales(&run.interrupt, &mut report)?;
         marks.restore(&mut report);
         for pass in plan.passes() {
             let reports = (&mut report, &mut marks);
             sweep::run(&inputs, pass, &scales, &output, run, reports)?;
         }
-        inputs.copy_others(&output, &run.interrupt, &mut report)?;
         inputs.verify_unchanged()
     };
     if let Err(error) = fill() {

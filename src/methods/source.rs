@@ -40,16 +40,23 @@ pub(crate) struct CheckpointSource<'a> {
     zeroed: Option<&'a AtomicU64>,
     /// Becomes true with the first byte that is not 0.
     nonzero: Option<&'a AtomicBool>,
+    /// Whether negative values below f32's range stay negative, to be found.
+    signed: bool,
 }
 
 impl<'a> CheckpointSource<'a> {
     pub(crate) fn new(checkpoint: &'a Checkpoint, places: Vec<usize>) -> Self {
-        Self { checkpoint, places, zeroed: None, nonzero: None }
+        Self { checkpoint, places, zeroed: None, nonzero: None, signed: false }
     }
 
     /// Reads values that no Fisher can have as 0 and counts them, if there is somewhere to count.
     pub(crate) fn zeroing(self, zeroed: Option<&'a AtomicU64>) -> Self {
-        Self { zeroed, ..self }
+        Self { zeroed, ..self.of_fisher() }
+    }
+
+    /// Keeps a negative f64 negative, however small: no Fisher has one, and −0 would pass for one.
+    pub(crate) fn of_fisher(self) -> Self {
+        Self { signed: true, ..self }
     }
 
     /// Tells whether anything but zeros was read, if there is somewhere to tell.
@@ -114,10 +121,13 @@ impl<'a> CheckpointSource<'a> {
                 clippy::cast_possible_truncation,
                 reason = "rounding is wanted; overflow is checked below"
             )]
-            let narrow = value as f32;
+            let mut narrow = value as f32;
             if value.is_finite() && narrow.is_infinite() {
                 let problem = format!("index {} is {value:e}, beyond the range of f32", start + i as u64);
                 return Err(Error::tensor(self.checkpoint.file_of(info), &info.name, problem));
+            }
+            if self.signed && value < 0.0 && narrow == 0.0 {
+                narrow = -f32::from_bits(1);
             }
             out.copy_from_slice(&narrow.to_le_bytes());
         }

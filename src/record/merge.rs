@@ -84,16 +84,19 @@ impl Recording {
     }
 }
 
-/// The first step starts from nothing, the last one writes the result, and all are over the same parameters.
+/// The first step starts from nothing, the last one writes the result, all are over the same parameters, and the
+/// reference of all is the first model.
 fn check_order(steps: &[MergeStep]) -> Result<()> {
     let last = steps.len().saturating_sub(1);
-    let in_order = |(at, MergeStep { kernel, params, .. }): (usize, &MergeStep)| {
-        kernel.first == (at == 0) && kernel.last == (at == last) && params.len == steps[0].params.len
+    let in_order = |(at, MergeStep { kernel, params, args }): (usize, &MergeStep)| {
+        let of_first = at == 0 || is_same(&args.reference, &steps[0].args.theta_a);
+        let len = steps[0].params.len;
+        kernel.first == (at == 0) && kernel.last == (at == last) && params.len == len && of_first
     };
     if !steps.is_empty() && steps.iter().enumerate().all(in_order) {
         return Ok(());
     }
-    let problem = "expected a first step, a last step, and all of the same length";
+    let problem = "expected a first step, a last step, all of the same length, and the first model as the reference of all";
     Err(Error::argument("merge", problem))
 }
 
@@ -101,6 +104,12 @@ fn check_order(steps: &[MergeStep]) -> Result<()> {
 fn writes_inputs(steps: &[MergeStep]) -> bool {
     let merged = &steps[steps.len() - 1].args.merged;
     steps.iter().any(|step| inputs(&step.args).iter().any(|input| overlap(input, merged)))
+}
+
+/// Whether two views are of the same elements.
+fn is_same(a: &View, b: &View) -> bool {
+    let apart = (a.offset(), a.len(), a.element()) != (b.offset(), b.len(), b.element());
+    overlap(a, b) && !apart
 }
 
 /// Whether two views are of one device buffer, which a dispatch can't bind for reading and for writing, whatever the
@@ -177,6 +186,9 @@ mod tests {
         let mut shorter = steps;
         shorter[1].params.len -= 1;
         assert!(matches!(recording.merge(shorter), Err(Error::Argument { .. })));
+        let (mut strange, _) = three(|_| None);
+        strange[1].args.reference = strange[0].args.theta_b.clone();
+        assert!(matches!(recording.merge(strange), Err(Error::Argument { .. })));
         assert!(recording.is_empty());
     }
 }

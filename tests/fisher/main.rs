@@ -6,6 +6,7 @@
 mod autograd;
 mod identities;
 mod parts;
+mod range;
 mod refusals;
 mod shared;
 #[path = "../support/mod.rs"]

@@ -175,6 +175,26 @@ fn doubles_are_narrowed_and_come_back_as_f32() {
     }
 }
 
+/// A negative Fisher is refused however small: as f32 it would be a zero.
+#[test]
+fn a_negative_double_below_f32_is_no_zero() {
+    for (normalize, tiny) in [(Normalize::None, -1e-60), (Normalize::Mean, -1e-300)] {
+        let mut vectors = Vectors::new(F, &[]);
+        vectors.push(floats("w", F, &[1.0, 2.0]), doubles("w", &[1.0, tiny]));
+        vectors.push(floats("w", F, &[3.0, 4.0]), doubles("w", &[1.0, 1.0]));
+        for backend in support::backends() {
+            let options = MergeOptions { normalize, ..vectors.options(Method::Fisher) };
+            let folder = folder();
+            let refused = run(&options, &folder.path().join("merged"), &backend);
+            let problem = refused.expect_err("a negative Fisher").to_string();
+            assert!(problem.contains("index 1"), "{problem}");
+            let zeroed = MergeOptions { non_finite: NonFinite::Zero, ..options };
+            let (got, report) = merged(&zeroed, &backend);
+            assert_eq!((got["w"].values()[1], report.non_finite), (4.0, 1));
+        }
+    }
+}
+
 #[test]
 fn scalars_empty_tensors_and_integers_pass_through() {
     let folder = folder();

@@ -249,6 +249,7 @@ impl<'a> HostStep<'a> {
     /// With θ_a, F_a, θ_b, F_b and θ_ref.
     pub(crate) fn new(kernel: Fisher, params: &FisherParams, inputs: [Slice<'a>; 5]) -> Self {
         let [theta_a, fisher_a, theta_b, fisher_b, reference] = inputs;
+        let reference = if kernel.first { theta_a } else { reference };
         let models = [
             (theta_a, kernel.fisher[0].map(|_| fisher_a), params.model_a()),
             (theta_b, kernel.fisher[1].map(|_| fisher_b), params.model_b()),

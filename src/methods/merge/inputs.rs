@@ -307,7 +307,8 @@ impl<'a> Inputs<'a> {
 
     /// Streams in the order θ_1, F_1, …, θ_M, F_M, θ_0, F_0, θ; without the Fishers and the base where all is averaged.
     fn stream_layout(&self, tensors: &[usize], weighted: bool) -> Layout {
-        let checkpoints = self.streams(weighted);
+        let checkpoints: Vec<&Checkpoint> =
+            self.streams(weighted).into_iter().map(|(checkpoint, _)| checkpoint).collect();
         let read = |name: String| Stream { name, direction: Direction::Read };
         let mut streams: Vec<Stream> =
             checkpoints.iter().map(|checkpoint| read(checkpoint.path().display().to_string())).collect();
@@ -332,12 +333,14 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// The checkpoints that a pass reads, in the order of its streams.
-    pub(super) fn streams(&self, weighted: bool) -> Vec<&Checkpoint> {
+    /// The checkpoints that a pass reads, in the order of its streams, and whether each holds a Fisher.
+    pub(super) fn streams<'s>(&'s self, weighted: bool) -> Vec<(&'s Checkpoint, bool)> {
+        let model = |opened: &'s Opened| (&opened.model, false);
         if !weighted {
-            return self.models.iter().map(|opened| &opened.model).collect();
+            return self.models.iter().map(model).collect();
         }
-        self.all().flat_map(|opened| std::iter::once(&opened.model).chain(&opened.fisher)).collect()
+        let fisher = |opened: &'s Opened| opened.fisher.as_ref().map(|fisher| (fisher, true));
+        self.all().flat_map(|opened| std::iter::once(model(opened)).chain(fisher(opened))).collect()
     }
 
     /// One line a file that is read, which tells whether it is what another run has read.

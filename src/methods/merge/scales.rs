@@ -92,7 +92,7 @@ impl Inputs<'_> {
     fn totals(&self, fisher: &Checkpoint, interrupt: &Interrupt) -> Result<Totals> {
         let zero_bad = self.options.non_finite == NonFinite::Zero;
         let places: Vec<usize> = (0..fisher.tensors().len()).collect();
-        let source = CheckpointSource::new(fisher, places.clone());
+        let source = CheckpointSource::new(fisher, places.clone()).of_fisher();
         let pieces: Vec<(usize, u64, u64)> = places
             .iter()
             .flat_map(|&tensor| {

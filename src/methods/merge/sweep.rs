@@ -31,8 +31,9 @@ pub(super) fn run(
     let first = &inputs.models[0].model;
     let streams = inputs.streams(pass.weighted);
     let nonzero: Vec<AtomicBool> = streams.iter().map(|_| AtomicBool::new(false)).collect();
-    let source = |(checkpoint, nonzero)| {
-        Ok(CheckpointSource::matching(checkpoint, first, &pass.tensors)?.noting(Some(nonzero)))
+    let source = |((checkpoint, is_fisher), nonzero)| {
+        let source = CheckpointSource::matching(checkpoint, first, &pass.tensors)?.noting(Some(nonzero));
+        Ok(if is_fisher { source.of_fisher() } else { source })
     };
     let sources = streams.iter().copied().zip(&nonzero).map(source).collect::<Result<Vec<_>>>()?;
     let sink = OutputSink::matching(output, first, &pass.tensors);
@@ -59,7 +60,7 @@ pub(super) fn run(
     // What an earlier run has read, this one has not seen.
     if pass.weighted && done.is_empty() {
         let read = streams.iter().zip(&nonzero).filter(|(_, nonzero)| !nonzero.load(Ordering::Relaxed));
-        read.for_each(|(checkpoint, _)| inputs.warn_of_zeros(checkpoint, report));
+        read.for_each(|((checkpoint, _), _)| inputs.warn_of_zeros(checkpoint, report));
     }
     if !pass.weighted && inputs.options.method != Method::Linear {
         report.averaged += pass.plan.elements();

@@ -88,7 +88,10 @@ impl Models {
 
     /// The result of all steps block by block, and what each counted.
     fn fisher_at_once(&self) -> (Vec<u32>, Vec<Counts>) {
-        let (host, inputs) = (Backend::Host, self.inputs());
+        let host = Backend::Host;
+        // The first model itself is the reference of a merge.
+        let (thetas, fishers, _) = self.inputs();
+        let inputs = (thetas.clone(), fishers, thetas[0].clone());
         let alloc = |len: u64, element| host.alloc(len, element).expect("a small buffer");
         let state = alloc(state_words(self.len as u64), Element::U32);
         let merged = alloc(self.len as u64, Element::F32);

@@ -1,12 +1,10 @@
 //! Fishers at the ends of f32: gradients whose squares leave it, beside others that do not, held to sums in f64 element by element.
 
-#[path = "support/capture_files.rs"]
-mod capture_files;
-mod support;
+use squisher::Backend;
+use squisher::methods::fisher::{FisherOptions, Kind};
 
-use capture_files::{Draft, folder, load};
-use squisher::methods::fisher::{FisherOptions, Kind, fisher};
-use squisher::{Backend, Interrupt};
+use crate::capture_files::{Draft, folder};
+use crate::{run, support};
 
 /// A linear layer of one input and two outputs: one a and two b a sample.
 struct Case {
@@ -61,10 +59,9 @@ fn holds(backend: &Backend) {
         for kind in [Kind::Empirical, Kind::Ema, Kind::Accumulator, Kind::MinibatchJoint, Kind::Joint] {
             for beta in [0.9, 0.999, 0.9999] {
                 let options = FisherOptions { kind, beta, ..FisherOptions::default() };
-                let out = folder.path().join(format!("{place} {kind} {beta}"));
-                fisher(backend, &[path.clone()], &options, &out, &(), &Interrupt::default())
+                let (got, _) = run(backend, std::slice::from_ref(&path), options)
                     .unwrap_or_else(|error| panic!("{} {kind}: {error}", case.what));
-                let got = &load(&out)["fc.weight"];
+                let got = &got["fc.weight"];
                 for output in 0..2 {
                     let want = expected(case, kind, beta, output);
                     assert!(want < 3.4e38, "{}: the case is sound", case.what);
