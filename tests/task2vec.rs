@@ -4,6 +4,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
+use squisher::checkpoint::Checkpoint;
 use squisher::methods::NonFinite;
 use squisher::methods::task2vec::distance::{
     DistanceMetric, DistanceOptions, DistanceReport, Trivial, distance,
@@ -48,6 +49,54 @@ fn with(
 ) -> Result<DistanceReport> {
     let options = DistanceOptions { metric, group, non_finite: NonFinite::Error };
     distance(inputs, &options, &Run { budget, ..Run::new(backend) })
+}
+
+/// The means of a tensor over all axes but one.
+fn means_along(shape: &[usize], values: &[f64], axis: usize) -> Vec<f64> {
+    let inner: usize = shape[axis + 1..].iter().product();
+    let mut sums = vec![0.0; shape[axis]];
+    for (index, value) in values.iter().enumerate() {
+        sums[index / inner % shape[axis]] += value;
+    }
+    sums.iter().map(|sum| sum * shape[axis] as f64 / values.len() as f64).collect()
+}
+
+/// From a capture to an embedding: the file of the Fisher says which weights have their outputs along the second axis.
+fn rows_are_output_channels(backend: &Backend) {
+    let folder = folder();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fisher/conv_transpose2d");
+    let captures = std::fs::read_dir(data).expect("the case is there");
+    let captures = captures.map(|entry| entry.expect("readable").path());
+    let is_capture = |path: &PathBuf| path.to_string_lossy().contains("capture");
+    let fisher = folder.path().join("fisher.safetensors");
+    let mut command = tool::squisher(["fisher", "--backend", "host", "-o"]);
+    tool::done(command.arg(&fisher).args(captures.filter(is_capture)));
+
+    let metadata = Checkpoint::open(&fisher).expect("it was written").metadata().clone();
+    let transposed: Vec<String> =
+        serde_json::from_str(&metadata["squisher.transposed"]).expect("a list of names");
+    assert!(!transposed.is_empty());
+    let want: Vec<f64> = files::read(&fisher)
+        .iter()
+        .flat_map(|(name, tensor)| {
+            means_along(&tensor.1, &files::values(tensor), usize::from(transposed.contains(name)))
+        })
+        .collect();
+    let embedding = folder.path().join("embedding.safetensors");
+    let options = EmbedOptions { group: Group::Row, non_finite: NonFinite::Error, overwrite: false };
+    embed(std::slice::from_ref(&fisher), &options, &embedding, &Run::new(backend)).expect("a sound Fisher");
+    near(&values(&embedding, "embedding"), &want, |want| want);
+}
+
+#[test]
+fn rows_are_output_channels_on_the_host() {
+    rows_are_output_channels(&Backend::Host);
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn rows_are_output_channels_on_the_device() {
+    rows_are_output_channels(&Backend::Gpu(support::gpu()));
 }
 
 /// A file of one f32 tensor `w`.

@@ -42,6 +42,7 @@ mod source;
 pub mod squisher;
 pub mod step;
 pub mod task2vec;
+mod transposed;
 
 pub use globs::Globs;
 pub use source::NonFinite;

@@ -3,11 +3,11 @@
 //! | `group` | entry | vector |
 //! |---|---|---|
 //! | `tensor` | the mean of a tensor | as long as there are tensors |
-//! | `row` | the mean over all but the first axis (one output filter); a vector's or scalar's own elements | as long as there are rows |
+//! | `row` | the mean over all but the axis of outputs (one output filter); a vector's or scalar's own elements | as long as there are rows |
 //! | `element` | the element | never whole in memory; for distances only |
 //!
-//! A Fisher file does not say which weights are those of transposed convolutions, whose filters lie along the second axis: their
-//! rows are taken along the first axis as all others. Tensors without elements are left out.
+//! Outputs lie along the first axis, of transposed convolutions along the second: `fisher` names their weights in its file, other Fishers
+//! do not say. Tensors without elements are left out.
 //!
 //! Distances, with v = 1/F: see [`Metric`]; `asymmetric` is d(a, b) − α d(a, trivial) with d = `normalized`, from the task of the
 //! row to that of the column (Achille et al., *Task2Vec*, 2019; Li et al., *Fishers for Free?*, 2025, table 7).

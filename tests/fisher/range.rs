@@ -3,7 +3,8 @@
 use squisher::Backend;
 use squisher::methods::fisher::{FisherOptions, Kind};
 
-use crate::capture_files::{Draft, folder};
+use crate::support::capture_files::Draft;
+use crate::support::files::folder;
 use crate::{run, support};
 
 /// A linear layer of one input and two outputs: one a and two b a sample.
@@ -61,19 +62,12 @@ fn holds(backend: &Backend) {
                 let options = FisherOptions { kind, beta, ..FisherOptions::default() };
                 let (got, _) = run(backend, std::slice::from_ref(&path), options)
                     .unwrap_or_else(|error| panic!("{} {kind}: {error}", case.what));
-                let got = &got["fc.weight"];
-                for output in 0..2 {
+                for (output, got) in got["fc.weight"].iter().enumerate() {
                     let want = expected(case, kind, beta, output);
                     assert!(want < 3.4e38, "{}: the case is sound", case.what);
-                    let off = (got[output] - want).abs();
                     let bound = 1e-5 * want + f64::from(f32::MIN_POSITIVE);
-                    assert!(
-                        off <= bound,
-                        "{} {kind} {beta} on {}: {:e} for {want:e}",
-                        case.what,
-                        backend.name(),
-                        got[output]
-                    );
+                    let place = format!("{} {kind} {beta} on {}", case.what, backend.name());
+                    assert!((got - want).abs() <= bound, "{place}: {got:e} for {want:e}");
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::checkpoint::{
 };
 use crate::error::{Error, Result};
 use crate::methods::captured::Unit;
+use crate::methods::transposed;
 use crate::shape::{elements, usize_of};
 use crate::stream::{Run, Timings};
 
@@ -180,6 +181,7 @@ impl<'a> Job<'a> {
             ("scale", Some("raw".into())),
             ("loss", Some(loss.into())),
             ("weighted", self.options.weighted.then(|| "true".into())),
+            ("transposed", transposed::of_capture(&self.captures[0])),
             ("source", Some(source)),
             ("version", Some(env!("CARGO_PKG_VERSION").into())),
         ];

@@ -4,6 +4,7 @@ use super::{OP, Pattern, PruneOptions, Structure, filters, gates};
 use crate::checkpoint::{Capture, Checkpoint, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::methods::select::{Keep, Ranked, Roles, listed, seen};
+use crate::methods::transposed;
 use crate::shape::shape_text;
 
 /// A model with its Fisher, whose names and shapes must be the model's.
@@ -13,6 +14,7 @@ pub(super) fn plan_model<'a>(
     options: &PruneOptions,
 ) -> Result<Roles<'a>> {
     refuse_strangers(model, fisher)?;
+    let transposed = transposed::of_fisher(fisher)?;
     let mut missing = Vec::new();
     let plan = Roles::new(OP, model, &options.globs, |tensor| {
         if tensor.shape.len() < 2 && !matches!(options.structure, Structure::Elements(_)) {
@@ -25,7 +27,11 @@ pub(super) fn plan_model<'a>(
         found
     })?;
     if missing.is_empty() {
-        return Ok(plan);
+        let filters = matches!(options.structure, Structure::Filters(_));
+        return match plan.ranked.iter().find(|tensor| filters && transposed.contains(&tensor.name)) {
+            None => Ok(plan),
+            Some(tensor) => Err(refuse_transposed(tensor)),
+        };
     }
     let have = match missing.len() {
         1 => "1 tensor of the model has".to_owned(),
@@ -42,6 +48,15 @@ pub(super) fn plan_model<'a>(
     Err(Error::mismatch(OP, problem))
 }
 
+fn refuse_transposed(tensor: &TensorInfo) -> Error {
+    let problem = format!(
+        "{} is the weight of a transposed convolution, whose filters lie along the second axis and cannot be \
+         pruned; leave it out with --exclude",
+        printable(&tensor.name)
+    );
+    Error::mismatch(OP, problem)
+}
+
 /// How a selector sees the tensors of a model and its Fisher.
 pub(super) fn items_of_model(
     plan: &Roles<'_>,
@@ -49,10 +64,13 @@ pub(super) fn items_of_model(
     fisher: &Checkpoint,
     structure: &Structure,
 ) -> Result<Vec<Ranked>> {
+    let transposed = transposed::of_fisher(fisher)?;
     let item = |tensor: &&TensorInfo| {
         let (stride, unit) = match structure {
             Structure::Elements(_) | Structure::Filters(_) => (1, 1),
-            Structure::Pattern(pattern) => groups(*pattern, tensor)?,
+            Structure::Pattern(pattern) => {
+                groups(*pattern, tensor, if transposed.contains(&tensor.name) { 0 } else { 1 })?
+            }
         };
         let (theta, fisher) = (Some(seen(model, &tensor.name)?), seen(fisher, &tensor.name)?);
         Ok(Ranked { len: tensor.elements(), theta, fisher, stride, unit })
@@ -87,12 +105,12 @@ fn refuse_strangers(model: &Checkpoint, fisher: &Checkpoint) -> Result<()> {
     Err(Error::mismatch(OP, problem))
 }
 
-/// The stride of a pattern's groups in a tensor, and the elements that they must not be cut within.
-fn groups(pattern: Pattern, tensor: &TensorInfo) -> Result<(u64, u64)> {
+/// The stride of a pattern's groups along an axis of a tensor, and the elements that they must not be cut within.
+fn groups(pattern: Pattern, tensor: &TensorInfo, of_inputs: usize) -> Result<(u64, u64)> {
     if tensor.elements() == 0 {
         return Ok((1, 1));
     }
-    let axis = tensor.shape[1];
+    let axis = tensor.shape[of_inputs];
     if !axis.is_multiple_of(pattern.size.into()) {
         let problem = format!(
             "tensor {} of shape {} has {axis} inputs, which pattern {pattern} does not divide; \
@@ -102,7 +120,7 @@ fn groups(pattern: Pattern, tensor: &TensorInfo) -> Result<(u64, u64)> {
         );
         return Err(Error::mismatch(OP, problem));
     }
-    let stride: u64 = tensor.shape[2..].iter().product();
+    let stride: u64 = tensor.shape[of_inputs + 1..].iter().product();
     Ok((stride, stride * u64::from(pattern.size)))
 }
 

@@ -145,28 +145,42 @@ pub fn embed(fishers: &[PathBuf], options: &EmbedOptions, out: &Path, run: &Run<
     })
 }
 
-/// How tensors are cut into rows.
+/// How tensors are cut into rows: runs of elements beside each other, of which a row has one, or, where its outputs lie along the second
+/// axis, one for each index of the first.
 pub(super) struct Rows {
-    /// Elements of a row of each tensor.
+    /// Elements of a run of each tensor.
     widths: Vec<u64>,
+    /// Elements of a row of each tensor.
+    elements: Vec<u64>,
     /// The place of each tensor's first row among all, and in the end their number.
     starts: Vec<usize>,
 }
 
 impl Rows {
     pub(super) fn of(fishers: &Fishers, group: Group) -> Self {
-        let (mut widths, mut starts) = (Vec::new(), vec![0]);
+        let mut all = Self { widths: Vec::new(), elements: Vec::new(), starts: vec![0] };
         for index in 0..fishers.places.len() {
             let tensor = fishers.tensor(0, index);
-            let rows = match (group, tensor.shape.as_slice()) {
-                (Group::Tensor, _) => 1,
-                (_, shape) => shape.first().copied().unwrap_or(1),
+            let (runs, rows) = match (group, tensor.shape.as_slice()) {
+                (Group::Tensor, _) | (_, []) => (1, 1),
+                (_, &[inputs, outputs, ..]) if fishers.transposed.contains(&tensor.name) => {
+                    (inputs * outputs, outputs)
+                }
+                (_, &[outputs, ..]) => (outputs, outputs),
             };
-            widths.push(tensor.elements() / rows);
-            let end = starts[index] + usize::try_from(rows).expect("a file's rows fit the address space");
-            starts.push(end);
+            all.widths.push(tensor.elements() / runs);
+            all.elements.push(tensor.elements() / rows);
+            let rows = usize::try_from(rows).expect("a file's rows fit the address space");
+            all.starts.push(all.starts[index] + rows);
         }
-        Self { widths, starts }
+        all
+    }
+
+    /// The place of a tensor's run among all rows.
+    fn place(&self, tensor: usize, run: u64) -> usize {
+        let rows = self.starts[tensor]..self.starts[tensor + 1];
+        let run = usize::try_from(run).expect("runs fit the address space");
+        rows.start + run % rows.len()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -224,10 +238,10 @@ pub(super) fn means(
         let job = Job { run: with, plan: &plan, ends: vec![End::Source(&source)] };
         timings += run(&job, &mut sweep)?;
         let mut means = sweep.sums;
-        for (index, width) in rows.widths.iter().enumerate() {
+        for (index, elements) in rows.elements.iter().enumerate() {
             means[rows.starts[index]..rows.starts[index + 1]]
                 .iter_mut()
-                .for_each(|sum| *sum /= *width as f64);
+                .for_each(|sum| *sum /= *elements as f64);
         }
         Ok(means)
     };
@@ -363,7 +377,6 @@ impl Sweep for RowSweep<'_> {
             let at = usize::try_from(at).expect("a chunk's records lie in memory");
             let records = &records[at..at + usize::try_from(words).expect("a chunk's records lie in memory")];
             let parts = kernel.parts(block.width);
-            let first = self.rows.starts[block.tensor];
             for (index, record) in (0..).zip(records.as_chunks::<{ RowPart::WORDS }>().0) {
                 let part = RowPart::of(*record);
                 let row = block.row + index / parts;
@@ -372,7 +385,7 @@ impl Sweep for RowSweep<'_> {
                     let index = row * self.rows.widths[block.tensor] + column;
                     return Err(self.source.bad_value(block.tensor, index, FISHER_VALUES));
                 }
-                self.sums[first + usize::try_from(row).expect("rows fit the address space")] += part.sum;
+                self.sums[self.rows.place(block.tensor, row)] += part.sum;
             }
         }
         Ok(())

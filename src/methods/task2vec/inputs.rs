@@ -1,9 +1,11 @@
 //! Opening Fishers of one network, and refusing from headers alone what does not fit together.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::error::{Error, Result, printable};
+use crate::methods::transposed;
 use crate::shape::{DType, shape_text};
 
 /// Fishers of one network.
@@ -12,6 +14,8 @@ pub(super) struct Fishers {
     pub(super) names: Vec<String>,
     /// The tensors that have elements, by their places in every checkpoint: names, and so places, are the same in all.
     pub(super) places: Vec<usize>,
+    /// Weights whose outputs lie along the second axis.
+    pub(super) transposed: BTreeSet<String>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -26,7 +30,10 @@ impl Fishers {
             return Err(Error::file(first.path(), "holds no elements: there is nothing to compare"));
         }
         let warnings = mixed(&checkpoints);
-        Ok(Self { names: names(paths), places, warnings, checkpoints })
+        // A Fisher that says nothing of it may be of the same network.
+        let transposed = checkpoints.iter().map(transposed::of_fisher).collect::<Result<Vec<_>>>()?;
+        let transposed = transposed.into_iter().flatten().collect();
+        Ok(Self { names: names(paths), places, transposed, warnings, checkpoints })
     }
 
     /// A tensor of the layout in every file; its shape is that of all.
