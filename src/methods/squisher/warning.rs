@@ -107,11 +107,14 @@ fn foreign_imports(names: &[String], f: &mut fmt::Formatter<'_>) -> fmt::Result 
     write!(f, "the file imports {names}, which no optimizer state needs; nothing of it was executed or used")
 }
 
+/// `1 accumulator is`, `3 accumulators are`
+fn accumulators(tensors: usize) -> String {
+    if tensors == 1 { "1 accumulator is".to_owned() } else { format!("{tensors} accumulators are") }
+}
+
 fn half_accumulator(tensors: usize, dtype: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(
-        f,
-        "{tensors} accumulators are {dtype}: a moving average of so few bits stalls, its values are rough at best"
-    )
+    let accumulators = accumulators(tensors);
+    write!(f, "{accumulators} {dtype}: a moving average of so few bits stalls, its values are rough at best")
 }
 
 fn coupled(weight_decay: f64, certain: bool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -130,9 +133,10 @@ fn coupled(weight_decay: f64, certain: bool, f: &mut fmt::Formatter<'_>) -> fmt:
 
 fn few_steps(step: f64, decay: f64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let reach = 1.0 / (1.0 - decay);
+    let steps = if step == 1.0 { "step" } else { "steps" };
     write!(
         f,
-        "{step} steps, while the average with decay {decay} reaches back {reach:.0}: it still holds its start"
+        "{step} {steps}, while the average with decay {decay} reaches back {reach:.0}: it still holds its start"
     )
 }
 
@@ -152,14 +156,13 @@ fn no_bias_correction(accumulator: Accumulator) -> &'static str {
 }
 
 fn factored(tensors: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(
-        f,
-        "{tensors} accumulators are rebuilt from row and column means (Adafactor): an approximation of rank one"
-    )
+    let accumulators = accumulators(tensors);
+    write!(f, "{accumulators} rebuilt from row and column means (Adafactor): an approximation of rank one")
 }
 
 fn eight_bit(tensors: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "{tensors} accumulators have 8-bit codes: small values are rough, and the smallest are 0")
+    let accumulators = accumulators(tensors);
+    write!(f, "{accumulators} stored as 8-bit codes: small values are rough, and the smallest are 0")
 }
 
 fn all_zero(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
