@@ -125,7 +125,7 @@ pub enum Error {
     },
 
     /// The operating system refused a file operation.
-    #[error("{}: {op}: {source}", path.display())]
+    #[error("{}: {op}: {source}{}", path.display(), remedy(source))]
     Io {
         /// "read", "open", …
         op: &'static str,
@@ -200,6 +200,14 @@ impl Error {
     pub fn io(op: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Self::Io { op, path: path.as_ref().to_owned(), source }
     }
+}
+
+/// What helps where the system's words do not say it.
+fn remedy(error: &std::io::Error) -> &'static str {
+    /// `EMFILE`, on every unix.
+    const TOO_MANY_FILES: i32 = 24;
+    let too_many = cfg!(unix) && error.raw_os_error() == Some(TOO_MANY_FILES);
+    if too_many { "; allow more with `ulimit -n`, as every input stays open" } else { "" }
 }
 
 /// A tensor name as it may be printed: in quotes, with control and bidirectional characters escaped.

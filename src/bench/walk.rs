@@ -230,14 +230,17 @@ impl Walk<'_> {
             }
             let began = Instant::now();
             let each = left / u32::try_from(count - place).unwrap_or(u32::MAX);
-            match make().and_then(|job| self.time(&job, each.saturating_sub(began.elapsed()))) {
-                Ok(row) => {
+            let timed = make().and_then(|job| {
+                let making = began.elapsed();
+                Ok((making, self.time(&job, each.saturating_sub(making))?))
+            });
+            match timed {
+                Ok((making, row)) => {
                     log::info!("{kernel} {shape}: {:.3} ms", 1e3 * row.seconds);
-                    // The ceiling's turns take as long as the kernel's.
+                    // What grows with the size; the ceiling's turns then take as long as the kernel's.
                     let runs = Duration::from_secs_f64(2.0 * (RUNS + 1) as f64 * row.seconds);
-                    let least = began.elapsed().saturating_sub(each).max(runs);
                     // Real layers are few, and all of them are timed.
-                    last = (!of_layers).then_some((bytes, least));
+                    last = (!of_layers).then_some((bytes, making + runs));
                     self.record.rows.push(Row { first_seconds: first.take(), ..row });
                 }
                 Err(limit @ Error::Limit { .. }) => self.skip(kernel, shape, limit.to_string()),

@@ -38,6 +38,40 @@ fn many_samples_are_taken_in_parts() {
     }
 }
 
+/// Sums over many files are sums of sums: one after the other they would lose digits, as a sum in f32 here shows.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn many_files_keep_their_digits() {
+    const FILES: usize = 1000;
+    let folder = folder();
+    let (input, gradient) = (1.440_833_3_f32, 0.7_f32);
+    let path = linear(&[input], &[gradient]).write(&folder, "one");
+    let paths: Vec<PathBuf> = (0..FILES)
+        .map(|file| {
+            let link = folder.path().join(format!("capture-{file:03}"));
+            std::fs::hard_link(&path, &link).expect("the folder holds links");
+            link
+        })
+        .collect();
+    let one = f64::from(input) * f64::from(gradient);
+    let n = FILES as f64;
+    // At most 64 roundings in a group, one for each group, and a few in a square.
+    let bound = (64.0 + (FILES / 64) as f64 + 8.0) * 0.5_f64.powi(24);
+    let naive = (0..FILES).fold(0.0_f32, |sum, _| sum + (input * gradient) * (input * gradient));
+    assert!((f64::from(naive) / (n * one * one) - 1.0).abs() > 2.0 * bound, "the case is hard enough");
+    for backend in support::backends() {
+        for (kind, want) in [
+            (Kind::Empirical, n * one * one),
+            (Kind::MinibatchJoint, n * one * one),
+            (Kind::Joint, (n * one).powi(2)),
+        ] {
+            let (got, _) = run(&backend, &paths, of(kind)).expect("sound");
+            let off = (got["fc.weight"][0] / want - 1.0).abs();
+            assert!(off <= bound, "{kind} on {}: {off:e} of {bound:e}", backend.name());
+        }
+    }
+}
+
 /// One sample of more positions than software Vulkan's loops run, whose gradient is the sum over them all.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]

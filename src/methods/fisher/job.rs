@@ -14,6 +14,9 @@ use crate::methods::transposed;
 use crate::shape::{elements, usize_of};
 use crate::stream::{Run, Timings};
 
+/// Batches of a group: f32 sums of many files, one after the other, would lose a digit for each tenfold.
+const GROUP: usize = 64;
+
 /// What is settled before the first layer.
 pub(super) struct Job<'a> {
     pub(super) run: &'a Run<'a>,
@@ -115,6 +118,17 @@ impl<'a> Job<'a> {
     /// Whether captured gradients were divided by the batch size.
     pub(super) fn mean_loss(&self) -> bool {
         self.captures[0].loss_reduction() == LossReduction::Mean
+    }
+
+    /// Whether batches are summed in groups, and the groups' sums then. A moving average weighs what came before less and less, and
+    /// needs none.
+    pub(super) fn is_grouped(&self) -> bool {
+        self.captures.len() > GROUP && !self.options.kind.averages()
+    }
+
+    /// Whether a batch is the first of a group, or of all where there are none.
+    pub(super) fn begins(&self, step: usize) -> bool {
+        step == 0 || self.is_grouped() && step.is_multiple_of(GROUP)
     }
 
     /// Bytes of all captures.

@@ -92,7 +92,7 @@ impl Job<'_> {
             // its f32, which the step takes.
             Kind::Ema if first => (Epilogue::Ema { decay }, factor / (1.0 - f64::from(decay))),
             Kind::Ema => (Epilogue::Add, factor),
-            _ if step == 0 && first => (Epilogue::Overwrite, factor),
+            _ if first && self.begins(step) => (Epilogue::Overwrite, factor),
             _ => (Epilogue::Add, factor),
         };
         let factor = rounded(factor / (scale * scale));
@@ -113,12 +113,12 @@ impl Job<'_> {
     /// How gradients are summed that are squared when their sum is whole. A joint sum goes on over all batches.
     pub(super) fn sums(&self, part: Part) -> Squares {
         let Part { batch, step, first, samples, .. } = part;
-        let (factor, goes_on) = match (self.options.kind, self.mean_loss()) {
-            (Kind::Joint, true) => (batch as f64, step > 0 || !first),
-            (Kind::Joint, false) => (1.0, step > 0 || !first),
-            _ => (self.scale_of_sum(batch), !first),
+        let (factor, begins) = match (self.options.kind, self.mean_loss()) {
+            (Kind::Joint, true) => (batch as f64, first && self.begins(step)),
+            (Kind::Joint, false) => (1.0, first && self.begins(step)),
+            _ => (self.scale_of_sum(batch), first),
         };
-        let epilogue = if goes_on { Epilogue::Add } else { Epilogue::Overwrite };
+        let epilogue = if begins { Epilogue::Overwrite } else { Epilogue::Add };
         let fold = u32::try_from(samples.max(1)).unwrap_or(u32::MAX);
         Squares { mode: Mode::Gradients, epilogue, fold, factor: rounded(factor), gradient_scale: 1.0 }
     }
@@ -139,9 +139,14 @@ impl Job<'_> {
         }
     }
 
-    /// How the summed gradients of a batch of so many samples are squared into the results.
-    pub(super) fn square_of_sum(&self, batch: u64) -> Average {
-        let decay = if self.options.kind == Kind::Accumulator { self.options.beta } else { 1.0 };
+    /// How the summed gradients of a batch are squared into the results.
+    pub(super) fn square_of_sum(&self, batch: OfBatch<'_>) -> Average {
+        let decay = match self.options.kind {
+            Kind::Accumulator => self.options.beta,
+            _ if self.begins(batch.step) => 0.0,
+            _ => 1.0,
+        };
+        let batch = batch.capture.samples();
         let scale = self.scale_of_sum(batch);
         let gain = rounded(self.factor_of_sum(batch) / (scale * scale));
         Average { decay: rounded(decay), gain, gradient_scale: 1.0 }

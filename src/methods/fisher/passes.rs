@@ -131,7 +131,8 @@ impl Job<'_> {
         let (_, caps) = share(1);
         let needs_sums =
             |capture| self.options.kind.folds_samples() || self.adds_by_sample(unit, capture, &caps);
-        let (share, caps) = share(if self.captures.iter().any(needs_sums) { 2 } else { 1 });
+        let needs_sums = self.captures.iter().any(needs_sums);
+        let (share, caps) = share(1 + u64::from(needs_sums) + u64::from(self.is_grouped()));
         Ok(Plan { unit, rows: passes(unit, &caps, share)?, caps })
     }
 

@@ -8,6 +8,7 @@ use super::numbers::{Average, Bound, each_sample};
 use super::passes::{OfBatch, Pass, Read};
 use crate::checkpoint::Output;
 use crate::error::{Error, Result, printable};
+use crate::kernels::fisher::{Epilogue, Mode};
 use crate::kernels::optimizer::{Ema, EmaArgs, EmaParams};
 use crate::memory::View;
 use crate::methods::captured::{Ahead, Batch, Held, Parameter, Role, hold, in_pieces, small};
@@ -29,17 +30,13 @@ impl Job<'_> {
         let Pass { unit, clock, .. } = pass;
         let results = self.buffers(pass)?;
         let sums = if self.options.kind.folds_samples() { self.buffers(pass)? } else { Vec::new() };
+        let group = if self.is_grouped() { self.buffers(pass)? } else { Vec::new() };
+        let into = if group.is_empty() { &results } else { &group };
         for batch in self.batches(pass) {
-            if self.options.kind.folds_samples() {
-                self.add_sums(batch, data, &sums)?;
-                let average = self.square_of_sum(batch.capture.samples());
-                clock.time(Stage::Compute, || self.square(&sums, &results, average))?;
-            } else if self.options.kind.joins_samples() {
-                self.add_sums(batch, data, &results)?;
-            } else if self.adds_by_sample(unit, batch.capture, pass.caps) {
-                self.add_by_sample(batch, data, &results)?;
-            } else {
-                self.add_squares(batch, data, &results)?;
+            self.add_batch(batch, data, &sums, into)?;
+            let next = batch.step + 1;
+            if !group.is_empty() && (next == self.captures.len() || self.begins(next)) {
+                clock.time(Stage::Compute, || self.add_group(&group, &results))?;
             }
             progress.advance(batch.bytes());
         }
@@ -47,6 +44,41 @@ impl Job<'_> {
             clock.time(Stage::Write, || self.write(parameter, held, output))?;
         }
         Ok(())
+    }
+
+    /// Adds a batch to the results, or to its group's.
+    fn add_batch(
+        &self,
+        batch: OfBatch<'_>,
+        data: &Ahead<Batch>,
+        sums: &[Vec<Held>],
+        results: &[Vec<Held>],
+    ) -> Result<()> {
+        let Pass { unit, caps, clock, .. } = batch.pass;
+        if self.options.kind.folds_samples() {
+            self.add_sums(batch, data, sums)?;
+            let average = self.square_of_sum(batch);
+            clock.time(Stage::Compute, || self.square(sums, results, average))
+        } else if self.options.kind.joins_samples() {
+            self.add_sums(batch, data, results)
+        } else if self.adds_by_sample(unit, batch.capture, caps) {
+            self.add_by_sample(batch, data, results)
+        } else {
+            self.add_squares(batch, data, results)
+        }
+    }
+
+    /// Adds a group's sums to the results.
+    fn add_group(&self, group: &[Vec<Held>], results: &[Vec<Held>]) -> Result<()> {
+        let squares = Squares { mode: Mode::Gradients, epilogue: Epilogue::Add, ..Squares::default() };
+        let weight = self.run.backend.buffer(&[1.0_f32], DType::F32)?;
+        let mut recording = Recording::new(self.run.backend);
+        for (group, result) in group.iter().flatten().zip(results.iter().flatten()) {
+            let outputs = small(result.view.len())?;
+            let elements = Bias { samples: 1, positions: 1, outputs, channels_first: false };
+            elements.record(&mut recording, squares, &group.view, &weight, &result.view)?;
+        }
+        self.run.backend.run(&recording)
     }
 
     /// Zeros for the rows of a pass.
