@@ -20,13 +20,13 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     known.map_or(1, Error::exit_code)
 }
 
-/// The chain on one line. A cause that the message before it already ends with is not said twice, nor is the command's own name.
+/// The chain on one line. A cause that the message before it already has is not said twice, nor is the command's own name.
 fn message(operation: &str, error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(said) {
         if text.is_empty() {
             text = cause;
-        } else if !text.ends_with(&cause) {
+        } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
         }
     }
@@ -76,6 +76,15 @@ mod tests {
         assert_eq!(text, "merge: a.safetensors: open: entity not found");
         let text = message("merge", &Error::argument("merge", "no models").into());
         assert_eq!(text, "merge: no models");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_helps_against_too_many_files_is_said_once() {
+        let refused = std::io::Error::from_raw_os_error(24);
+        let text = message("fisher", &Error::io("open", "a.safetensors", refused).into());
+        assert!(text.ends_with("; allow more with `ulimit -n`, as every input stays open"), "{text}");
+        assert_eq!(text.matches("os error 24").count(), 1, "{text}");
     }
 
     #[test]
