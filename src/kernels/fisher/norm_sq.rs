@@ -236,7 +236,7 @@ impl Kernel for NormSq {
     fn launch(&self, params: &NormSqParams, args: &NormSqArgs, caps: &Caps) -> Result<[u32; 3]> {
         let [samples, positions, channels] =
             [params.samples, params.positions, params.channels].map(u64::from);
-        let len = samples * positions * channels;
+        let len = super::len(Self::NAME, &[samples, positions, channels])?;
         args.input.expect(Self::NAME, "input", len, Some(self.input.into()))?;
         args.grad_output.expect(Self::NAME, "grad_output", len, Some(self.gradient.into()))?;
         if params.fold == 0 || params.squares != params.samples.div_ceil(params.fold) {
@@ -251,9 +251,8 @@ impl Kernel for NormSq {
             super::len(Self::NAME, &[results, channels])?,
             Some(Element::F32),
         )?;
-        super::len(Self::NAME, &[len])?;
-        let pairs = last_stat(params).map_or(0, |last| last + 1);
-        if args.stats.len() < 2 * pairs || args.stats.element() != Element::F32 {
+        let pairs = last_stat(params).map_or(0, |last| last.saturating_add(1));
+        if args.stats.len() < pairs.saturating_mul(2) || args.stats.element() != Element::F32 {
             let got = format!("{} {} elements", args.stats.len(), args.stats.element());
             return Err(Error::shape(Self::NAME, "stats", format!("{pairs} f32 pairs"), got));
         }
@@ -323,7 +322,8 @@ fn last_stat(params: &NormSqParams) -> Option<u64> {
     let last = |count: u32| count.checked_sub(1).map(u64::from);
     let of_sample = last(params.samples)? * u64::from(params.stats_per_sample);
     let of_position = last(params.positions)? * u64::from(params.stats_per_position);
-    Some(of_sample + of_position + last(params.channels)? / u64::from(params.channels_per_stat.max(1)))
+    let of_channel = last(params.channels)? / u64::from(params.channels_per_stat.max(1));
+    Some(of_sample.saturating_add(of_position).saturating_add(of_channel))
 }
 
 /// Whether neighbouring channels lie beside each other and share μ and scale.
@@ -459,4 +459,21 @@ fn products(x: &[f32], b: &[f32], mean: f32, scale: f32) -> f32 {
         *lane += b * ((x - mean) * scale);
     }
     lanes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Backend;
+
+    #[test]
+    fn sizes_whose_product_leaves_64_bits_are_refused() {
+        let layout = NormLayout::Last { positions: u32::MAX, channels: u32::MAX };
+        let kernel = NormSq::new(&layout, Mode::Squares, DType::F32, DType::F32);
+        let view = || Backend::Host.alloc(8, Element::F32).expect("a small buffer");
+        let args =
+            NormSqArgs { input: view(), grad_output: view(), stats: view(), weight: view(), out: view() };
+        let refused = kernel.launch(&layout.params(u32::MAX, 1), &args, &Caps::host());
+        assert!(matches!(refused, Err(Error::Limit { .. })), "{refused:?}");
+    }
 }
