@@ -5,10 +5,10 @@
 //! written in one step, after the data it speaks of were synced. Data beyond it are written again, so that it does not matter
 //! in which moment a run is killed.
 //!
-//! The journal goes when the partial has taken the target's place. Where the two exchange their places (a folder that replaces one)
-//! it goes before: from then on the partial's name leads to what was replaced. If the partial does not get there, its journal stays or comes
-//! back. A partial without a journal, or of other sizes than the job's, is worth nothing and is made anew; one whose journal cannot be
-//! read is left alone.
+//! The journal goes when the partial has taken the target's place. Where the two exchange their places (a folder
+//! that replaces one) it goes before: from then on the partial's name leads to what was replaced. If the partial
+//! does not get there, its journal stays or comes back. A partial without a journal, or of other sizes than the
+//! job's, is worth nothing and is made anew; one whose journal cannot be read is left alone.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -120,8 +120,8 @@ impl Kept {
         write().map_err(|error| refused(&self.target, "write the journal", &error))
     }
 
-    /// Has `publish` put the partial in the target's place; `exchanges` says whether the partial's name leads to the old content then. A
-    /// partial that did not get there can still be gone on from.
+    /// Has `publish` put the partial in the target's place; `exchanges` says whether the partial's name leads to the
+    /// old content then. A partial that did not get there can still be gone on from.
     pub(super) fn publish(&self, exchanges: bool, publish: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         if !exchanges {
             publish(&self.path)?;

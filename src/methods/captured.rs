@@ -70,7 +70,8 @@ pub(crate) struct Batch {
     gradient: View,
     /// The largest magnitude in `gradient`.
     largest: f32,
-    /// The largest magnitude of what gradients are multiplied by: of the input, of an embedding's ones, of a norm's normalized values.
+    /// The largest magnitude of what gradients are multiplied by: of the input, of an embedding's ones, of a norm's
+    /// normalized values.
     largest_factor: f64,
     /// Batch norm's fixed (mean, 1/√(variance + eps)).
     fixed: Option<View>,
@@ -179,18 +180,24 @@ impl Batch {
 
     /// What no element of a sample's gradient exceeds: the largest of each factor, once for every number of a sample.
     pub(crate) fn gradient_bound(&self) -> f64 {
+        if self.largest == 0.0 {
+            // The other factor may be unbounded.
+            return 0.0;
+        }
         let terms = self.gradient.len().checked_div(self.samples).unwrap_or(0);
         // The bias's factors are ones.
         terms as f64 * self.largest() * self.largest_factor.max(1.0)
     }
 
-    /// Whether both factors may be squared one by one: neither square leaves f32, nor does one vanish that is above 1e-26 of the largest.
+    /// Whether both factors may be squared one by one: neither square leaves f32, nor does one vanish that is above
+    /// 1e-26 of the largest.
     fn factors_square(&self, gradient_scale: f64) -> bool {
         let near_one = 2.0_f64.powi(-20)..=2.0_f64.powi(20);
         near_one.contains(&self.largest_factor) && self.largest() * gradient_scale <= 2.0_f64.powi(50)
     }
 
-    /// The power of two that brings the largest gradient at the output near 1; at most 2^±60, whose square f32 can undo.
+    /// The power of two that brings the largest gradient at the output near 1; at most 2^±60, whose square f32 can
+    /// undo.
     pub(crate) fn gradient_scale(&self) -> f64 {
         if self.largest == 0.0 {
             return 1.0;

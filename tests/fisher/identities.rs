@@ -93,6 +93,22 @@ fn batch_norm_is_a_fixed_affine() {
     assert_eq!(got["n.bias"], [8.0]);
 }
 
+/// Where nothing is known of the other factor, gradients of zero are zero still.
+#[test]
+fn batch_norm_without_gradients_has_no_fisher() {
+    let folder = folder();
+    let path = Draft::new(r#"{"n": {"kind": "batch_norm", "eps": 0.0, "bias": true}}"#)
+        .with("n.input", &[2, 1, 2], &[3.0, 5.0, 1.0, 1.0])
+        .with("n.grad_output", &[2, 1, 2], &[0.0; 4])
+        .with("n.running_mean", &[1], &[1.0])
+        .with("n.running_var", &[1], &[4.0])
+        .write(&folder, "a");
+    for kind in [Kind::Empirical, Kind::Ema, Kind::MinibatchJoint, Kind::Joint] {
+        let got = host(std::slice::from_ref(&path), of(kind));
+        assert_eq!((&got["n.weight"][..], &got["n.bias"][..]), (&[0.0][..], &[0.0][..]), "{kind}");
+    }
+}
+
 #[test]
 fn batches_in_one_file_or_two_are_the_same() {
     let folder = folder();
