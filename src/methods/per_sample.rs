@@ -39,12 +39,13 @@ mod products;
 mod scale;
 mod weighted_sum;
 
-use crate::backend::Backend;
+use std::sync::Arc;
+
 use crate::checkpoint::{Capture, CaptureLayer, LossReduction, same_network};
 use crate::error::{Error, Result};
 use crate::methods::captured::{by_size, units};
 use crate::shape::usize_of;
-use crate::stream::Run;
+use crate::stream::{Clock, Run};
 
 use embedding::Runs;
 use layer::{Layer, LinearSizes, Slab};
@@ -60,6 +61,8 @@ pub struct PerSample<'a> {
     first: Vec<usize>,
     /// What the captured gradient of each sample is multiplied by: the batch size for a mean loss.
     unit: Vec<f64>,
+    /// Counts where the time goes.
+    clock: Arc<Clock>,
 }
 
 impl<'a> PerSample<'a> {
@@ -83,7 +86,12 @@ impl<'a> PerSample<'a> {
             unit.resize(unit.len() + samples, factor);
             first.push(unit.len());
         }
-        Ok(Self { captures, run, first, unit })
+        Ok(Self { captures, run, first, unit, clock: Arc::new(Clock::start()) })
+    }
+
+    /// The same, whose time `clock` counts.
+    pub(super) fn timed_by(self, clock: &Arc<Clock>) -> Self {
+        Self { clock: Arc::clone(clock), ..self }
     }
 
     /// Samples of all files.
@@ -157,8 +165,8 @@ trait Sum {
     }
 
     /// The gradients of some parameters.
-    fn slab(&mut self, backend: &Backend, slab: &Slab<'_>) -> Result<()>;
+    fn slab(&mut self, job: &PerSample<'_>, slab: &Slab<'_>) -> Result<()>;
 
     /// The gradients of some rows of an embedding.
-    fn runs(&mut self, runs: &Runs<'_>) -> Result<()>;
+    fn runs(&mut self, job: &PerSample<'_>, runs: &Runs<'_>) -> Result<()>;
 }

@@ -32,6 +32,7 @@ mod solve;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -40,7 +41,7 @@ use crate::checkpoint::{Capture, CaptureLayer, Checkpoint, Labels};
 use crate::error::{Error, Result};
 use crate::methods::per_sample::PerSample;
 use crate::shape::elements;
-use crate::stream::Run;
+use crate::stream::{Clock, Run, Stage, Timings};
 
 use indicator::weights_of;
 pub use indicator::{Indicator, indicator};
@@ -149,6 +150,8 @@ pub struct StepReport {
     pub gram: Option<PathBuf>,
     /// How good the step is, if that was asked for.
     pub indicator: Option<Indicator>,
+    /// Where the time went; reading includes the way to the device, computing and writing the way back, and writing the sync.
+    pub timings: Timings,
 }
 
 /// What [`step`] would do, from headers, the weights of the indicator's samples and the budget.
@@ -180,29 +183,31 @@ pub fn plan(captures: &[PathBuf], options: &StepOptions, run: &Run<'_>) -> Resul
 /// an inverse, and for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does not fit in
 /// memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
 pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'_>) -> Result<StepReport> {
+    let clock = Arc::new(Clock::start());
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
     let (job, exact) = checked(&captures, options, run)?;
+    let job = job.timed_by(&clock);
     let target = match options.kind {
         StepKind::Ef => vec![1.0; job.samples()],
-        StepKind::Ief => job.logit_grad_sq()?,
+        StepKind::Ief => clock.time(Stage::Read, || job.logit_grad_sq())?,
     };
     let inputs: Vec<&Path> = captures.iter().chain(&exact).map(Capture::path).collect();
     let outputs = Outputs::create(out, &captures, job.samples() as u64, options, &inputs)?;
 
     let gram = job.gram()?;
-    outputs.write_gram(&gram)?;
-    let solution = Solution::of(gram, &target, options.damping)?;
+    clock.time(Stage::Write, || outputs.write_gram(&gram))?;
+    let solution = clock.time(Stage::Compute, || Solution::of(gram, &target, options.damping))?;
     job.weighted_sum(&solution.x, |name, first, values| outputs.write_step(name, first, values))?;
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
 
     let report = report(run.backend, (&captures, &exact), options, solution, &outputs);
-    outputs.finish()?;
-    if exact.is_empty() {
-        return Ok(report);
-    }
-    let direction = Checkpoint::open(&report.output)?;
-    let judged = indicator::judge(&exact, &captures, &direction, run)?;
-    Ok(StepReport { indicator: Some(judged), ..report })
+    clock.time(Stage::Write, || outputs.finish())?;
+    let judge = || -> Result<Indicator> {
+        let direction = Checkpoint::open(&report.output)?;
+        indicator::judge(&exact, &captures, &direction, (run, &clock))
+    };
+    let indicator = if exact.is_empty() { None } else { Some(judge()?) };
+    Ok(StepReport { indicator, timings: clock.timings(), ..report })
 }
 
 /// The gradients, and the captures that the step is judged by, after all that is known before anything is
@@ -225,7 +230,7 @@ fn checked<'a>(
     Ok((job, exact))
 }
 
-/// What was done, but for the indicator.
+/// What was done, but for the indicator and the time that it took.
 fn report(
     backend: &Backend,
     (captures, exact): (&[Capture], &[Capture]),
@@ -251,6 +256,7 @@ fn report(
         output: outputs.step.path().to_owned(),
         gram: outputs.gram.as_ref().map(|gram| gram.path().to_owned()),
         indicator: None,
+        timings: Timings::default(),
     }
 }
 

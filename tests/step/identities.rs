@@ -7,7 +7,7 @@ use squisher::{Backend, Run, reference};
 
 use crate::support::capture_files::{Draft, LINEAR, captures, linear, load, worst};
 use crate::support::files::{self, folder};
-use crate::{along, gram, gram_within, noise, norms, open, options, run, share, support, wide};
+use crate::{along, gram, gram_within, noise, norms, open, options, run, share, step_tool, support, wide};
 
 /// Without damping the loss of every sample changes by its target: 1, or s.
 #[test]
@@ -176,4 +176,55 @@ fn no_samples_give_a_step_of_zeros() {
     let (got, report) =
         run(&Backend::Host, &paths, &options(StepKind::Ef, 1.0), folder.path()).expect("nothing to do");
     assert_eq!((got["fc.weight"].as_slice(), report.samples), (&[0.0, 0.0][..], 0));
+}
+
+/// A step's stages come one after the other: with the time in which there is none, they are the whole, and none counts twice.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn stages_and_what_is_between_them_are_the_whole_time() {
+    let folder = folder();
+    // Pairs of positions, gradients of rows and an embedding's runs; then products with the step.
+    let layers = r#"{"fc": {"kind": "linear", "bias": true}, "long": {"kind": "linear", "bias": false},
+        "table": {"kind": "embedding", "rows": 4, "bias": false}}"#;
+    let draft = |name: &str, labels: &str| {
+        Draft::new(layers)
+            .with("fc.input", &[2, 1, 20], &noise(1, 40))
+            .with("fc.grad_output", &[2, 1, 30], &noise(2, 60))
+            .with("long.input", &[2, 50, 3], &noise(3, 300))
+            .with("long.grad_output", &[2, 50, 2], &noise(4, 200))
+            .with("table.grad_output", &[2, 3, 8], &noise(5, 48))
+            .ids("table.input", &[2, 3], &[1, 0, 3, 3, 3, 2])
+            .with("logit_grad", &[2, 1], &[0.5, 0.25])
+            .with("sample_weight", &[2], &[1.0, 1.0])
+            .note("labels", labels)
+            .write(&folder, name)
+    };
+    let (data, exact) = ([draft("data", "data")], draft("exact", "all"));
+    let (exact, gram) = (exact.to_string_lossy(), folder.path().join("gram").to_string_lossy().into_owned());
+    let adapter = support::gpu().device().adapter_info().name;
+    for device in [["--backend", "host"], ["--adapter", &adapter]] {
+        let words = [
+            "--kind",
+            "ief",
+            "--damping",
+            "1",
+            "--json",
+            "--overwrite",
+            "--gram",
+            &gram,
+            "--indicator",
+            &exact,
+        ];
+        let done = step_tool(&[&words[..], &device].concat(), &data, &folder.path().join("step"));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let json: serde_json::Value = serde_json::from_slice(&done.stdout).expect("one object");
+        let times = json["timings"].as_object().expect("an object");
+        let stages = ["read", "upload", "compute", "readback", "write", "idle"];
+        assert_eq!(times.keys().collect::<Vec<_>>(), [&["seconds"][..], &stages].concat());
+        let time = |stage: &str| times[stage].as_f64().expect("a number");
+        let sum = stages.map(time).iter().sum::<f64>();
+        assert!((sum - time("seconds")).abs() < 1e-9, "{sum} s: {times:?}");
+        assert!(["read", "compute", "write"].iter().all(|stage| time(stage) > 0.0), "{times:?}");
+        assert_eq!(json["seconds"], times["seconds"]);
+    }
 }

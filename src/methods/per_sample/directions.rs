@@ -11,6 +11,7 @@ use crate::error::{Error, Result, printable};
 use crate::memory::Element;
 use crate::methods::captured::small;
 use crate::shape::{DType, shape_text, usize_of};
+use crate::stream::Stage;
 
 impl PerSample<'_> {
     /// J Δ: ⟨g_n, Δ⟩ of every sample. `direction` holds Δ under the parameters' names (other tensors are not looked at).
@@ -71,12 +72,15 @@ impl DirectionSum<'_> {
         let scaled: Vec<f64> = values.iter().map(|&value| f64::from(value) * scale).collect();
         Ok((narrow(&scaled), scale))
     }
-}
 
-impl Sum for DirectionSum<'_> {
-    fn slab(&mut self, backend: &Backend, slab: &Slab<'_>) -> Result<()> {
-        let (direction, scale) = self.read(slab.name, slab.first, slab.len)?;
-        let direction = backend.buffer(&direction, DType::F32)?;
+    /// The products of a slab's gradients with the elements of Δ that they meet.
+    fn add_slab(
+        &mut self,
+        backend: &Backend,
+        slab: &Slab<'_>,
+        (direction, scale): (&[f32], f64),
+    ) -> Result<()> {
+        let direction = backend.buffer(direction, DType::F32)?;
         for chunk in &slab.chunks {
             let (x, y) = (&chunk.gradients, &direction);
             let matrices = Matrices { backend, x, y, len: small(slab.len)? };
@@ -88,14 +92,28 @@ impl Sum for DirectionSum<'_> {
         Ok(())
     }
 
-    fn runs(&mut self, runs: &Runs<'_>) -> Result<()> {
-        let (first, len) = (u64::from(runs.first_row), u64::from(runs.rows));
-        let (direction, scale) = self.read(runs.name, first * runs.dim as u64, len * runs.dim as u64)?;
+    /// The products of runs with the rows of Δ from their first on.
+    fn add_runs(&mut self, runs: &Runs<'_>, (direction, scale): (&[f32], f64)) {
         for run in &runs.runs {
             let row = (run.row - runs.first_row) as usize * runs.dim;
             let product = dot(runs.values(run), &direction[row..row + runs.dim]);
             self.products[run.sample] += product / (run.scale * scale);
         }
+    }
+}
+
+impl Sum for DirectionSum<'_> {
+    fn slab(&mut self, job: &PerSample<'_>, slab: &Slab<'_>) -> Result<()> {
+        let read = || self.read(slab.name, slab.first, slab.len);
+        let (direction, scale) = job.clock.time(Stage::Read, read)?;
+        job.clock.time(Stage::Compute, || self.add_slab(job.run.backend, slab, (&direction, scale)))
+    }
+
+    fn runs(&mut self, job: &PerSample<'_>, runs: &Runs<'_>) -> Result<()> {
+        let (first, len) = (u64::from(runs.first_row), u64::from(runs.rows));
+        let read = || self.read(runs.name, first * runs.dim as u64, len * runs.dim as u64);
+        let (direction, scale) = job.clock.time(Stage::Read, read)?;
+        job.clock.time(Stage::Compute, || self.add_runs(runs, (&direction, scale)));
         Ok(())
     }
 }

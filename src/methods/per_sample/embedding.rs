@@ -12,6 +12,7 @@ use crate::methods::captured::{Batch, Sides};
 use crate::record::Recording;
 use crate::record::fisher::Squares;
 use crate::shape::{DType, usize_of};
+use crate::stream::Stage;
 
 /// The gradients of an embedding's rows from `first_row` on: a run is what one sample adds to one row.
 pub(super) struct Runs<'s> {
@@ -55,7 +56,7 @@ impl Layer<'_> {
             };
             self.chunks.iter().try_for_each(|chunk| self.add_runs(&mut runs, chunk))?;
             runs.runs.sort_by_key(|run| (run.row, run.sample));
-            sum.runs(&runs)?;
+            sum.runs(self.job, &runs)?;
         }
         Ok(())
     }
@@ -74,11 +75,16 @@ impl Layer<'_> {
     /// Adds what a chunk's samples add to the rows of `runs`.
     fn add_runs(&self, runs: &mut Runs<'_>, chunk: &Chunk<'_>) -> Result<()> {
         let batches = self.batches(chunk)?;
+        self.job.clock.time(Stage::Compute, || self.add_runs_of(runs, chunk, &batches))
+    }
+
+    /// The same, from its data.
+    fn add_runs_of(&self, runs: &mut Runs<'_>, chunk: &Chunk<'_>, batches: &[Batch]) -> Result<()> {
         let batch = &batches[0];
         let ids = batch.ids().unwrap_or_default();
         let rows = (runs.first_row, runs.rows);
         let index = EmbeddingIndex::new(ids, usize_of(batch.positions()), rows, Listed::Touched)?;
-        let scale = scale_of(&batches);
+        let scale = scale_of(batches);
         let before = runs.runs.len();
         for (&row, of_row) in index.owner_row.iter().zip(index.owner_run.windows(2)) {
             runs.runs.extend((of_row[0]..of_row[1]).map(|run| Run {

@@ -14,6 +14,7 @@ use super::{PerSample, Sum};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::methods::captured::{Batch, small};
+use crate::stream::Stage;
 
 /// Rows of a block of products.
 const BLOCK: usize = 1024;
@@ -37,14 +38,20 @@ impl PerSample<'_> {
         let mut sum = GramSum { samples, gram: square_matrix(samples, self.run.budget.host_bytes)? };
         self.walk(&mut sum)?;
         let mut gram = sum.gram;
+        self.clock.time(Stage::Compute, || self.complete(&mut gram));
+        finite(&gram, "inner products leave f32's range")?;
+        Ok(gram)
+    }
+
+    /// K of summed losses, and its upper triangle, from the lower one of the losses as they were captured.
+    fn complete(&self, gram: &mut [f64]) {
+        let samples = self.samples();
         for m in 0..samples {
             for n in 0..=m {
                 gram[m * samples + n] *= self.unit[m] * self.unit[n];
                 gram[n * samples + m] = gram[m * samples + n];
             }
         }
-        finite(&gram, "inner products leave f32's range")?;
-        Ok(gram)
     }
 }
 
@@ -81,27 +88,9 @@ impl GramSum {
         }
         Ok(())
     }
-}
 
-impl Sum for GramSum {
-    fn prefers_pairs(&self, sizes: &LinearSizes) -> bool {
-        let LinearSizes { samples, positions, inputs, outputs, moderate, .. } = *sizes;
-        let pairs = positions * positions * (inputs + outputs);
-        moderate && pairs <= inputs * outputs * (positions + samples * samples)
-    }
-
-    fn pairs(&mut self, layer: &Layer<'_>) -> Result<()> {
-        for (c, chunk) in layer.chunks.iter().enumerate() {
-            let ours = layer.batches(chunk)?;
-            for (d, other) in layer.chunks[..=c].iter().enumerate() {
-                let theirs = if c == d { Rc::clone(&ours) } else { layer.batches(other)? };
-                self.add_pairs(layer, (chunk, &ours[0]), (other, &theirs[0]), c == d)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn slab(&mut self, backend: &Backend, slab: &Slab<'_>) -> Result<()> {
+    /// The products of a slab's gradients.
+    fn add_slab(&mut self, backend: &Backend, slab: &Slab<'_>) -> Result<()> {
         for (c, x) in slab.chunks.iter().enumerate() {
             for (d, y) in slab.chunks[..=c].iter().enumerate() {
                 let matrices = Matrices { backend, x: &x.gradients, y: &y.gradients, len: small(slab.len)? };
@@ -116,7 +105,7 @@ impl Sum for GramSum {
     }
 
     /// Each of K's rows is one task: its sample's runs against the runs of the same rows.
-    fn runs(&mut self, runs: &Runs<'_>) -> Result<()> {
+    fn add_runs(&mut self, runs: &Runs<'_>) {
         let mut of_sample: Vec<Vec<(usize, usize)>> = vec![Vec::new(); self.samples];
         let mut start = 0;
         for of_row in runs.runs.chunk_by(|a, b| a.row == b.row) {
@@ -134,6 +123,34 @@ impl Sum for GramSum {
                 }
             }
         });
+    }
+}
+
+impl Sum for GramSum {
+    fn prefers_pairs(&self, sizes: &LinearSizes) -> bool {
+        let LinearSizes { samples, positions, inputs, outputs, moderate, .. } = *sizes;
+        let pairs = positions * positions * (inputs + outputs);
+        moderate && pairs <= inputs * outputs * (positions + samples * samples)
+    }
+
+    fn pairs(&mut self, layer: &Layer<'_>) -> Result<()> {
+        for (c, chunk) in layer.chunks.iter().enumerate() {
+            let ours = layer.batches(chunk)?;
+            for (d, other) in layer.chunks[..=c].iter().enumerate() {
+                let theirs = if c == d { Rc::clone(&ours) } else { layer.batches(other)? };
+                let add = || self.add_pairs(layer, (chunk, &ours[0]), (other, &theirs[0]), c == d);
+                layer.job.clock.time(Stage::Compute, add)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn slab(&mut self, job: &PerSample<'_>, slab: &Slab<'_>) -> Result<()> {
+        job.clock.time(Stage::Compute, || self.add_slab(job.run.backend, slab))
+    }
+
+    fn runs(&mut self, job: &PerSample<'_>, runs: &Runs<'_>) -> Result<()> {
+        job.clock.time(Stage::Compute, || self.add_runs(runs));
         Ok(())
     }
 }

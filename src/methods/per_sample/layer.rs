@@ -18,6 +18,7 @@ use crate::methods::captured::{Batch, Parameter, Role, Sides, cut, small};
 use crate::record::Recording;
 use crate::record::fisher::Squares;
 use crate::shape::DType;
+use crate::stream::Stage;
 
 /// Bytes of the gradients that are formed at a time.
 const SLAB: u64 = 64 << 20;
@@ -106,7 +107,8 @@ impl<'a> Layer<'a> {
         if let Some(batches) = chunk.held.borrow().as_ref() {
             return Ok(Rc::clone(batches));
         }
-        let batches = Rc::new(chunk.read(self.job.run.backend, self.divided)?);
+        let read = || chunk.read(self.job.run.backend, self.divided);
+        let batches = Rc::new(self.job.clock.time(Stage::Read, read)?);
         if self.holds {
             chunk.held.replace(Some(Rc::clone(&batches)));
         }
@@ -151,9 +153,11 @@ impl<'a> Layer<'a> {
         for chunk in &self.chunks {
             let batches = self.batches(chunk)?;
             let (samples, scale) = (chunk.samples.clone(), scale_of(&batches));
-            chunks.push(SlabChunk { samples, gradients: self.gradients(&batches, len, part)?, scale });
+            let gradients = || self.gradients(&batches, len, part);
+            let gradients = self.job.clock.time(Stage::Compute, gradients)?;
+            chunks.push(SlabChunk { samples, gradients, scale });
         }
-        sum.slab(self.job.run.backend, &Slab { name, first, len, chunks })
+        sum.slab(self.job, &Slab { name, first, len, chunks })
     }
 
     /// The gradients of a chunk's samples for a part of the parameters, `[n, len]`.

@@ -7,7 +7,6 @@ use super::layer::{Layer, LinearSizes, Slab};
 use super::products::{Pairs, dot};
 use super::scale::finite;
 use super::{PerSample, Sum};
-use crate::backend::Backend;
 use crate::error::Result;
 use crate::shape::usize_of;
 
@@ -58,17 +57,17 @@ impl Sum for NormSum {
         Ok(())
     }
 
-    fn slab(&mut self, backend: &Backend, slab: &Slab<'_>) -> Result<()> {
+    fn slab(&mut self, job: &PerSample<'_>, slab: &Slab<'_>) -> Result<()> {
         let len = usize_of(slab.len).max(1);
         for chunk in &slab.chunks {
-            let gradients: Vec<f32> = backend.download(&chunk.gradients)?;
+            let gradients: Vec<f32> = job.run.backend.download(&chunk.gradients)?;
             let of_sample = self.squares[chunk.samples.clone()].par_iter_mut().zip(gradients.par_chunks(len));
             of_sample.for_each(|(sum, g)| *sum += dot(g, g) / (chunk.scale * chunk.scale));
         }
         Ok(())
     }
 
-    fn runs(&mut self, runs: &Runs<'_>) -> Result<()> {
+    fn runs(&mut self, _: &PerSample<'_>, runs: &Runs<'_>) -> Result<()> {
         for run in &runs.runs {
             let g = runs.values(run);
             self.squares[run.sample] += dot(g, g) / (run.scale * run.scale);

@@ -17,6 +17,7 @@ use crate::progress::Progress;
 use crate::record::Recording;
 use crate::record::fisher::Squares;
 use crate::shape::{DType, usize_of};
+use crate::stream::Stage;
 
 impl PerSample<'_> {
     /// Jᵀ x = Σ_n x_n g_n, x of either sign: calls `write` with a parameter's name, a flat index and the values from there on, piece by
@@ -44,7 +45,7 @@ impl PerSample<'_> {
                 let progress = if at == 0 { self.run.progress } else { &() };
                 let mut sums = Sums::new(self.run.backend, &unit, rows)?;
                 self.add_to(&mut sums, &caps, &x, progress)?;
-                sums.write(scale, &mut write)?;
+                self.clock.time(Stage::Write, || sums.write(scale, &mut write))?;
             }
         }
         Ok(())
@@ -66,10 +67,12 @@ impl PerSample<'_> {
                 let in_file = InFile { capture, layer: &capture.layers()[layer] };
                 for portion in in_file.portions(caps, 0..capture.samples()) {
                     self.run.interrupt.check()?;
-                    let batch = Batch::load_portion(self.run.backend, capture, &portion, &[])?;
+                    let load = || Batch::load_portion(self.run.backend, capture, &portion, &[]);
+                    let batch = self.clock.time(Stage::Read, load)?;
                     let place = |sample: u64| self.first[file] + usize_of(sample);
                     let samples = place(portion.samples().start)..place(portion.samples().end);
-                    sums.add(layer, &portion, &batch, &x[samples])?;
+                    let add = || sums.add(layer, &portion, &batch, &x[samples]);
+                    self.clock.time(Stage::Compute, add)?;
                 }
                 progress.advance(in_file.layer.bytes());
             }

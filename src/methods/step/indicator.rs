@@ -1,6 +1,7 @@
 //! γ: how good a step is, by products of its direction with per-sample gradients.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -8,7 +9,7 @@ use super::{OP, check_labels};
 use crate::checkpoint::{Capture, Checkpoint, Labels, same_layers};
 use crate::error::{Error, Result};
 use crate::methods::per_sample::PerSample;
-use crate::stream::Run;
+use crate::stream::{Clock, Run};
 
 /// How good a step is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -33,18 +34,19 @@ pub struct Indicator {
 /// network, or not of as many samples.
 pub fn indicator(exact: &[PathBuf], data: &[PathBuf], direction: &Path, run: &Run<'_>) -> Result<Indicator> {
     let open = |paths: &[PathBuf]| paths.iter().map(Capture::open).collect::<Result<Vec<_>>>();
-    judge(&open(exact)?, &open(data)?, &Checkpoint::open(direction)?, run)
+    let clock = Arc::new(Clock::start());
+    judge(&open(exact)?, &open(data)?, &Checkpoint::open(direction)?, (run, &clock))
 }
 
-/// [`indicator`] of files that are open.
+/// [`indicator`] of files that are open; `clock` counts the time.
 pub(super) fn judge(
     exact: &[Capture],
     data: &[Capture],
     direction: &Checkpoint,
-    run: &Run<'_>,
+    (run, clock): (&Run<'_>, &Arc<Clock>),
 ) -> Result<Indicator> {
     let weights = weights_of(exact, data)?;
-    let products = |captures| PerSample::new(captures, run)?.inner_products(direction);
+    let products = |captures| PerSample::new(captures, run)?.timed_by(clock).inner_products(direction);
     let curvature: f64 =
         products(exact)?.iter().zip(&weights).map(|(product, w)| w * product * product).sum();
     let slope: f64 = products(data)?.iter().sum();

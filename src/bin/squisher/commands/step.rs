@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
 use serde::Serialize;
@@ -60,7 +59,6 @@ pub(crate) struct Step {
 
 impl Step {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let began = Instant::now();
         let options = StepOptions {
             kind: self.kind,
             damping: self.damping,
@@ -82,7 +80,7 @@ impl Step {
         let report = methods::step(&self.captures, &options, &self.output, &run)?;
         drop(reporter);
         warnings.iter().for_each(|warning| log::warn!("{warning}"));
-        let seconds = began.elapsed().as_secs_f64();
+        let seconds = report.timings.seconds;
         output::report(global, "step", &Done { report, warnings, seconds, verbose: global.verbose > 0 })
     }
 }
