@@ -117,6 +117,62 @@ fn a_sample_longer_than_a_loop_is_taken_in_parts() {
     }
 }
 
+/// A file without samples adds nothing, also where one of its samples would be taken in parts, of which it has none: sums that are begun
+/// with each file, or with each group of files, are begun with this one, too.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn a_file_without_samples_adds_nothing() {
+    const POSITIONS: usize = 70_000;
+    let folder = folder();
+    let ones = vec![1.0; POSITIONS];
+    let file = |samples: usize, name: &str| {
+        let (last, first) = ([samples, POSITIONS, 1], [samples, 1, POSITIONS]);
+        let ones = &ones[..samples * POSITIONS];
+        let window =
+            r#""kernel": [1], "stride": [1], "padding": [0], "dilation": [1], "groups": 1, "bias": true"#;
+        let layers = format!(
+            r#"{{"linear": {{"kind": "linear", "bias": true}}, "norm": {{"kind": "rms_norm", "eps": 0, "axes": 1, "bias": true}},
+                "conv": {{"kind": "conv", {window}}}, "up": {{"kind": "conv_transpose", {window}}},
+                "table": {{"kind": "embedding", "rows": 1, "bias": false}}}}"#
+        );
+        let mut draft = Draft::new(&layers);
+        for (layer, shape) in [("linear", &last), ("norm", &last), ("conv", &first), ("up", &first)] {
+            draft = draft.with(&format!("{layer}.input"), shape, ones).with(
+                &format!("{layer}.grad_output"),
+                shape,
+                ones,
+            );
+        }
+        let ids = vec![0; samples * POSITIONS];
+        draft
+            .ids("table.input", &last[..2], &ids)
+            .with("table.grad_output", &last, ones)
+            .with("logit_grad", &[samples, 1], &vec![2.0; samples])
+            .write(&folder, name)
+    };
+    let (one, none) = (file(1, "one"), file(0, "none"));
+    let square = (POSITIONS as f64).powi(2);
+    let in_groups: Vec<PathBuf> = (0..66).map(|step| if step == 64 { &none } else { &one }.clone()).collect();
+    for backend in support::backends() {
+        let holds = |paths: &[PathBuf], kind, want: f64| {
+            let (got, _) = run(&backend, paths, of(kind)).expect("sound");
+            assert_eq!(got.len(), 9);
+            for (name, got) in got {
+                let off = (got[0] - want).abs() / want;
+                assert!(off < 1e-5, "{kind} {name} on {}: {} for {want}", backend.name(), got[0]);
+            }
+        };
+        let between = [one.clone(), none.clone(), one.clone()];
+        holds(&between, Kind::Empirical, 2.0 * square);
+        holds(&between, Kind::MinibatchJoint, 2.0 * square);
+        holds(&between, Kind::Joint, 4.0 * square);
+        holds(&between, Kind::Ief, 2.0 * square / 4.0);
+        holds(&between, Kind::Ema, (0.081 + 0.1) * square);
+        holds(&between, Kind::Accumulator, (0.081 + 0.1) * square);
+        holds(&in_groups, Kind::Joint, (65.0_f64).powi(2) * square);
+    }
+}
+
 /// Every kind of layer that can be divided, with weights of 2 to 8 KB and samples of about 1 KB.
 fn wide(folder: &TempDir, name: &str, seed: u64) -> PathBuf {
     let plain = r#""padding": [1, 0], "dilation": [2, 1], "groups": 2, "bias": true"#;

@@ -134,6 +134,7 @@ impl InFile<'_> {
     fn of_size(&self, layer: CaptureLayer, caps: &Caps, samples: Range<u64>) -> Vec<Portion> {
         let fitting = self.fitting(&layer, caps);
         if fitting == 0
+            && !samples.is_empty()
             && let Some(parts) = divided(&layer, caps)
         {
             let of_sample = |sample: u64| {
