@@ -1,12 +1,10 @@
 //! The shortest use: one Adam step of a squared-gradient accumulator, on a device if there is one, else on the host.
 
-use squisher::gpu::AdapterChoice;
 use squisher::kernels::optimizer::{Ema, EmaArgs, EmaParams};
-use squisher::{Backend, DType, Gpu, Recording, Result};
+use squisher::{Backend, DType, Recording, Result};
 
 fn main() -> Result<()> {
-    let adapter = pollster::block_on(Gpu::request(&AdapterChoice::default()));
-    let backend = adapter.map_or(Backend::Host, Backend::Gpu);
+    let backend = Backend::detect();
 
     let gradient = backend.buffer(&[0.5_f32, -2.0, 1e-3], DType::F32)?;
     let exp_avg_sq = backend.buffer(&[1.0_f32, 0.0, 0.0], DType::F32)?;

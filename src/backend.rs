@@ -6,7 +6,8 @@ use crate::memory::{Element, HostMemory, Memory, View};
 use crate::record::Recording;
 use crate::shape::usize_of;
 
-/// One of the two executions of every kernel. Nothing above [`record`](crate::record) asks which one it is.
+/// One of the two executions of every kernel. What is built on [`record`](crate::record) asks which one it is only to
+/// plan its memory, and to move data into it.
 #[derive(Clone, Debug)]
 pub enum Backend {
     /// The host's threads and memory. Needs no driver; as fast as the cores and memory allow.
@@ -22,6 +23,19 @@ impl From<Gpu> for Backend {
 }
 
 impl Backend {
+    /// The best hardware adapter's device, or the host where there is none. One that is there and refuses a device is
+    /// told in the log. Blocks while the driver starts; an async application awaits [`Gpu::request`].
+    #[must_use]
+    pub fn detect() -> Self {
+        match pollster::block_on(Gpu::request_default()) {
+            Ok(found) => found.map_or(Self::Host, Self::Gpu),
+            Err(error) => {
+                log::warn!("{error}; on the host's threads instead");
+                Self::Host
+            }
+        }
+    }
+
     /// What it allows.
     #[must_use]
     pub fn caps(&self) -> Caps {
@@ -149,7 +163,7 @@ impl Backend {
 pub(crate) const STORAGE: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
-/// A buffer, made inside error scopes so that a refusal is an error and not a panic.
+/// A buffer of a size that the device allows.
 pub(crate) fn device_buffer(
     gpu: &Gpu,
     size: u64,
@@ -166,22 +180,10 @@ pub(crate) fn device_buffer(
             return Err(Error::Limit { op: "alloc".into(), limit: limit.into(), max, asked: size });
         }
     }
-    let memory = gpu.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let validation = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some("squisher.buffer"),
-        size,
-        usage,
-        mapped_at_creation,
-    });
-    let refused = pollster::block_on(validation.pop()).or(pollster::block_on(memory.pop()));
-    match refused {
-        None => Ok(buffer),
-        Some(error) => Err(Error::Device {
-            op: format!("alloc of {size} bytes"),
-            message: crate::gpu::error_chain(&error),
-        }),
-    }
+    let label = Some("squisher.buffer");
+    gpu.scoped(&format!("alloc of {size} bytes"), || {
+        gpu.device().create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation })
+    })
 }
 
 /// Values of a type are elements of the same size, or bytes.

@@ -136,7 +136,7 @@ pub enum Error {
     },
 
     /// A signal asked for an end between two chunks.
-    #[error("interrupted by signal {signal}; no output was written")]
+    #[error("interrupted by signal {signal}")]
     Interrupted {
         /// The signal's number.
         signal: i32,

@@ -1,9 +1,9 @@
 //! squisher computes the diagonal Fisher information of a network from captured gradients, or recycles it from Adam's state,
 //! and merges, prunes and masks models with it.
 //!
-//! The Fisher diagonal F tells for each parameter how much the network's outputs depend on it. A merge weights each model's
-//! parameters by it, pruning removes what it says matters least. Everything runs on wgpu and on the host ([`Backend`]), and is held
-//! to a definition in f64 ([`mod@reference`]).
+//! For each parameter, the Fisher diagonal F says how much the network's outputs depend on it. Merging weights
+//! parameters by F; pruning removes those with the least effect. Everything runs on wgpu and on the host
+//! ([`Backend`]), and is checked against a definition in f64 ([`mod@reference`]).
 //!
 //! ```no_run
 //! use std::path::{Path, PathBuf};
@@ -11,11 +11,10 @@
 //! use squisher::methods::fisher::{FisherOptions, fisher};
 //! use squisher::methods::mask::{MaskOptions, mask};
 //! use squisher::methods::select::Keep;
-//! use squisher::{Backend, Gpu, Run, gpu::AdapterChoice};
+//! use squisher::{Backend, Run};
 //!
-//! // The default adapter, or the host where there is none.
-//! let adapter = pollster::block_on(Gpu::request(&AdapterChoice::default()));
-//! let backend = adapter.map_or(Backend::Host, Backend::Gpu);
+//! // The best hardware adapter, or the host where there is none.
+//! let backend = Backend::detect();
 //! let run = Run::new(&backend);
 //!
 //! // From what hooks captured of a few batches (examples/pytorch/capture.py) to the Fisher …
@@ -36,12 +35,12 @@
 //! | read a Fisher out of Adam's state | [`methods::squisher`] |
 //! | merge models | [`methods::merge`] |
 //! | prune a model: elements, N:M patterns, filters | [`methods::prune`] |
-//! | mask what matters most, take the rest of a model back | [`methods::mask`], [`methods::reset`] |
+//! | mask what matters most, reset the rest of a model | [`methods::mask`], [`methods::reset`] |
 //! | train on without forgetting (elastic weight consolidation) | [`methods::ewc`] |
 //! | compare tasks (Task2Vec) | [`methods::task2vec`] |
 //! | take a natural-gradient step, or use per-sample gradients | [`methods::step`], [`methods::per_sample`] |
 //! | run kernels in my application's own encoder | [`Gpu::from_wgpu`], [`Recording`], [`kernels`] |
-//! | keep a Fisher up while training on the device | [`record::fisher`], [`record::likelihood`] |
+//! | maintain a running Fisher while training on the device | [`record::fisher`], [`record::likelihood`] |
 //! | find the k best of a buffer | [`record::top_k`] |
 //! | stream files larger than memory through kernels | [`stream`] |
 //! | read and write checkpoints, captures, optimizer states | [`checkpoint`] |
@@ -53,7 +52,8 @@
 //! - `wgpu_default` (on): wgpu's native backends. An application with its own wgpu dependency turns it off and chooses there; the
 //!   types are those of [`wgpu`], exported again here.
 //! - `pytorch` (on): reads optimizer states and state dicts that PyTorch wrote; nothing in them is executed.
-//! - `cli` (on): the command-line tool. A library user needs none of it: `default-features = false`.
+//! - `cli` (on): the command-line tool. A library user needs none of it:
+//!   `default-features = false, features = ["wgpu_default", "pytorch"]`.
 //!
 //! # Index letters
 //!

@@ -21,6 +21,8 @@ pub struct Verdict {
     pub kernel: &'static str,
     /// How many cases ran: all, or those whose shader the device can take.
     pub cases: usize,
+    /// How many the device can never run: another subgroup size, or more buffers than it binds.
+    pub skipped: usize,
     /// How many elements were compared.
     pub elements: u64,
     /// The largest error as a share of its bound, over all elements: below 1 if all are right.
@@ -58,15 +60,21 @@ pub fn all(backend: &Backend, report: impl FnMut(Verdict)) {
     kernels::visit_all(&mut Run { backend, report });
 }
 
-/// Runs one kernel's cases, skipping those that this device can never run: another subgroup size, or more buffers than it
-/// binds.
+/// Runs one kernel's cases but those that this device can never run.
 #[must_use]
 pub fn kernel<K: Kernel>(backend: &Backend, mut cases: Vec<Case<K>>) -> Verdict {
     let caps = backend.caps();
+    let of_all = cases.len();
     cases.retain(|case| caps.is_host || [0, caps.subgroup].contains(&case.kernel.subgroup()));
     cases.retain(|_| K::Args::BINDINGS.len() <= caps.max_storage_buffers as usize);
-    let mut verdict =
-        Verdict { kernel: K::NAME, cases: cases.len(), elements: 0, worst: 0.0, failures: Vec::new() };
+    let mut verdict = Verdict {
+        kernel: K::NAME,
+        cases: cases.len(),
+        skipped: of_all - cases.len(),
+        elements: 0,
+        worst: 0.0,
+        failures: Vec::new(),
+    };
     for case in cases {
         let problem = match run_case(backend, &case) {
             Ok(buffers) => compare(&case, &buffers, &mut verdict),

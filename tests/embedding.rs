@@ -287,6 +287,18 @@ fn pipelines_are_made_with_the_cache_that_was_lent() {
     assert!(matches!(&refused, Error::Shader { kernel, .. } if kernel == "optimizer.ema"), "{refused}");
 }
 
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn ranges_of_one_buffer_are_refused_before_the_encoder_is() {
+    let backend = Backend::Gpu(lent());
+    let whole = backend.alloc(72, DType::F32).expect("a small buffer");
+    let part = |offset| View::new(whole.memory().clone(), offset, 8, Element::F32).expect("inside");
+    let args = EmaArgs { gradient: part(0), exp_avg_sq: part(256) };
+    let mut recording = Recording::new(&backend);
+    let refused = recording.dispatch(&PLAIN, params(8), args).expect_err("one buffer, read and written");
+    assert!(refused.to_string().contains("a device wants two buffers"), "{refused}");
+}
+
 /// The mean of four models of 100 parameters, all with Fisher 1.
 fn merge_of_four(backend: &Backend, over_the_second: bool) -> squisher::Result<Vec<f32>> {
     let model = |m: f32| backend.buffer(&[m; 100], DType::F32);

@@ -76,6 +76,32 @@ fn numbers_below_zero_are_refused_for_what_they_are() {
 }
 
 #[test]
+fn a_device_is_not_asked_for_in_vain() {
+    let bench = Bench::new();
+    for (line, says) in [
+        (
+            "reset --mask k --model f --base p -o o --adapter 0",
+            "reset: has no --adapter; it runs on the host's threads",
+        ),
+        ("extract s --model m -o o --backend gl", "extract: has no --backend but host"),
+        ("inspect m --adapter 0", "inspect: has no --adapter"),
+        ("report m -o o --backend vulkan", "report: has no --backend but host"),
+    ] {
+        bench.refuses(line, 2, &[says]);
+    }
+    bench.file("m", &[("w", &[1.0])], &[]);
+    bench.runs("inspect m --backend host");
+    // A dry run of a job that has a device looks for it as the run does.
+    for line in ["mask m --keep 0.5 -o o", "prune m --fisher m --keep 0.5 -o o"] {
+        bench.refuses(
+            &format!("{line} --dry-run --adapter no-such-adapter"),
+            5,
+            &["\"no-such-adapter\" was not found"],
+        );
+    }
+}
+
+#[test]
 fn files_of_pytorch_are_named_with_what_to_do() {
     let bench = Bench::new();
     std::fs::create_dir(bench.path().join("bin-a")).expect("writable");

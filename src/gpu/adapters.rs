@@ -71,9 +71,12 @@ async fn list(with_gl: bool) -> Vec<(wgpu::Adapter, AdapterReport)> {
 /// and only if asked for.
 pub(super) async fn find(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterReport)> {
     let wants_gl = choice.backends.is_some_and(|backends| backends.contains(wgpu::Backends::GL));
-    match find_among(list(wants_gl).await, choice) {
-        // Only the adapters of OpenGL, last in the list, are left to have that name or number.
-        Err(_) if !wants_gl && choice.wanted.is_some() => find_among(list(true).await, choice),
+    // Which numbers are places in the list is known once all of them are there.
+    let is_number = choice.wanted.as_ref().is_some_and(|wanted| wanted.parse::<usize>().is_ok());
+    let with_gl = wants_gl || is_number;
+    match find_among(list(with_gl).await, choice) {
+        // Only the adapters of OpenGL, last in the list, are left to have that name.
+        Err(_) if !with_gl && choice.wanted.is_some() => find_among(list(true).await, choice),
         found => found,
     }
 }
@@ -84,13 +87,15 @@ fn find_among(
 ) -> Result<(wgpu::Adapter, AdapterReport)> {
     let names: Vec<String> =
         all.iter().map(|(_, r)| format!("{} {} ({:?})", r.index, r.info.name, r.info.backend)).collect();
+    let count = all.len();
     let fits = |report: &AdapterReport| {
         let backend = choice.backends.is_none_or(|b| b.contains(report.info.backend.into()));
         let named = match &choice.wanted {
             None => choice.software || !report.is_software(),
             Some(wanted) => match wanted.parse::<usize>() {
-                Ok(index) => report.index == index,
-                Err(_) => full_name(&report.info).to_lowercase().contains(&wanted.to_lowercase()),
+                // A larger number is part of a name, as of an RTX 4090.
+                Ok(index) if index < count => report.index == index,
+                _ => full_name(&report.info).to_lowercase().contains(&wanted.to_lowercase()),
             },
         };
         backend && named
@@ -121,10 +126,12 @@ fn asked(choice: &AdapterChoice) -> String {
     }
 }
 
-/// The adapter that is taken where nothing is asked for; nothing where all are software, which the host outruns.
+/// The adapter that is taken where nothing is asked for; nothing where all are software, which the host outruns, or
+/// OpenGL's, which have to be asked for.
 #[must_use]
 pub fn default_adapter(reports: &[AdapterReport]) -> Option<&AdapterReport> {
-    reports.iter().filter(|report| !report.is_software()).min_by_key(|report| rank(report))
+    let counts = |report: &&AdapterReport| !report.is_software() && report.info.backend != wgpu::Backend::Gl;
+    reports.iter().filter(counts).min_by_key(|report| rank(report))
 }
 
 fn rank(report: &AdapterReport) -> (u8, u8, usize) {

@@ -95,8 +95,7 @@ impl Caps {
     }
 
     /// What the host backend allows: any size that fits in memory, of which one argument of a kernel is less
-    /// than 4 GiB. That limit is the
-    /// library's: sizes and indices inside a kernel are 32-bit numbers, on the host as in a shader.
+    /// than 4 GiB. That limit is the library's: sizes and indices inside a kernel are 32-bit numbers, on the host as in a shader.
     #[must_use]
     pub fn host() -> Self {
         Self {

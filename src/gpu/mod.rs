@@ -60,7 +60,19 @@ impl Gpu {
     /// [`Error::Adapter`] if none answers to `choice`, or if it refuses a device.
     pub async fn request(choice: &AdapterChoice) -> Result<Self> {
         let (adapter, _) = adapters::find(choice).await?;
-        let (device, queue) = adapters::open(&adapter).await?;
+        Self::open(&adapter).await
+    }
+
+    /// As [`Gpu::request`] without wishes; nothing where there is no hardware adapter.
+    pub(crate) async fn request_default() -> Result<Option<Self>> {
+        match adapters::find(&AdapterChoice::default()).await {
+            Ok((adapter, _)) => Self::open(&adapter).await.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn open(adapter: &wgpu::Adapter) -> Result<Self> {
+        let (device, queue) = adapters::open(adapter).await?;
         let gpu = Self::from_wgpu(device, queue);
         let lost = Arc::clone(&gpu.inner.lost);
         gpu.device().set_device_lost_callback(move |reason, message| {
@@ -116,15 +128,26 @@ impl Gpu {
 
     /// Runs wgpu calls so that what they refuse is an error here, not a panic or a call of the application's handler.
     pub(crate) fn scoped<R>(&self, op: &str, calls: impl FnOnce() -> R) -> Result<R> {
-        let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
-        let result = calls();
-        match pollster::block_on(scope.pop()) {
-            None => Ok(result),
-            Some(error) => Err(Error::Device { op: op.into(), message: error_chain(&error) }),
+        match refusals(self.device(), calls) {
+            (result, None) => Ok(result),
+            (_, Some(error)) => Err(Error::Device { op: op.into(), message: error_chain(&error) }),
         }
     }
 
     pub(crate) fn pipeline(&self, key: PipelineKey, source: &Source<'_>) -> Result<Arc<Pipeline>> {
         self.inner.pipelines.get(&self.inner.device, key, source)
     }
+}
+
+/// What wgpu calls return, and the first of what wgpu refused of them: calls of its words, memory that a device does not
+/// have, shaders that a driver's compiler gives up. What no error scope takes goes to the application's handler, and
+/// wgpu's own one panics.
+pub(crate) fn refusals<R>(device: &wgpu::Device, calls: impl FnOnce() -> R) -> (R, Option<wgpu::Error>) {
+    use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+    let scopes = [OutOfMemory, Internal, Validation].map(|filter| device.push_error_scope(filter));
+    let result = calls();
+    // Scopes end in the reverse of the order that they began in, and every one of them has to.
+    let errors = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop()));
+    let refused = errors.fold(None, Option::or);
+    (result, refused)
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::error::Error as _;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::refusals;
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Binding};
 
@@ -54,13 +55,18 @@ impl Cache {
     }
 }
 
-/// Makes a pipeline inside an error scope: without one, wgpu's default handler panics.
 fn build(
     device: &wgpu::Device,
     source: &Source<'_>,
     compiled: Option<&wgpu::PipelineCache>,
 ) -> Result<Pipeline> {
-    let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    match refusals(device, || make(device, source, compiled)) {
+        (pipeline, None) => Ok(pipeline),
+        (_, Some(error)) => Err(Error::Shader { kernel: source.name.into(), message: error_chain(&error) }),
+    }
+}
+
+fn make(device: &wgpu::Device, source: &Source<'_>, compiled: Option<&wgpu::PipelineCache>) -> Pipeline {
     let layout = bind_group_layout(device, source);
     let text = source.parts.join("\n");
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -83,10 +89,7 @@ fn build(
         },
         cache: compiled,
     });
-    match pollster::block_on(scope.pop()) {
-        None => Ok(Pipeline { pipeline, layout }),
-        Some(error) => Err(Error::Shader { kernel: source.name.into(), message: error_chain(&error) }),
-    }
+    Pipeline { pipeline, layout }
 }
 
 /// An error with all its causes: wgpu's outermost message names only the call.

@@ -1,13 +1,14 @@
 //! The jobs: each composes reading, sweeps and writing into one result, from files to files.
 //!
-//! A job's module has two functions, which are called alike everywhere:
+//! A job's module has two functions, which are called alike as a rule:
 //!
 //! ```text
 //! plan(inputs, &options, &run)         what would be done, or why it cannot be: from headers and budgets alone
 //! job(inputs, &options, out, &run)     does it
 //! ```
 //!
-//! Inputs and `out` are paths. Options say what is computed; where each file counts for something of its own
+//! Inputs and `out` are paths ([`squisher::extract`] takes states that were opened, as their names may need a
+//! decision). Options say what is computed; where each file counts for something of its own
 //! (a merge's λ, an anchor's Fishers) they hold the files, too, as they hold what is written only if it is
 //! asked for (a mask, a Gram matrix, a gradient). [`Run`](crate::Run) says with what: backend, memory, who
 //! hears of it, who may end it; `Run::new(&backend)` is enough. A plan that needs nothing of it is not given

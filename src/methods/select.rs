@@ -62,7 +62,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::select::{BLOCK_LEN, Score, Scores, score_bits};
 use crate::memory::View;
-use crate::methods::source::CheckpointSource;
+use crate::methods::source::{CheckpointSource, FISHER_VALUES};
 use crate::record::Recording;
 use crate::shape::{DType, usize_of};
 use crate::stream::{
@@ -457,8 +457,7 @@ impl<'a> Selector<'a> {
         match &self.theta {
             _ if !fisher.is_finite() || fisher < 0.0 => {
                 let problem = format!(
-                    "element {index} of the Fisher is {fisher}, expected a finite number of at least 0; compute the Fisher again, count it \
-                     as 0 with --non-finite zero, or leave the tensor out with --exclude"
+                    "element {index} of the Fisher is {fisher}, expected {FISHER_VALUES}, and --exclude leaves the tensor out"
                 );
                 self.fisher.refuse(tensor, problem)
             }

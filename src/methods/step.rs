@@ -181,7 +181,8 @@ pub fn plan(captures: &[PathBuf], options: &StepOptions, run: &Run<'_>) -> Resul
 /// What [`Capture::open`], [`PerSample::new`] and [`indicator()`] refuse; [`Error::Argument`] for a damping
 /// that is negative or no number; [`Error::Mismatch`] for labels that are not the data's, for K + λI without
 /// an inverse, and for the iEF where a capture has no `logit_grad`; [`Error::Budget`] where K does not fit in
-/// memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written.
+/// memory; what [`PerSample`]'s methods refuse; [`Error::Output`] where an output cannot be written. Where only the
+/// indicator fails, the step has been written, and the log says so.
 pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'_>) -> Result<StepReport> {
     let clock = Arc::new(Clock::start());
     let captures = captures.iter().map(Capture::open).collect::<Result<Vec<_>>>()?;
@@ -206,7 +207,10 @@ pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'
         let direction = Checkpoint::open(&report.output)?;
         indicator::judge(&exact, &captures, &direction, (run, &clock))
     };
-    let indicator = if exact.is_empty() { None } else { Some(judge()?) };
+    let indicator = if exact.is_empty() { None } else { Some(judge()) };
+    let indicator = indicator.transpose().inspect_err(|_| {
+        log::warn!("{}: the step is written, not judged", report.output.display());
+    })?;
     Ok(StepReport { indicator, timings: clock.timings(), ..report })
 }
 

@@ -1,7 +1,7 @@
 //! Merges that take several steps, block by block on the host.
 
 use super::host::HostStep;
-use super::{Recording, Step, check_views, overlap};
+use super::{Recording, Step, check_views, overlap, same_buffer};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::kernel::{Args, Cost, Kernel};
@@ -9,7 +9,7 @@ use crate::kernels::merge::{
     COUNT_STRIDE, FOUR_COUNT_WORDS, Fisher, FisherArgs, FisherFour, FisherFourArgs, FisherFourParams,
     FisherParams,
 };
-use crate::memory::{Element, Memory, View};
+use crate::memory::{Element, View};
 
 /// One step of a merge.
 #[derive(Clone, Debug)]
@@ -110,12 +110,6 @@ fn writes_inputs(steps: &[MergeStep]) -> bool {
 fn is_same(a: &View, b: &View) -> bool {
     let apart = (a.offset(), a.len(), a.element()) != (b.offset(), b.len(), b.element());
     overlap(a, b) && !apart
-}
-
-/// Whether two views are of one device buffer, which a dispatch can't bind for reading and for writing, whatever the
-/// ranges.
-fn same_buffer(a: &View, b: &View) -> bool {
-    matches!((a.memory(), b.memory()), (Memory::Device(a), Memory::Device(b)) if a == b)
 }
 
 /// What a step reads, in the order of its bindings.

@@ -230,10 +230,16 @@ fn check_views<K: Kernel>(args: &K::Args, backend: &Backend, caps: &Caps) -> Res
         let written =
             |other: &crate::kernel::Binding| binding.access == Access::Write || other.access == Access::Write;
         for (other, other_binding) in views.iter().zip(K::Args::BINDINGS).skip(i + 1) {
+            let refused = |problem: &str| {
+                Error::argument(K::NAME, format!("{} and {} {problem}", binding.name, other_binding.name))
+            };
             if written(other_binding) && overlap(view, other) {
-                let problem =
-                    format!("{} and {} share memory and one is written", binding.name, other_binding.name);
-                return Err(Error::argument(K::NAME, problem));
+                return Err(refused("share memory and one is written"));
+            }
+            if binding.access != other_binding.access && same_buffer(view, other) {
+                return Err(refused(
+                    "are ranges of one buffer, and one is written: a device wants two buffers",
+                ));
             }
         }
     }
@@ -263,6 +269,12 @@ fn check_iterations<K: Kernel>(asked: u64, caps: &Caps) -> Result<()> {
     }
     let limit = "loop iterations of one invocation (this driver leaves longer loops early; the host backend has no such limit)".into();
     Err(Error::Limit { op: K::NAME.into(), limit, max: caps.max_iterations, asked })
+}
+
+/// Whether two views are of one device buffer, which a dispatch can't bind for reading and for writing, whatever the
+/// ranges.
+fn same_buffer(a: &View, b: &View) -> bool {
+    matches!((a.memory(), b.memory()), (Memory::Device(a), Memory::Device(b)) if a == b)
 }
 
 /// Whether two views share memory. On the host, one lock covers a whole buffer, so there any two views of it do.

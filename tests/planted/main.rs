@@ -84,6 +84,10 @@ impl<K: Kernel> Kernel for Mutant<K> {
         self.kernel.launch(params, args, caps)
     }
 
+    fn iterations(&self, params: &K::Params, args: &K::Args) -> u64 {
+        self.kernel.iterations(params, args)
+    }
+
     fn host(&self, params: &K::Params, args: <K::Args as Args>::Slices<'_>) {
         (self.host)(&self.kernel, params, args);
     }

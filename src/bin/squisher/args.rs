@@ -14,15 +14,15 @@ Exit codes:
   2    usage
   3    an input file is damaged, missing or of a kind that is not read
   4    the inputs are sound but do not fit together, or not what is asked of them
-  5    no adapter answers to the request
-  6    the device was lost, is out of memory, or one step is beyond its limits or those of the kernels
+  5    no adapter matches the request
+  6    the device was lost or is out of memory, or a step exceeds a limit of the device or the kernels
   7    the output cannot be written
   130  interrupted (SIGINT); 143 terminated (SIGTERM)
 
 Standard output carries the result only; progress, warnings and errors go to standard error.
 Environment: RUST_LOG overrides the log level, NO_COLOR turns colours off.";
 
-/// Which parameters of a neural network matter, and what to do with that
+/// Find which parameters of a neural network matter; merge, prune, mask and compare models by them
 ///
 /// Computes Fisher information on any GPU or on the host, or recycles the squared-gradient accumulator that Adam
 /// left in the optimizer state, and merges, prunes, masks and compares models with it.
@@ -57,7 +57,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, help_heading = "Output options")]
     pub(crate) json: bool,
 
-    /// Say nothing on standard error but errors
+    /// Print only errors on standard error
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output options")]
     pub(crate) quiet: bool,
 

@@ -63,7 +63,11 @@ impl DeviceFlags {
                 let problem = format!("--adapter {adapter} and --backend host exclude each other");
                 Err(Error::argument("device", problem))
             }
-            (None, None) => open_default(),
+            (None, None) => {
+                let backend = Backend::detect();
+                log::info!("running on {}", backend.name());
+                Ok(backend)
+            }
             (adapter, interface) => request(&AdapterChoice {
                 wanted: adapter.clone(),
                 backends: interface.map(Interface::backends),
@@ -71,9 +75,17 @@ impl DeviceFlags {
             }),
         }
     }
-}
 
-impl DeviceFlags {
+    /// Refuses a device that a command has no use for, since it runs on the host.
+    pub(crate) fn refuse(&self, command: &str) -> Result<(), Error> {
+        let flag = match (&self.adapter, self.backend) {
+            (Some(_), _) => "--adapter",
+            (None, Some(backend)) if backend != Interface::Host => "--backend but host",
+            _ => return Ok(()),
+        };
+        Err(Error::argument(command, format!("has no {flag}; it runs on the host's threads")))
+    }
+
     /// The flags as they are written on a command line.
     pub(crate) fn words(&self) -> Vec<String> {
         let backend = self.backend.and_then(|interface| interface.to_possible_value());
@@ -98,17 +110,6 @@ impl Interface {
 /// Every adapter of this machine.
 pub(crate) fn list() -> Vec<AdapterReport> {
     pollster::block_on(adapters())
-}
-
-/// The best hardware adapter; the host where there is none, with the reason in the log.
-fn open_default() -> Result<Backend, Error> {
-    match request(&AdapterChoice::default()) {
-        Err(Error::Adapter { message }) => {
-            log::debug!("on the host: {message}");
-            Ok(Backend::Host)
-        }
-        other => other,
-    }
 }
 
 fn request(choice: &AdapterChoice) -> Result<Backend, Error> {

@@ -1,4 +1,4 @@
-//! `squisher`, the command-line tool: which parameters of a neural network matter, and what to do with that.
+//! `squisher`, the command-line tool: finds which parameters of a neural network matter, and uses it.
 //!
 //! Standard output carries a command's result and nothing else: a table, or one JSON object. Progress, warnings
 //! and errors go to standard error. Each subcommand is one file in `commands`; what they share is here beside it.

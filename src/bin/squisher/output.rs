@@ -64,10 +64,13 @@ pub(crate) fn refuse_output(path: &Path, overwrite: bool, inputs: &[PathBuf]) ->
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let refused = |error: std::io::Error| Error::output(path, not_written(&error));
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let mut partial = tempfile::NamedTempFile::new_in(folder.unwrap_or(".".as_ref())).map_err(refused)?;
+    let mut builder = tempfile::Builder::new();
+    // The system takes the umask off, as for any new file; tempfile's own default is 0600.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut partial = builder.tempfile_in(folder.unwrap_or(".".as_ref())).map_err(refused)?;
     partial.write_all(bytes).map_err(refused)?;
     partial.as_file().sync_all().map_err(refused)?;
-    readable(partial.as_file()).map_err(refused)?;
     partial.persist(path).map(|_| ()).map_err(|error| refused(error.error))
 }
 
@@ -84,18 +87,6 @@ fn not_written(error: &std::io::Error) -> String {
     }
 }
 
-/// A temporary file is its owner's alone; a report is for others too.
-#[cfg(unix)]
-fn readable(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable(_: &std::fs::File) -> std::io::Result<()> {
-    Ok(())
-}
-
 /// Write a result as it stands. A reader that has gone away (`| head`) is not an error: it has what it wanted.
 pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
@@ -110,6 +101,21 @@ pub(crate) fn write(bytes: &[u8]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A temporary file would be its owner's alone, a fixed mode everybody's in spite of the umask.
+    #[cfg(unix)]
+    #[test]
+    fn a_file_may_be_read_by_whom_any_new_file_may() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("there is room");
+        let mode = |name: &str| {
+            let metadata = folder.path().join(name).metadata().expect("it was written");
+            metadata.permissions().mode()
+        };
+        write_whole(&folder.path().join("whole"), b"page").expect("there is room");
+        std::fs::write(folder.path().join("plain"), b"page").expect("there is room");
+        assert_eq!(mode("whole"), mode("plain"));
+    }
 
     #[test]
     fn a_refusal_names_the_output_and_no_temporary_file() {

@@ -27,9 +27,9 @@ Examples:
 
 /// The penalty of elastic weight consolidation, ½ λ Σ F (θ − θ*)², and its gradient λ F (θ − θ*)
 ///
-/// As many anchors as Fishers, in order, add up, each with its Fisher whole. Several Fishers at one anchor,
-/// the oldest first, count as F ← F_new + γ F_old, once for each newer one. A tensor without Fisher is free.
-/// λ carries over only with the ½, γ, the reduction, B and N: all are stated.
+/// With one anchor for each Fisher, they are paired in order and their penalties add up. Several Fishers at one
+/// anchor, the oldest first, count as F ← F_new + γ F_old, once for each newer one. Tensors without a Fisher are
+/// not penalised. Two λ can be compared only for the same ½, γ, reduction, B and N, which the output states.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Ewc {

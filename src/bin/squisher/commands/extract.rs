@@ -74,6 +74,7 @@ pub(crate) struct Extract {
 
 impl Extract {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        global.device.refuse("extract")?;
         let state = OptimizerState::open(&self.optimizer)?;
         let model = ModelParams::open(&self.model)?;
         let options = self.options(global.overwrite);
@@ -211,7 +212,12 @@ fn cells(tensor: &Extracted) -> [String; 7] {
 }
 
 fn factor(factor: f64) -> String {
-    if factor.fract() == 0.0 { factor.to_string() } else { format!("{factor:.4}") }
+    match factor {
+        whole if whole.fract() == 0.0 => whole.to_string(),
+        // Adagrad's is 1/step.
+        small if small.abs() < 1e-2 => format!("{small:.3e}"),
+        other => format!("{other:.4}"),
+    }
 }
 
 impl fmt::Display for NamedState {

@@ -36,8 +36,8 @@ pub(crate) struct Fisher {
 
     /// empirical, minibatch-joint, joint, ief, ema (of per-sample squares), accumulator (of squared batch means)
     ///
-    /// mc and exact are no kinds of their own: they come of captures with labels="sampled" or "all", with
-    /// empirical.
+    /// For Monte Carlo or exact Fishers, use empirical on captures that were made with labels="sampled" or
+    /// "all".
     #[arg(long, default_value = "empirical")]
     kind: Kind,
 

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use squisher::Backend;
 use squisher::methods::mask::{MaskOptions, mask, plan};
 use squisher::methods::select::Keep;
 
@@ -48,11 +47,11 @@ impl Mask {
             overwrite: global.overwrite,
             ..MaskOptions::new(Keep::Fraction(self.keep))
         };
+        let backend = global.device.open()?;
         if global.dry_run {
-            let plan = plan(&self.fisher, &options, &global.planning(&Backend::Host))?;
+            let plan = plan(&self.fisher, &options, &global.planning(&backend))?;
             return output::report(global, "mask", &Planned::from(plan));
         }
-        let backend = global.device.open()?;
         let reporter = progress::reporter(global, "mask");
         let run = global.run(&backend, reporter.as_ref())?;
         let report = mask(&self.fisher, &options, &self.output, &run)?;

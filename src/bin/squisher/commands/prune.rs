@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueEnum};
+use squisher::Error;
 use squisher::methods::prune::{Pattern, PruneOptions, Structure, gates, plan, prune};
 use squisher::methods::select::Keep;
-use squisher::{Backend, Error};
 
 use crate::args::Global;
 use crate::selection::{Done, Planned, Selection, share};
@@ -21,7 +21,7 @@ Examples:
   squisher prune model --captures captures/*.safetensors --score filter-gate \\
       --sparsity 0.3 --exclude '*embed*' -o pruned";
 
-/// Set to zero what the loss misses least: the smallest ½ θ² F
+/// Zero the parameters that the loss needs least: the smallest ½ θ² F, or whole filters
 ///
 /// What is kept stays bit for bit; types, names and files are the model's. Of equal scores the earlier element is kept.
 #[derive(Args)]
@@ -104,16 +104,14 @@ impl Prune {
             ..PruneOptions::new(self.structure()?)
         };
         let scores = self.scores()?;
+        let backend = global.device.open()?;
         if global.dry_run {
             let plan = match &scores {
-                Scores::Fisher(fisher) => {
-                    plan(&self.model, fisher, &options, &global.planning(&Backend::Host))?
-                }
+                Scores::Fisher(fisher) => plan(&self.model, fisher, &options, &global.planning(&backend))?,
                 Scores::Captures(captures) => gates::plan(&self.model, captures, &options)?,
             };
             return output::report(global, "prune", &Planned::from(plan));
         }
-        let backend = global.device.open()?;
         let reporter = progress::reporter(global, "prune");
         let run = global.run(&backend, reporter.as_ref())?;
         let (model, out) = (&self.model, &self.output);

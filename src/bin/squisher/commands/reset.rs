@@ -58,6 +58,7 @@ enum UnmaskedFlag {
 
 impl Reset {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        global.device.refuse("reset")?;
         let unmasked = match self.unmasked {
             UnmaskedFlag::Equal => Unmasked::Equal,
             UnmaskedFlag::Model => Unmasked::Model,

@@ -18,11 +18,12 @@ Examples:
   squisher verify --backend host
   squisher verify --adapter nvidia --json > verdict.json";
 
-/// Hold every kernel to its f64 definition on this device
+/// Check every kernel against its f64 definition on this device
 ///
 /// Each kernel runs on small inputs whose results are known, with sizes around every edge. Every element must lie
 /// within the error bound that follows from the kernel's own order of operations. WORST is the largest error as a
-/// share of that bound: above 1 the device, its driver or the kernel is wrong, and the exit code is 1.
+/// share of that bound: above 1 the device, its driver or the kernel is wrong, and the exit code is 1. SKIPPED are the
+/// cases of forms that this device lacks something for; nothing takes those forms here.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Verify {}
@@ -60,6 +61,7 @@ struct Verdicts {
 struct Kernel {
     kernel: &'static str,
     cases: usize,
+    skipped: usize,
     elements: u64,
     worst: f64,
     failures: Vec<Failure>,
@@ -77,6 +79,7 @@ impl From<Verdict> for Kernel {
         Self {
             kernel: verdict.kernel,
             cases: verdict.cases,
+            skipped: verdict.skipped,
             elements: verdict.elements,
             worst: verdict.worst,
             failures: verdict.failures.into_iter().map(failure).collect(),
@@ -85,12 +88,13 @@ impl From<Verdict> for Kernel {
 }
 
 impl Kernel {
-    fn cells(&self) -> [String; 5] {
+    fn cells(&self) -> [String; 6] {
         // A form that this device lacks something for, so that nothing ever runs it here.
         let ran = self.cases > 0;
         let worst = if ran { format!("{:.2}", self.worst) } else { "-".into() };
         let failures = if ran { count(self.failures.len() as u64) } else { "not run".into() };
-        [self.kernel.to_owned(), count(self.cases as u64), count(self.elements), worst, failures]
+        let [cases, skipped, elements] = [self.cases as u64, self.skipped as u64, self.elements].map(count);
+        [self.kernel.to_owned(), cases, skipped, elements, worst, failures]
     }
 }
 
@@ -99,6 +103,7 @@ impl fmt::Display for Verdicts {
         let mut table = Table::new(&[
             Column::Left("KERNEL"),
             Column::Right("CASES"),
+            Column::Right("SKIPPED"),
             Column::Right("ELEMENTS"),
             Column::Right("WORST"),
             Column::Right("WRONG"),

@@ -29,7 +29,7 @@ Examples:
   squisher distance a.safetensors b.safetensors --metric asymmetric \\
       --trivial untrained.safetensors";
 
-/// Tell how far apart tasks are by their Fishers (Task2Vec)
+/// Measure how far apart tasks are, by their Fishers (Task2Vec)
 ///
 /// Takes Fishers of one network, or files of `squisher embed`. cosine is blind to the scale of each Fisher, the others to a common
 /// scale only. Rows of the matrix are where from, columns where to; only asymmetric tells them apart.

@@ -36,13 +36,14 @@ pub(crate) struct Inspect {
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 
-    /// The model that the optimizers' names are sought in
+    /// The model to match the optimizer states' parameters against
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
 }
 
 impl Inspect {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        global.device.refuse("inspect")?;
         let interrupt = signals::listen()?;
         let model = self.model.as_ref().map(ModelParams::open).transpose()?;
         let mut found = Inspection::default();

@@ -45,6 +45,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        global.device.refuse("report")?;
         check_ending(&self.output)?;
         output::refuse_output(&self.output, global.overwrite, &self.inputs)?;
         let interrupt = signals::listen()?;
