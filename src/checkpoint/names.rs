@@ -17,6 +17,10 @@
 //! laying from the right give the same. If two hypotheses fit and differ, or one leaves two layouts, the
 //! state is refused and the way to write a names file is printed.
 //!
+//! With several groups, 4 needs more: a trainer may list the head before the body, or pick a group's parameters by name, and layers of
+//! equal shapes then fit the order of definition all the same. So the order through all groups is accepted only where the shapes settle
+//! what each group holds, whichever tensors it was made from (in the model's order), or where a group rule says the same.
+//!
 //! Every source is checked against every shape. Wrappers' parts of names (`module.`, `_orig_mod.`, …) are
 //! dropped where the model lacks them; two names that become one are refused. Parameters without an entry
 //! (frozen, or never given a gradient) are absent from the map.

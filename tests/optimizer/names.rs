@@ -203,6 +203,32 @@ fn groups_that_no_rule_explains_are_refused() {
 }
 
 #[test]
+fn groups_in_another_order_than_the_model_are_refused() {
+    for case in ["layers_from_the_top", "head_first", "middle_first"] {
+        let refusal = [
+            "which parameter each id means is not certain",
+            "with the parameters in other groups",
+            "--names",
+        ];
+        refused(named(&open(case), &ordered_model(case)), &refusal);
+        let options = ExtractOptions { names_file: Some(data(case).join("names.json")), ..scale(Scale::Raw) };
+        let (got, _) = run(case, &ordered_model(case), &options).unwrap();
+        let want = f64_tensors(&data(case).join("expected.safetensors"));
+        assert_eq!(differs(&got, &want, 1.0, 0.0), None, "{case}");
+    }
+}
+
+#[test]
+fn groups_that_shapes_settle_have_the_models_order() {
+    for case in ["body_and_head", "layer_by_layer"] {
+        let (got, report) = run(case, &ordered_model(case), &scale(Scale::Raw)).unwrap();
+        assert_eq!(report.evidence, NameSource::Order, "{case}");
+        let want = f64_tensors(&data(case).join("expected.safetensors"));
+        assert_eq!(differs(&got, &want, 1.0, 0.0), None, "{case}");
+    }
+}
+
+#[test]
 fn rules_that_fit_and_differ_are_refused() {
     let case = "two_rules";
     refused(

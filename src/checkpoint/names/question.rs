@@ -180,33 +180,73 @@ impl<'a> Question<'a> {
         let orders: Vec<&[String]> = given.into_iter().chain(beside.iter().map(Vec::as_slice)).collect();
         let orders: Vec<Vec<usize>> =
             orders.into_iter().filter_map(|order| self.whole_order(order)).collect();
-        let mut fits: Vec<(NameSource, Vec<usize>)> = Vec::new();
+        let mut fits = Vec::new();
         let mut notes = Vec::new();
         for order in &orders {
             for (source, parts) in self.hypotheses(order) {
                 match self.lay(&parts) {
-                    Laid::Only(indices) => fits.push((source, indices)),
+                    Laid::Only(indices) => {
+                        let certain = source != NameSource::Order || self.groups_are_settled(order);
+                        fits.push(Fit { source, indices, certain });
+                    }
                     Laid::Several => notes.push(format!("{source} leaves more than one possibility")),
                     Laid::Never => {}
                 }
             }
         }
-        let Some((source, indices)) = fits.first() else {
+        let Some(first) = fits.first() else {
             return Err(match orders.is_empty() {
                 true => self.refuse(NO_ORDER, &notes, ORDER_SNIPPET),
                 false => self.refuse(NO_RULE, &notes, ""),
             });
         };
-        if let Some((other, _)) = fits.iter().find(|(_, others)| others != indices) {
-            notes = vec![format!("{source} and {other} both fit and differ")];
+        if let Some(other) = fits.iter().find(|other| other.indices != first.indices) {
+            notes = vec![format!("{} and {} both fit and differ", first.source, other.source)];
             return Err(self.refuse("two rules give different maps", &notes, ""));
         }
         // A hypothesis that fits in several ways could be the true one, and then differ.
         if !notes.is_empty() {
-            notes.insert(0, format!("{source} fits"));
+            notes.insert(0, format!("{} fits", first.source));
             return Err(self.refuse("more than one rule is possible", &notes, ""));
         }
-        Ok(self.map(source.clone(), indices, Vec::new()))
+        match fits.iter().find(|fit| fit.certain) {
+            Some(fit) => Ok(self.map(fit.source.clone(), &fit.indices, Vec::new())),
+            None => {
+                let note = format!(
+                    "{} fits, and with the parameters in other groups it could fit otherwise",
+                    first.source
+                );
+                Err(self.refuse("the groups could have been made in more than one way", &[note], ""))
+            }
+        }
+    }
+
+    /// Whether the shapes alone say what each group holds, if every group keeps the model's order and nothing else is known of them: a
+    /// trainer may list the head before the body, or pick the parameters of a group by name.
+    ///
+    /// A group that is laid alone, from the left and from the right, tells between which tensors each of its parameters lies. Where both
+    /// agree the tensor is taken, and the other groups are laid around it, until nothing more is settled. What is settled so is certain;
+    /// what is not may still have one answer, and is refused: to search for a second one takes a time exponential in the groups.
+    fn groups_are_settled(&self, order: &[usize]) -> bool {
+        let groups: Vec<_> = (0..self.state.groups().len()).map(|group| self.params_of(&[group])).collect();
+        if groups.len() == 1 {
+            return true;
+        }
+        let mut owner: HashMap<usize, usize> = HashMap::new();
+        loop {
+            let (taken, mut open) = (owner.len(), false);
+            for (group, params) in groups.iter().enumerate() {
+                let free = |at: &usize| owner.get(at).is_none_or(|&by| by == group);
+                let tensors: Vec<usize> = order.iter().copied().filter(free).collect();
+                let Some((left, right)) = both_ends(params, &tensors, self.model) else { return false };
+                open |=
+                    params.iter().zip(left.iter().zip(&right)).any(|(p, (l, r))| p.entry.is_some() && l != r);
+                owner.extend(left.iter().zip(&right).filter(|(l, r)| l == r).map(|(&l, _)| (l, group)));
+            }
+            if !open || owner.len() == taken {
+                return !open;
+            }
+        }
     }
 
     /// An order as indices into the model. Nothing where one of the two has a tensor that the other lacks: the optimizer may know it, and
@@ -250,12 +290,9 @@ impl<'a> Question<'a> {
         let mut several = false;
         for part in parts {
             let params = self.params_of(&part.groups);
-            let from_left = leftmost(&params, &part.tensors, self.model);
-            let reversed: (Vec<_>, Vec<_>) =
-                (params.iter().rev().copied().collect(), part.tensors.iter().rev().copied().collect());
-            let from_right = leftmost(&reversed.0, &reversed.1, self.model);
-            let (Some(left), Some(mut right)) = (from_left, from_right) else { return Laid::Never };
-            right.reverse();
+            let Some((left, right)) = both_ends(&params, &part.tensors, self.model) else {
+                return Laid::Never;
+            };
             for ((entry, l), r) in params.iter().map(|p| p.entry).zip(left).zip(right) {
                 let Some(entry) = entry else { continue };
                 several |= l != r;
@@ -360,6 +397,13 @@ struct Laying<'a> {
     shape: Option<&'a [u64]>,
 }
 
+/// A hypothesis that fits in one way, and whether it says itself what each group holds.
+struct Fit {
+    source: NameSource,
+    indices: Vec<usize>,
+    certain: bool,
+}
+
 enum Laid {
     Only(Vec<usize>),
     Several,
@@ -371,6 +415,15 @@ fn leftmost(params: &[Laying<'_>], tensors: &[usize], model: &[Param]) -> Option
     let mut rest = tensors.iter();
     let fits = |param: &Laying<'_>, at: usize| param.shape.is_none_or(|shape| shape == model[at].1);
     params.iter().map(|param| rest.by_ref().copied().find(|&at| fits(param, at))).collect()
+}
+
+/// The layouts that take every tensor as early and as late as possible.
+fn both_ends(params: &[Laying<'_>], tensors: &[usize], model: &[Param]) -> Option<(Vec<usize>, Vec<usize>)> {
+    let left = leftmost(params, tensors, model)?;
+    let backwards: Vec<_> = params.iter().rev().copied().collect();
+    let mut right = leftmost(&backwards, &tensors.iter().rev().copied().collect::<Vec<_>>(), model)?;
+    right.reverse();
+    Some((left, right))
 }
 
 /// Positions by shape, shapes in order.

@@ -362,8 +362,59 @@ def hostile():
     (d / "bare.pt").write_bytes(pickle.dumps({"state": {}, "param_groups": []}, 2))
 
 
+def several_groups():
+    """Groups that the model's order of definition alone does not settle, and such that it does."""
+    def stack(*sizes):
+        return nn.Sequential(*[nn.Linear(i, o) for i, o in zip(sizes, sizes[1:])])
+
+    for seed, (name, net, layers) in enumerate([("layers_from_the_top", stack(4, 4, 4, 4), [[2], [1], [0]]),
+                                                ("head_first", stack(4, 4, 4, 4), [[2], [0, 1]]),
+                                                ("middle_first", stack(4, 4, 4, 3), [[1], [0, 2]]),
+                                                ("body_and_head", stack(4, 4, 4, 3), [[0, 1], [2]]),
+                                                ("layer_by_layer", stack(2, 5, 5, 5)[:2], [[0], [1]])]):
+        torch.manual_seed(20 + seed)
+        groups = [{"params": [p for i in part for p in net[i].parameters()], "lr": 1e-3 / (1 + n)} for n, part in enumerate(layers)]
+        opt = torch.optim.AdamW(groups)
+        for _ in range(3):
+            opt.zero_grad(); net(torch.randn(5, net[0].in_features)).square().mean().backward(); opt.step()
+        case(name, net, opt.state_dict(), accumulators(net, opt), names=names_of(net, opt), bin=True)
+
+
+def adagrad():
+    """Adagrad makes a state for every parameter at once; its sum may start above 0."""
+    torch.manual_seed(30)
+    net = Net()
+    net.unused = nn.Linear(2, 2)
+    opt = torch.optim.Adagrad(net.named_parameters())
+    train(net, opt)
+    want = {n: v for n, v in accumulators(net, opt, "sum").items() if not n.startswith("unused")}
+    case("adagrad_unused", net, opt.state_dict(), want)
+    for name, dtype in [("adagrad_initial", torch.float32), ("adagrad_initial_bf16", torch.bfloat16)]:
+        net = Net().to(dtype)
+        opt = torch.optim.Adagrad(net.named_parameters(), initial_accumulator_value=0.1)
+        for _ in range(5):
+            opt.zero_grad(); net(torch.randn(8, 6, dtype=dtype)).square().mean().backward(); opt.step()
+        start = torch.tensor(0.1, dtype=dtype).double()
+        case(name, net, opt.state_dict(), {n: v - start for n, v in accumulators(net, opt, "sum").items()})
+
+
+def steps_of_integers():
+    torch.manual_seed(31)
+    net = Net()
+    opt = torch.optim.AdamW(net.named_parameters())
+    train(net, opt)
+    for dtype in ["int16", "uint8", "int8"]:
+        state = opt.state_dict()
+        for s in state["state"].values():
+            s["step"] = s["step"].to(getattr(torch, dtype))
+        case("step_" + dtype, net, state, accumulators(net, opt))
+
+
 good()
 factored()
 eight_bit()
 refused()
 hostile()
+several_groups()
+adagrad()
+steps_of_integers()
