@@ -6,7 +6,7 @@
 //! which every device has, and each specialisation is translated to SPIR-V, MSL and HLSL; one that exchanges values in subgroups, which is
 //! for software Vulkan, to SPIR-V alone.
 
-use naga::back::{hlsl, msl, spv};
+use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, GlobalVariable, Module, Scalar, ShaderStage, StorageAccess, TypeInner};
 use squisher::kernel::{Access, Args, Binding, Field, Kernel, Params};
@@ -236,12 +236,23 @@ fn translations(module: &Module, info: &ModuleInfo, exchanges: bool) -> Vec<Stri
     let (mut text, hlsl_options) = (String::new(), hlsl::Options::default());
     let direct =
         hlsl::Writer::new(&mut text, &hlsl_options, &hlsl_entry).write(module, info, None).map(|_| ());
+    let open_gl = [glsl::Version::Desktop(430), glsl::Version::new_gles(310)]
+        .map(|version| open_gl(module, info, version).err().map(|e| format!("no GLSL {version}: {e}")));
     [
         spirv.err().map(|e| format!("no SPIR-V: {e}")),
         metal.err().map(|e| format!("no MSL: {e}")),
         direct.err().map(|e| format!("no HLSL: {e}")),
     ]
     .into_iter()
+    .chain(open_gl)
     .flatten()
     .collect()
+}
+
+fn open_gl(module: &Module, info: &ModuleInfo, version: glsl::Version) -> Result<(), glsl::Error> {
+    let options = glsl::Options { version, ..Default::default() };
+    let (shader_stage, entry_point) = (ShaderStage::Compute, "main".to_owned());
+    let entry = glsl::PipelineOptions { shader_stage, entry_point, multiview: None };
+    let (mut text, policies) = (String::new(), naga::proc::BoundsCheckPolicies::default());
+    glsl::Writer::new(&mut text, module, info, &options, &entry, policies)?.write().map(|_| ())
 }
