@@ -360,6 +360,13 @@ mod tests {
     }
 
     #[test]
+    fn every_small_geometry_is_right_on_the_host() {
+        let verdict = crate::verify::kernel(&crate::Backend::Host, cases::small_geometries());
+        assert!(verdict.cases > 500 && verdict.elements > 2000, "{verdict:?}");
+        assert!(verdict.failures.is_empty(), "{:?}", verdict.failures);
+    }
+
+    #[test]
     fn what_has_no_meaning_is_refused_by_name() {
         assert!(refusal(|p| p.groups = 4).contains("4 groups do not divide 4 input and 6 output channels"));
         assert!(refusal(|p| p.groups = 0).contains("0 groups"));

@@ -159,6 +159,10 @@ fn shapes() -> Vec<Shape> {
         Shape::new((4, [1300]), (4, 3, 2, 2, 2), 4),
         Shape::new((1, [2, 24, 23]), (4, 2, 1, 1, 1), 1),
         Shape { samples: 1, ..Shape::new((86, [3, 4]), (129, 3, 1, 1, 1), 1) },
+        // Inputs narrower than the stride or the padding.
+        Shape::new((2, [1, 1]), (3, 3, 2, 1, 1), 1),
+        Shape::new((2, [3, 2]), (2, 7, 4, 3, 1), 2),
+        Shape::new((3, [2, 2]), (4, 3, 1, 6, 6), 1),
     ]);
     shapes
 }
@@ -183,6 +187,22 @@ impl Checked for ConvSq {
             .map(|(samples, channels, groups, size)| layer(caps, samples, channels, groups, size))
             .into()
     }
+}
+
+/// Every small geometry of one axis, inputs narrower than kernels, strides and padding among them: too many for all devices,
+/// and quick on the host, whose windows depend on it.
+#[cfg(test)]
+pub(super) fn small_geometries() -> Vec<Case<ConvSq>> {
+    let mut out = Vec::new();
+    for (input, kernel, stride) in (0..4_u32.pow(3)).map(|at| (at % 4 + 1, at / 4 % 4 + 1, at / 16 + 1)) {
+        for (padding, dilation, groups) in (0..16_u32).map(|at| (at % 4, at / 4 % 2 + 1, at / 8 + 1)) {
+            if input + 2 * padding > dilation * (kernel - 1) {
+                let shape = Shape::new((2, [input]), (2, kernel, stride, padding, dilation), groups);
+                out.push(case(plain(Form::Direct), shape, Numbers::OVERWRITE, None));
+            }
+        }
+    }
+    out
 }
 
 /// Every shape that a form takes, and every number, range, mode and storage type.

@@ -165,13 +165,14 @@ impl<'a> Layer<'a> {
             for (h, out) in out.chunks_exact_mut(self.pitch()).enumerate() {
                 let h = (block.h + h) * self.stride[1] + row;
                 match self.row(sample, channel, block.d * self.stride[0] + d, h) {
-                    Some(start) => {
+                    // Where a stride is wider than the input, some phases meet padding alone.
+                    Some(start) if !inside.is_empty() => {
                         out[..inside.start].fill(0.0);
                         out[inside.end..].fill(0.0);
                         let first = (block.w + inside.start) * self.stride[2] + column;
                         self.fetch(start + first - self.padding[2], &mut out[inside.clone()]);
                     }
-                    None => out.fill(0.0),
+                    _ => out.fill(0.0),
                 }
             }
         }
