@@ -102,6 +102,15 @@ fn a_device_is_not_asked_for_in_vain() {
 }
 
 #[test]
+fn device_memory_means_nothing_to_the_host() {
+    let bench = Bench::new();
+    bench.file("f", &[("w", &[1.0, 2.0])], &[("squisher.kind", "empirical")]);
+    bench.runs("mask f --keep 0.5 -o mask --backend host --device-memory 1KiB");
+    bench.runs("prune f --fisher f --keep 0.5 -o pruned --backend host --device-memory 1KiB");
+    bench.refuses("mask f --keep 0.5 -o none --backend host --host-memory 1KiB", 2, &["--host-memory"]);
+}
+
+#[test]
 fn files_of_pytorch_are_named_with_what_to_do() {
     let bench = Bench::new();
     std::fs::create_dir(bench.path().join("bin-a")).expect("writable");

@@ -123,6 +123,9 @@ impl Batch {
                 (Input::Floats(view), largest)
             }
         };
+        if let Input::Floats(view) = &input {
+            norms::check_range(inputs.files[0], view.len().checked_div(samples).unwrap_or(0), largest_input)?;
+        }
         let largest_factor = largest_factor(&layer.kind, largest_input.into());
         let (gradient, largest) = Reading { gradient: true, scale, ..inputs.clone() }.load(backend)?;
         let mut counts = layer.uses.iter().map(|one| positions_of(layer, &one.input));

@@ -57,7 +57,7 @@ pub fn plan(fisher: &Path, options: &MaskOptions, run: &Run<'_>) -> Result<Selec
     let fisher = Checkpoint::open(fisher)?;
     let plan = plan_fisher(&fisher, &options.globs)?;
     items_of_fisher(&plan, &fisher)?;
-    piece_elements(&run.budget)?;
+    piece_elements(run)?;
     let kept = plan.kept(OP, options.scope, options.keep)?;
     Ok(plan.shown(Some(kept)))
 }
@@ -77,7 +77,7 @@ pub fn mask(fisher: &Path, options: &MaskOptions, out: &Path, run: &Run<'_>) -> 
         tensors: items_of_fisher(&plan, fisher)?,
         zeroed: options.non_finite.counted(&zeroed),
     };
-    let room = options.piece_elements.map_or_else(|| piece_elements(&run.budget), Ok)?;
+    let room = options.piece_elements.map_or_else(|| piece_elements(run), Ok)?;
     let mut selector = Selector::new(Score::Fish, inputs, room, run)?;
     let output = Output::create(out, plan.mask_layout("fish"), options.overwrite, &[fisher.path()])?;
     let cuts = cuts(OP, &mut selector, options.scope, options.keep, plan.always_elements())?;

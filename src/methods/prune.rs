@@ -152,7 +152,7 @@ pub fn plan(model: &Path, fisher: &Path, options: &PruneOptions, run: &Run<'_>) 
     let (model, fisher) = (Checkpoint::open(model)?, Checkpoint::open(fisher)?);
     let plan = plan_model(&model, &fisher, options)?;
     items_of_model(&plan, &model, &fisher, &options.structure)?;
-    piece_elements(&run.budget)?;
+    piece_elements(run)?;
     let kept = match &options.structure {
         Structure::Elements(keep) => Some(plan.kept(OP, options.scope, *keep)?),
         Structure::Pattern(Pattern { keep, size }) => {
@@ -193,7 +193,7 @@ pub fn prune(
         tensors: items_of_model(&plan, model, fisher, &options.structure)?,
         zeroed: options.non_finite.counted(&zeroed),
     };
-    let room = options.piece_elements.map_or_else(|| piece_elements(&run.budget), Ok)?;
+    let room = options.piece_elements.map_or_else(|| piece_elements(run), Ok)?;
     let mut selector = Selector::new(Score::Prune, inputs, room, run)?;
     let writer = Writer::create(model, &[fisher.path()], &plan, "prune", options, out)?;
     let mut kept = vec![0; plan.ranked.len()];

@@ -58,6 +58,7 @@ pub(super) use report::{report, sparsity};
 pub(super) use roles::{COPY_BYTES, Roles, listed, seen};
 use sweeps::{Applying, Counting, Keeping, Lanes};
 
+use crate::backend::Backend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::select::{BLOCK_LEN, Score, Scores, score_bits};
@@ -75,16 +76,18 @@ use crate::stream::{
 ///
 /// # Errors
 /// [`Error::Budget`] where the counts alone do not fit.
-pub(super) fn piece_elements(budget: &Budget) -> Result<u64> {
+pub(super) fn piece_elements(run: &Run<'_>) -> Result<u64> {
     /// The counts of both windows, once where kernels run and once read back, and small change.
     const COUNTS: u64 = 5 << 20;
     // In each of three slots θ, F, the pruned θ and the mask; before a device with its own memory, mappable buffers of as much.
     let held = [
-        ("device memory", "--device-memory", budget.device_bytes, COUNTS, 40),
-        ("host memory", "--host-memory", budget.host_bytes, 2 * COUNTS, 40),
+        ("device memory", "--device-memory", run.budget.device_bytes, COUNTS, 40),
+        ("host memory", "--host-memory", run.budget.host_bytes, 2 * COUNTS, 40),
     ];
+    // The host has no memory of a device's, which comes first.
+    let on_host = matches!(run.backend, Backend::Host);
     let mut elements = PIECE_ELEMENTS;
-    for (what, flag, have, counts, each) in held {
+    for (what, flag, have, counts, each) in held.into_iter().skip(usize::from(on_host)) {
         let need = counts + each * BLOCK_LEN;
         if have < need {
             return Err(Error::Budget {

@@ -74,6 +74,45 @@ fn holds(backend: &Backend) {
     }
 }
 
+/// Where the sum of squares leaves f32 the scale would be 0, and the Fisher with it.
+fn norms_beyond_f32_are_refused(backend: &Backend) {
+    let folder = folder();
+    let norms = [
+        ("layer_norm", r#"{"ln": {"kind": "layer_norm", "eps": 1e-5, "axes": 1, "bias": false}}"#),
+        ("rms_norm", r#"{"ln": {"kind": "rms_norm", "eps": 1e-5, "axes": 1, "bias": false}}"#),
+    ];
+    for (kind, layers) in norms {
+        for (size, fits) in [(1e17, true), (5e18, false), (1e25, false)] {
+            let input: Vec<f32> = (0..64).map(|i| size * (i as f32 - 20.0) / 43.0).collect();
+            let path = Draft::new(layers)
+                .with("ln.input", &[1, 64], &input)
+                .with("ln.grad_output", &[1, 64], &[1.0; 64])
+                .write(&folder, &format!("{kind} {size:e}"));
+            let done = run(backend, &[path], FisherOptions::default());
+            match done {
+                Ok((got, _)) => {
+                    assert!(fits && got["ln.weight"].iter().any(|&f| f > 0.5), "{kind} {size:e}: {got:?}")
+                }
+                Err(error) => {
+                    assert!(!fits && error.to_string().contains("leaves f32"), "{kind} {size:e}: {error}");
+                    assert!(error.to_string().contains("ln.input"), "{error}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_beyond_f32_are_refused_on_the_host() {
+    norms_beyond_f32_are_refused(&Backend::Host);
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn norms_beyond_f32_are_refused_on_the_device() {
+    norms_beyond_f32_are_refused(&Backend::Gpu(support::gpu()));
+}
+
 #[test]
 fn the_ends_of_f32_hold_on_the_host() {
     holds(&Backend::Host);

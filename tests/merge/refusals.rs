@@ -346,6 +346,20 @@ fn fishers_on_different_scales_need_a_word() {
 }
 
 #[test]
+fn a_weight_that_ubgm_cannot_hold_is_refused() {
+    let scene = Scene::new();
+    let with_weight = |method, weight| {
+        let mut options = scene.options(method);
+        options.models[0].weight = weight;
+        options
+    };
+    scene.refuses(&with_weight(Method::Ubgm, 1e39), 2, &["above 2^100"]);
+    for (method, weight) in [(Method::Ubgm, 1e30), (Method::Fisher, 1e39)] {
+        run(&with_weight(method, weight), &scene.output(), &Backend::Host).expect("it fits");
+    }
+}
+
+#[test]
 fn an_output_that_is_an_input_is_refused() {
     let scene = Scene::new();
     let linked = scene.path("linked.safetensors");

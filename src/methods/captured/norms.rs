@@ -1,6 +1,6 @@
 //! The steps of norms: statistics of each run, fixed ones for batch norm, then squares.
 
-use super::{Batch, OP, small};
+use super::{Batch, InFile, OP, small};
 use crate::backend::Backend;
 use crate::checkpoint::{Capture, CaptureLayer, LayerKind};
 use crate::error::{Error, Result};
@@ -83,6 +83,28 @@ impl Batch {
         recording.dispatch(&kernel, params, args)?;
         Ok(stats)
     }
+}
+
+/// Refuses inputs whose variance leaves f32: their scale would be 0, and so would the Fisher.
+pub(super) fn check_range(of: InFile<'_>, elements_of_sample: u64, largest: f32) -> Result<()> {
+    let InFile { capture, layer } = of;
+    let run = match layer.kind {
+        LayerKind::LayerNorm { .. } | LayerKind::RmsNorm { .. } => {
+            elements(&layer.weight).unwrap_or(u64::MAX)
+        }
+        LayerKind::GroupNorm { groups, .. } => elements_of_sample / groups.max(1),
+        _ => return Ok(()),
+    };
+    // Distances from a mean are at most twice the largest magnitude. What is not finite shows in the result.
+    let squares = 4.0 * f64::from(largest).powi(2) * run as f64;
+    if !largest.is_finite() || squares <= f64::from(f32::MAX) {
+        return Ok(());
+    }
+    let problem = format!(
+        "has magnitudes up to {largest:e}, and the sum of {run} of their squares leaves f32; a norm's output hardly depends on \
+         the scale of its input, so divide that by a power of two"
+    );
+    Err(Error::tensor(capture.path(), &layer.uses[0].input.name, problem))
 }
 
 /// Batch norm's fixed (mean, 1/√(variance + eps)).

@@ -367,6 +367,10 @@ fn check_options(options: &MergeOptions) -> Result<()> {
     if options.models.iter().any(|m| !(m.weight.is_finite() && m.weight >= 0.0)) {
         return refuse("a weight is negative or not finite; coefficients are at least 0");
     }
+    // No quotient λ (F_0 + F_m) / (F_0 + Σ λ F) is above the largest λ or 1, and f32 ends at 2^128.
+    if options.method == Method::Ubgm && options.models.iter().any(|m| m.weight > 2_f64.powi(100)) {
+        return refuse("a weight is above 2^100, which ubgm cannot tell from infinity");
+    }
     if options.models.iter().all(|m| m.weight == 0.0) {
         return refuse("all weights are 0; at least one must be above");
     }
