@@ -91,7 +91,7 @@ fn norms_beyond_f32_are_refused(backend: &Backend) {
             let done = run(backend, &[path], FisherOptions::default());
             match done {
                 Ok((got, _)) => {
-                    assert!(fits && got["ln.weight"].iter().any(|&f| f > 0.5), "{kind} {size:e}: {got:?}")
+                    assert!(fits && got["ln.weight"].iter().any(|&f| f > 0.5), "{kind} {size:e}: {got:?}");
                 }
                 Err(error) => {
                     assert!(!fits && error.to_string().contains("leaves f32"), "{kind} {size:e}: {error}");
