@@ -5,11 +5,11 @@ use std::sync::mpsc;
 use super::Gpu;
 use crate::error::{Error, Result};
 
-/// One piece of an upload. Pieces of 4 to 16 MiB, each submitted, are four times as fast as one large
-/// `write_buffer`, which allocates (and touches) a staging buffer of its whole size.
-const PIECE: usize = 8 << 20;
-
 impl Gpu {
+    /// One piece of an upload. Pieces of 4 to 16 MiB, each submitted, are four times as fast as one large
+    /// `write_buffer`, which allocates (and touches) a staging buffer of its whole size.
+    pub(crate) const UPLOAD_PIECE: usize = 8 << 20;
+
     /// Writes `bytes` to `buffer` at `offset` (a multiple of 4; a tail is padded with zeros to four bytes).
     ///
     /// # Errors
@@ -24,10 +24,10 @@ impl Gpu {
     fn write_pieces(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
         let whole = bytes.len() / 4 * 4;
         let mut at = offset;
-        for piece in bytes[..whole].chunks(PIECE) {
+        for piece in bytes[..whole].chunks(Self::UPLOAD_PIECE) {
             self.queue().write_buffer(buffer, at, piece);
             at += piece.len() as u64;
-            if piece.len() == PIECE {
+            if piece.len() == Self::UPLOAD_PIECE {
                 self.queue().submit([]);
             }
         }

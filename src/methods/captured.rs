@@ -13,6 +13,7 @@ mod rows;
 mod steps;
 mod unit;
 mod uses;
+mod way;
 
 use crate::backend::Backend;
 use crate::checkpoint::{Capture, CaptureLayer, LayerKind};

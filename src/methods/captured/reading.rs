@@ -4,17 +4,15 @@ use std::ops::Range;
 
 use super::InFile;
 use super::portion::{Band, Span};
+use super::way::{Way, filled};
 use crate::backend::Backend;
 use crate::checkpoint::{Capture, CaptureLayer, TensorInfo, widen_bytes};
 use crate::error::{Error, Result, printable};
-use crate::memory::{Memory, View};
+use crate::memory::View;
 use crate::shape::{DType, usize_of};
 
 /// Bytes of an id.
 const ID_BYTES: u64 = 8;
-
-/// Bytes that are read at a time: whole groups of elements of every type.
-const PIECE: usize = 4 << 20;
 
 /// What becomes one view: inputs or gradients of files, samples and uses, in this order.
 #[derive(Clone)]
@@ -143,38 +141,33 @@ impl<'s, 'a> Reading<'s, 'a> {
         let bytes: u64 = runs.iter().map(|run| run.len).sum();
         let len = bytes / stored.size();
         let target = if self.scale.is_empty() { stored } else { DType::F32 };
-        let view = backend.alloc(len, target).map_err(|error| self.too_large(error))?;
-        let largest = match view.memory() {
-            Memory::Host(memory) if self.scale.is_empty() => {
-                memory.write(|all| fill(&runs, &mut all[..usize_of(bytes)]))??
-            }
-            _ => self.in_pieces(backend, &view, stored, &runs)?,
+        let read = |way: Way<'_>| match way {
+            Way::Host(all) if self.scale.is_empty() => fill(&runs, all),
+            way => self.in_pieces(way, len, stored, &runs),
         };
-        Ok((view, largest))
+        filled(backend, len, target.into(), read).map_err(|error| self.too_large(error))
     }
 
     /// Reads runs piece by piece, on their way to a device or to be multiplied.
-    fn in_pieces(&self, backend: &Backend, view: &View, stored: DType, runs: &[Run<'_>]) -> Result<f32> {
+    fn in_pieces(&self, mut way: Way<'_>, len: u64, stored: DType, runs: &[Run<'_>]) -> Result<f32> {
         let samples = self.files.iter().map(|file| self.samples_of(file.capture));
         let samples: u64 = samples.map(|range| range.end - range.start).sum();
-        let of_sample = view.len().checked_div(samples).unwrap_or(0).max(1);
-        let mut bytes = vec![0; PIECE.min(usize_of(view.len() * stored.size()))];
+        let of_sample = len.checked_div(samples).unwrap_or(0).max(1);
+        let piece = way.piece();
+        let mut bytes = vec![0; piece.min(usize_of(len * stored.size()))];
         let (mut at, mut largest) = (0, 0.0_f32);
-        for runs in pieces(runs) {
+        for runs in pieces(runs, piece as u64) {
             let bytes = &mut bytes[..usize_of(runs.iter().map(|run| run.len).sum())];
             let most = fill(&runs, bytes)?;
-            let len = bytes.len() as u64 / stored.size();
-            let offset = view.offset() + at * view.element().bytes() as u64;
-            let target = View::new(view.memory().clone(), offset, len, view.element())?;
             largest = largest.max(if self.scale.is_empty() {
-                backend.upload(&target, bytes)?;
+                way.put(at * stored.size(), bytes)?;
                 most
             } else {
                 let values = scaled(bytes, stored, |index| self.scale[usize_of((at + index) / of_sample)]);
-                backend.upload(&target, bytemuck::cast_slice(&values))?;
+                way.put(at * DType::F32.size(), bytemuck::cast_slice(&values))?;
                 values.iter().fold(0.0, |most, value| value.abs().max(most))
             });
-            at += len;
+            at += bytes.len() as u64 / stored.size();
         }
         Ok(largest)
     }
@@ -194,8 +187,8 @@ fn fill(runs: &[Run<'_>], mut bytes: &mut [u8]) -> Result<f32> {
     Ok(largest)
 }
 
-/// The same runs in pieces of [`PIECE`] bytes, the last of which may have fewer.
-fn pieces<'a>(runs: &[Run<'a>]) -> Vec<Vec<Run<'a>>> {
+/// The same runs in pieces of so many bytes, the last of which may have fewer.
+fn pieces<'a>(runs: &[Run<'a>], bytes: u64) -> Vec<Vec<Run<'a>>> {
     let mut pieces = Vec::new();
     let mut free = 0;
     for run in runs {
@@ -203,7 +196,7 @@ fn pieces<'a>(runs: &[Run<'a>]) -> Vec<Vec<Run<'a>>> {
         while done < run.len {
             if free == 0 {
                 pieces.push(Vec::new());
-                free = PIECE as u64;
+                free = bytes;
             }
             let len = free.min(run.len - done);
             let start = run.start.map(|start| start + done);
