@@ -178,7 +178,7 @@ fn no_samples_give_a_step_of_zeros() {
     assert_eq!((got["fc.weight"].as_slice(), report.samples), (&[0.0, 0.0][..], 0));
 }
 
-/// A step's stages come one after the other: with the time in which there is none, they are the whole, and none counts twice.
+/// With the time in which there is none, a step's stages are the whole; but for reading, which may overlap, none counts twice.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn stages_and_what_is_between_them_are_the_whole_time() {
@@ -222,8 +222,8 @@ fn stages_and_what_is_between_them_are_the_whole_time() {
         let stages = ["read", "upload", "compute", "readback", "write", "idle"];
         assert_eq!(times.keys().collect::<Vec<_>>(), [&["seconds"][..], &stages].concat());
         let time = |stage: &str| times[stage].as_f64().expect("a number");
-        let sum = stages.map(time).iter().sum::<f64>();
-        assert!((sum - time("seconds")).abs() < 1e-9, "{sum} s: {times:?}");
+        let (sum, whole) = (stages.map(time).iter().sum::<f64>(), time("seconds"));
+        assert!(sum > whole - 1e-9 && sum - time("read") < whole + 1e-9, "{sum} s: {times:?}");
         assert!(["read", "compute", "write"].iter().all(|stage| time(stage) > 0.0), "{times:?}");
         assert_eq!(json["seconds"], times["seconds"]);
     }

@@ -7,11 +7,12 @@ use std::ops::Range;
 use super::scale::{finite, narrow, power_of_two, rounded};
 use super::{OP, PerSample};
 use crate::backend::Backend;
+use crate::checkpoint::Capture;
 use crate::error::{Error, Result, printable};
 use crate::gpu::Caps;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::methods::captured::{
-    Batch, Held, InFile, Parameter, Portion, Share, Unit, hold, in_pieces, passes, units,
+    Ahead, Batch, Held, InFile, Parameter, Portion, Share, Unit, hold, in_pieces, passes, units,
 };
 use crate::progress::Progress;
 use crate::record::Recording;
@@ -60,25 +61,45 @@ impl PerSample<'_> {
         units(self.captures[0].layers())?.iter().try_for_each(|unit| passes(unit, &caps, share).map(drop))
     }
 
-    /// Adds every sample's gradient, x times.
+    /// Adds every sample's gradient, x times; the next portion is read while one is added.
     fn add_to(&self, sums: &mut Sums<'_>, caps: &Caps, x: &[f64], progress: &dyn Progress) -> Result<()> {
-        for (file, capture) in self.captures.iter().enumerate() {
-            for &layer in &sums.unit.layers {
-                let in_file = InFile { capture, layer: &capture.layers()[layer] };
-                for portion in in_file.portions(caps, 0..capture.samples()) {
-                    self.run.interrupt.check()?;
-                    let load = || Batch::load_portion(self.run.backend, capture, &portion, &[]);
-                    let batch = self.clock.time(Stage::Read, load)?;
-                    let place = |sample: u64| self.first[file] + usize_of(sample);
-                    let samples = place(portion.samples().start)..place(portion.samples().end);
-                    let add = || sums.add(layer, &portion, &batch, &x[samples]);
-                    self.clock.time(Stage::Compute, add)?;
+        let unit = sums.unit;
+        std::thread::scope(|scope| {
+            let files = self.captures.iter().flat_map(|capture| in_file(unit, capture));
+            let reads =
+                files.flat_map(|(_, file)| portions(file, caps).map(move |read| (file.capture, read)));
+            let data = Ahead::new(scope, reads.map(|(capture, portion)| self.load(capture, &portion)));
+            for (first, capture) in self.first.iter().zip(self.captures) {
+                for (layer, file) in in_file(unit, capture) {
+                    for portion in portions(file, caps) {
+                        let batch = data.next()?;
+                        let place = |sample: u64| first + usize_of(sample);
+                        let samples = place(portion.samples().start)..place(portion.samples().end);
+                        let add = || sums.add(layer, &portion, &batch, &x[samples]);
+                        self.clock.time(Stage::Compute, add)?;
+                    }
+                    progress.advance(file.layer.bytes());
                 }
-                progress.advance(in_file.layer.bytes());
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
+
+    /// Reads a portion of a file.
+    fn load(&self, capture: &Capture, portion: &Portion) -> Result<Batch> {
+        self.run.interrupt.check()?;
+        self.clock.time(Stage::Read, || Batch::load_portion(self.run.backend, capture, portion, &[]))
+    }
+}
+
+/// A unit's layers in a file, with their places.
+fn in_file<'a>(unit: &'a Unit, capture: &'a Capture) -> impl Iterator<Item = (usize, InFile<'a>)> {
+    unit.layers.iter().map(move |&layer| (layer, InFile { capture, layer: &capture.layers()[layer] }))
+}
+
+/// What is read of a layer of a file at a time.
+fn portions(file: InFile<'_>, caps: &Caps) -> impl Iterator<Item = Portion> + use<> {
+    file.portions(caps, 0..file.capture.samples()).into_iter()
 }
 
 /// Sums for some rows of a unit's parameters.
