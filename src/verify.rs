@@ -21,7 +21,8 @@ pub struct Verdict {
     pub kernel: &'static str,
     /// How many cases ran: all, or those whose shader the device can take.
     pub cases: usize,
-    /// How many the device can never run: another subgroup size, or more buffers than it binds.
+    /// How many the device can never run: another subgroup size, matrix units that were not lent with it, or more buffers
+    /// than it binds.
     pub skipped: usize,
     /// How many elements were compared.
     pub elements: u64,
@@ -66,6 +67,7 @@ pub fn kernel<K: Kernel>(backend: &Backend, mut cases: Vec<Case<K>>) -> Verdict 
     let caps = backend.caps();
     let of_all = cases.len();
     cases.retain(|case| caps.is_host || [0, caps.subgroup].contains(&case.kernel.subgroup()));
+    cases.retain(|case| caps.is_host || [None, caps.matrix_units].contains(&case.kernel.matrix_units()));
     cases.retain(|_| K::Args::BINDINGS.len() <= caps.max_storage_buffers as usize);
     let mut verdict = Verdict {
         kernel: K::NAME,

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use squisher::gpu::AdapterChoice;
-use squisher::kernel::{Args, Case, Checked, Visitor};
+use squisher::kernel::{Args, Case, Checked, Kernel, Visitor};
 use squisher::kernels::Owner;
+use squisher::kernels::fisher::Gram;
 use squisher::kernels::merge::{
     COUNT_STRIDE, COUNT_WORDS, Factor, Fisher, FisherArgs, FisherParams, state_words,
 };
@@ -249,6 +250,26 @@ fn a_buffer_of_another_device_is_refused_and_the_encoder_stays_usable() {
     recording.encode(&mut encoder).expect("nothing was written by the refused recording");
     gpu.queue().submit([encoder.finish()]);
     assert_eq!(Backend::Gpu(gpu).download::<f32>(&exp_avg_sq).expect("the device is there"), [2.0; 8]);
+}
+
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn matrix_units_are_used_only_where_they_were_lent() {
+    let gpu = lent();
+    assert_eq!(gpu.caps().matrix_units, None);
+    let refused = message(gpu.with_matrix_units(&support::adapter()));
+    let reasons = ["has no matrix units that kernels can use", "was made without MatrixUnits::FEATURES"];
+    assert!(reasons.iter().any(|reason| refused.contains(reason)), "{refused}");
+    let backend = Backend::Gpu(gpu);
+    let of_units = |case: &Case<Gram>| case.kernel.matrix_units().is_some();
+    let all = Gram::cases();
+    assert!(all.iter().any(of_units), "no case has the form");
+    let case =
+        all.into_iter().find(|case| of_units(case) && case.params.rows > 0).expect("not all are empty");
+    let refused = message(verify::run_case(&backend, &case));
+    assert!(refused.contains("matrix units that were not lent with the device"), "{refused}");
+    // Another device's cases are left out.
+    assert_eq!(verify::kernel(&backend, vec![case]).cases, 0);
 }
 
 #[test]

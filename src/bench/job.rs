@@ -302,7 +302,7 @@ fn views<K: Kernel>(backend: &Backend, step: &Bench<K>) -> Result<Vec<View>> {
 /// a pipeline runs. A driver that keeps compiled shaders in files has them from there.
 pub(super) fn first_run<K: Kernel>(gpu: &Gpu, step: Bench<K>) -> Result<f64> {
     // With its own pipelines: checking the kernel has made the others.
-    let fresh = Gpu::from_wgpu(gpu.device().clone(), gpu.queue().clone());
+    let fresh = gpu.anew();
     let backend = Backend::Gpu(fresh.clone());
     let args = K::Args::from_views(views(&backend, &step)?);
     fresh.wait()?;
@@ -311,7 +311,6 @@ pub(super) fn first_run<K: Kernel>(gpu: &Gpu, step: Bench<K>) -> Result<f64> {
     recording.dispatch(&step.kernel, step.params, args)?;
     backend.run(&recording)?;
     let seconds = start.elapsed().as_secs_f64();
-    // The news of a loss reaches the lent device.
     gpu.check("bench").map(|()| seconds)
 }
 

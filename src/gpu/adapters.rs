@@ -1,5 +1,6 @@
 //! Finding an adapter: which are here, which one a name or number means, and opening it.
 
+use super::MatrixUnits;
 use super::caps::full_name;
 use crate::error::{Error, Result};
 
@@ -25,6 +26,8 @@ pub struct AdapterReport {
     pub limits: wgpu::Limits,
     /// Its own features.
     pub features: wgpu::Features,
+    /// Its matrix units, where it has some that kernels can use.
+    pub matrix_units: Option<MatrixUnits>,
 }
 
 impl AdapterReport {
@@ -61,6 +64,7 @@ async fn list(with_gl: bool) -> Vec<(wgpu::Adapter, AdapterReport)> {
                 info: adapter.get_info(),
                 limits: adapter.limits(),
                 features: adapter.features(),
+                matrix_units: MatrixUnits::of(&adapter),
             };
             (adapter, report)
         })
@@ -146,13 +150,20 @@ fn rank(report: &AdapterReport) -> (u8, u8, usize) {
     (kind, backend, report.index)
 }
 
-pub(super) async fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
-    let optional =
+pub(super) async fn open(
+    adapter: &wgpu::Adapter,
+    experimental_features: wgpu::ExperimentalFeatures,
+) -> Result<(wgpu::Device, wgpu::Queue)> {
+    let mut optional =
         wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::SUBGROUP;
+    if experimental_features.is_enabled() {
+        optional |= MatrixUnits::FEATURES;
+    }
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("squisher"),
         required_features: adapter.features() & optional,
         required_limits: adapter.limits(),
+        experimental_features,
         ..Default::default()
     };
     adapter

@@ -1,5 +1,7 @@
 //! The few limits and features on which kernels and plans depend.
 
+use super::MatrixUnits;
+
 /// What a device allows, as it was created (not what its adapter could).
 #[derive(Clone, Debug)]
 pub struct Caps {
@@ -27,6 +29,8 @@ pub struct Caps {
     pub max_iterations: u64,
     /// Invocations of a subgroup, if kernels may exchange values inside one and all have this size; else 0.
     pub subgroup: u32,
+    /// Matrix units, if an application lent them ([`Gpu::with_matrix_units`](super::Gpu::with_matrix_units)).
+    pub matrix_units: Option<MatrixUnits>,
     /// Storage bindings start at multiples of this.
     pub offset_alignment: u64,
     /// Dispatches can be timed by the device's own clock.
@@ -80,6 +84,7 @@ impl Caps {
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_iterations: if class == DeviceClass::Software { 65_535 } else { u64::MAX },
             subgroup: if features.contains(wgpu::Features::SUBGROUP) { subgroup_size(&info) } else { 0 },
+            matrix_units: None,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             mappable_storage: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
@@ -110,6 +115,7 @@ impl Caps {
             max_workgroup_bytes: u32::MAX,
             max_iterations: u64::MAX,
             subgroup: 0,
+            matrix_units: None,
             offset_alignment: crate::shape::GROUP_BYTES,
             timestamps: false,
             mappable_storage: true,

@@ -11,6 +11,7 @@
 
 mod adapters;
 mod caps;
+mod matrix;
 mod pipeline;
 mod readback;
 
@@ -19,10 +20,14 @@ use std::sync::{Arc, OnceLock};
 
 pub use adapters::{AdapterChoice, AdapterReport, adapters, default_adapter};
 pub use caps::{Caps, DeviceClass};
+pub use matrix::MatrixUnits;
 pub(crate) use pipeline::{Pipeline, PipelineKey, Source, error_chain};
 pub(crate) use readback::allows;
 
 use crate::error::{Error, Result};
+
+/// Of an adapter.
+const NO_MATRIX_UNITS: &str = "has no matrix units that kernels can use: squares of 8 or 16, f16 with sums in f32, in subgroups of at most 64";
 
 /// A device that was lent to us, or that we asked for, and what we learned about it. Cheap to clone.
 #[derive(Clone)]
@@ -54,26 +59,85 @@ impl Gpu {
         Self { inner: Arc::new(inner) }
     }
 
+    /// The same device, whose matrix units kernels may use where `adapter`, on which it was made, has some that suit them
+    /// ([`MatrixUnits::of`]). A device does not tell, so that without this call none are used. Pipelines that were
+    /// made, and a pipeline cache that was lent, stay with `self`.
+    ///
+    /// Products of matrices then take f32 factors as two of f16 each, with errors of about 2⁻²¹ of a product's factors and 2⁻³⁷ of the
+    /// largest of their row and column; see [`Form::Matrix`](crate::kernels::fisher::Form::Matrix).
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if the adapter is another one or has no such units, [`Error::Argument`] if the device was made
+    /// without [`MatrixUnits::FEATURES`].
+    pub fn with_matrix_units(&self, adapter: &wgpu::Adapter) -> Result<Self> {
+        let info = adapter.get_info();
+        if info != self.device().adapter_info() {
+            let message = format!("{} is not the adapter on which the device was made", info.name);
+            return Err(Error::Adapter { message });
+        }
+        let Some(units) = MatrixUnits::of(adapter) else {
+            return Err(Error::Adapter { message: format!("{} {NO_MATRIX_UNITS}", info.name) });
+        };
+        if !self.device().features().contains(MatrixUnits::FEATURES) {
+            let problem = "the device was made without MatrixUnits::FEATURES";
+            return Err(Error::argument("with_matrix_units", problem));
+        }
+        Ok(self.with_caps(Caps { matrix_units: Some(units), ..self.caps().clone() }))
+    }
+
+    /// The same device with other caps, and no pipelines yet.
+    fn with_caps(&self, caps: Caps) -> Self {
+        let (device, queue) = (self.device().clone(), self.queue().clone());
+        let lost = Arc::clone(&self.inner.lost);
+        let pipelines = pipeline::Cache::default();
+        Self { inner: Arc::new(Inner { device, queue, caps, pipelines, lost }) }
+    }
+
+    /// The same device without pipelines.
+    pub(crate) fn anew(&self) -> Self {
+        self.with_caps(self.caps().clone())
+    }
+
     /// Opens an adapter with its own limits and the optional features that kernels and benches can use.
     ///
     /// # Errors
     /// [`Error::Adapter`] if none answers to `choice`, or if it refuses a device.
     pub async fn request(choice: &AdapterChoice) -> Result<Self> {
+        Self::request_with(choice, wgpu::ExperimentalFeatures::disabled()).await
+    }
+
+    /// As [`Gpu::request`]; with `experimental` enabled, which is `unsafe` to say, the adapter's matrix units too: wgpu's
+    /// support of them is an experiment.
+    ///
+    /// # Errors
+    /// As [`Gpu::request`], and for an adapter without matrix units that suit the kernels where they are asked for.
+    pub async fn request_with(
+        choice: &AdapterChoice,
+        experimental: wgpu::ExperimentalFeatures,
+    ) -> Result<Self> {
         let (adapter, _) = adapters::find(choice).await?;
-        Self::open(&adapter).await
+        Self::open(&adapter, experimental).await
     }
 
     /// As [`Gpu::request`] without wishes; nothing where there is no hardware adapter.
     pub(crate) async fn request_default() -> Result<Option<Self>> {
         match adapters::find(&AdapterChoice::default()).await {
-            Ok((adapter, _)) => Self::open(&adapter).await.map(Some),
+            Ok((adapter, _)) => Self::open(&adapter, wgpu::ExperimentalFeatures::disabled()).await.map(Some),
             Err(_) => Ok(None),
         }
     }
 
-    async fn open(adapter: &wgpu::Adapter) -> Result<Self> {
-        let (device, queue) = adapters::open(adapter).await?;
-        let gpu = Self::from_wgpu(device, queue);
+    async fn open(adapter: &wgpu::Adapter, experimental: wgpu::ExperimentalFeatures) -> Result<Self> {
+        let wanted = experimental.is_enabled();
+        if wanted && MatrixUnits::of(adapter).is_none() {
+            let message = format!("{} {NO_MATRIX_UNITS}", adapter.get_info().name);
+            return Err(Error::Adapter { message });
+        }
+        let (device, queue) = adapters::open(adapter, experimental).await?;
+        let mut gpu = Self::from_wgpu(device, queue);
+        if wanted {
+            gpu = gpu.with_matrix_units(adapter)?;
+        }
         let lost = Arc::clone(&gpu.inner.lost);
         gpu.device().set_device_lost_callback(move |reason, message| {
             let _already_set = lost.set(format!("{reason:?}: {message}"));

@@ -26,6 +26,7 @@ pub(crate) struct PipelineKey {
 /// Everything a pipeline is made from.
 pub(crate) struct Source<'a> {
     pub(crate) name: &'a str,
+    pub(crate) directives: &'a str,
     pub(crate) parts: &'a [&'a str],
     pub(crate) overrides: &'a [(&'static str, f64)],
     pub(crate) bindings: &'a [Binding],
@@ -68,7 +69,7 @@ fn build(
 
 fn make(device: &wgpu::Device, source: &Source<'_>, compiled: Option<&wgpu::PipelineCache>) -> Pipeline {
     let layout = bind_group_layout(device, source);
-    let text = source.parts.join("\n");
+    let text = source.directives.to_owned() + &source.parts.join("\n");
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(source.name),
         source: wgpu::ShaderSource::Wgsl(text.into()),

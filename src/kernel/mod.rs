@@ -23,7 +23,7 @@ pub(crate) use host::{task_len, vectorised};
 pub use params::{Field, Params};
 
 use crate::error::Result;
-use crate::gpu::Caps;
+use crate::gpu::{Caps, MatrixUnits};
 
 /// One step that a device or the host can run. See the module's text.
 pub trait Kernel: Clone + Send + Sync + 'static {
@@ -48,6 +48,20 @@ pub trait Kernel: Clone + Send + Sync + 'static {
     /// [`Caps::subgroup`](crate::gpu::Caps::subgroup) refuse it.
     fn subgroup(&self) -> u32 {
         0
+    }
+
+    /// The matrix units that the shader is for, if it needs any. Devices that lent no such refuse it.
+    fn matrix_units(&self) -> Option<MatrixUnits> {
+        None
+    }
+
+    /// What stands before the shader's text, on its first line, so that line numbers stay the file's: the language's
+    /// extensions that it needs.
+    fn directives(&self) -> &'static str {
+        match self.matrix_units() {
+            Some(_) => "enable f16; enable wgpu_cooperative_matrix; ",
+            None => "",
+        }
     }
 
     /// Checks shapes and limits, and says how many workgroups to start. Pure: no device call.

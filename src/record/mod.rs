@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, wrong_backend};
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, Gpu, Pipeline, PipelineKey, Source};
+use crate::gpu::{Caps, Gpu, MatrixUnits, Pipeline, PipelineKey, Source};
 use crate::kernel::{Access, Args, Cost, Kernel, Params};
 use crate::memory::{Memory, View};
 
@@ -80,12 +80,13 @@ impl Recording {
     /// # Errors
     /// What [`Kernel::launch`] refuses; [`Error::Limit`] for a view that one binding can't hold or a loop that the
     /// driver would cut short; [`Error::Argument`] for a form that exchanges values where subgroups are not of its
-    /// size, memory of another backend or memory that is written and used twice; [`Error::Shader`] if the device
+    /// size, one for matrix units that were not lent, memory of another backend or memory that is written and used twice; [`Error::Shader`] if the device
     /// refuses the shader.
     pub fn dispatch<K: Kernel>(&mut self, kernel: &K, params: K::Params, args: K::Args) -> Result<&mut Self> {
         let groups = kernel.launch(&params, &args, &self.caps)?;
         check_views::<K>(&args, &self.backend, &self.caps)?;
         check_subgroup::<K>(kernel.subgroup(), &self.caps)?;
+        check_matrix_units::<K>(kernel.matrix_units(), &self.caps)?;
         check_iterations::<K>(kernel.iterations(&params, &args), &self.caps)?;
         if groups.contains(&0) {
             return Ok(self);
@@ -196,7 +197,13 @@ fn pipeline<K: Kernel>(gpu: &Gpu, kernel: &K) -> Result<Arc<Pipeline>> {
         text: parts.iter().map(|part| (part.as_ptr() as usize, part.len())).collect(),
         overrides: overrides.iter().map(|&(name, value)| (name, value.to_bits())).collect(),
     };
-    let source = Source { name: K::NAME, parts: &parts, overrides: &overrides, bindings: K::Args::BINDINGS };
+    let source = Source {
+        name: K::NAME,
+        directives: kernel.directives(),
+        parts: &parts,
+        overrides: &overrides,
+        bindings: K::Args::BINDINGS,
+    };
     gpu.pipeline(key, &source)
 }
 
@@ -259,6 +266,16 @@ fn check_subgroup<K: Kernel>(asked: u32, caps: &Caps) -> Result<()> {
             format!("those of {}", caps.subgroup)
         }
     );
+    Err(Error::argument(K::NAME, problem))
+}
+
+/// A driver need not say that it has no matrices of a size: it may compute anything.
+fn check_matrix_units<K: Kernel>(asked: Option<MatrixUnits>, caps: &Caps) -> Result<()> {
+    if caps.is_host || asked.is_none() || asked == caps.matrix_units {
+        return Ok(());
+    }
+    let problem = "a form for matrix units that were not lent with the device (Gpu::with_matrix_units); \
+                   Form::for_matrix_units takes those that were";
     Err(Error::argument(K::NAME, problem))
 }
 

@@ -55,6 +55,45 @@ fn another_lane_s_factors_are_seen() {
     }
 }
 
+/// Halves of factors, their powers of two, and which subgroup has which part of a tile. Without a device that has matrix units,
+/// `kernels/fisher/halves.rs` plants some of these in a model.
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn errors_on_matrix_units_are_seen() {
+    let Some(units) = support::gpu().caps().matrix_units else {
+        return eprintln!("no planted error for forms that this device does not take");
+    };
+    let form =
+        format!("form: Matrix({units:?}), mode: Squares, input: F32, grad_output: F32, overwrite: true");
+    let errors = [
+        ("atomicStore(&left_rough, 1u)", "atomicStore(&left_rough, 0u)"),
+        ("atomicStore(&right_rough, 1u)", "atomicStore(&right_rough, 0u)"),
+        ("0.00048828125", "0.0009765625"),
+        ("low_3 = coopMultiplyAdd(c_1, b_1, low_3)", "low_3 = coopMultiplyAdd(c_0, b_1, low_3)"),
+        ("return rounded((value - high) * 2048.0)", "return 0.0"),
+        ("vec4<i32>(282)", "vec4<i32>(281)"),
+        ("let there = start + k < positions", "let there = start + k <= positions"),
+        ("unit % 2u * 2u * SIDE", "unit % 2u * SIDE"),
+        (
+            "coopLoadT<RightMatrix>(&right_high[columns], SPAN)",
+            "coopLoad<RightMatrix>(&right_high[columns], SPAN)",
+        ),
+        // A power of two that is another row's; a row that is infinite or no number.
+        (
+            "let left_top = atomicLoad(&left_tops[slot.index])",
+            "let left_top = atomicLoad(&left_tops[slot.index / 4u])",
+        ),
+        ("select(finite, tops, ", "select(finite, finite, "),
+    ];
+    for (from, to) in errors {
+        shader_is_refused::<fisher::LinearSqShared>(&form, from, to, "out[");
+    }
+    let (from, to) = errors[0];
+    shader_is_refused::<fisher::ConvSq>(&form, from, to, "out[");
+    let form = format!("form: Matrix({units:?}), x: F32, y: F32, overwrite: true");
+    shader_is_refused::<fisher::Gram>(&form, from, to, "out[");
+}
+
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn gradients_squared_or_stored_in_another_s_place_are_seen() {

@@ -16,7 +16,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use squisher::gpu::Caps;
+use squisher::gpu::{Caps, MatrixUnits};
 use squisher::kernel::{Args, Case, Checked, Cost, Kernel};
 use squisher::{Backend, Result, verify};
 
@@ -78,6 +78,10 @@ impl<K: Kernel> Kernel for Mutant<K> {
 
     fn subgroup(&self) -> u32 {
         self.kernel.subgroup()
+    }
+
+    fn matrix_units(&self) -> Option<MatrixUnits> {
+        self.kernel.matrix_units()
     }
 
     fn launch(&self, params: &K::Params, args: &K::Args, caps: &Caps) -> Result<[u32; 3]> {

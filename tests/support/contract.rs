@@ -4,11 +4,12 @@
 //! members would not fail: they would compute something else. Naga parses and reflects the shader, and each name,
 //! type, offset and access is compared with what the Rust side declares. The limits are WebGPU's default ones,
 //! which every device has, and each specialisation is translated to SPIR-V, MSL and HLSL; one that exchanges values in subgroups, which is
-//! for software Vulkan, to SPIR-V alone.
+//! for software Vulkan, to SPIR-V alone; one for matrix units, which HLSL and GLSL have not, to SPIR-V and MSL.
 
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, GlobalVariable, Module, Scalar, ShaderStage, StorageAccess, TypeInner};
+use squisher::gpu::MatrixUnits;
 use squisher::kernel::{Access, Args, Binding, Field, Kernel, Params};
 
 /// WebGPU's default `max_storage_buffers_per_shader_stage`.
@@ -29,6 +30,8 @@ pub(crate) struct Described {
     pub(crate) bindings: &'static [Binding],
     pub(crate) fields: &'static [Field],
     pub(crate) subgroup: u32,
+    pub(crate) matrix_units: Option<MatrixUnits>,
+    pub(crate) directives: &'static str,
 }
 
 impl Described {
@@ -40,13 +43,16 @@ impl Described {
             bindings: K::Args::BINDINGS,
             fields: K::Params::FIELDS,
             subgroup: kernel.subgroup(),
+            matrix_units: kernel.matrix_units(),
+            directives: kernel.directives(),
         }
     }
 }
 
 /// Everything in which the shader and its description differ, and every limit that it exceeds.
 pub(crate) fn problems(rust: &Described) -> Vec<String> {
-    let found = match Shader::read(&rust.parts.join("\n"), rust.subgroup > 0) {
+    let text = rust.directives.to_owned() + &rust.parts.join("\n");
+    let found = match Shader::read(&text, extensions(rust)) {
         Ok(shader) => {
             [shader.params(rust), shader.buffers(rust), shader.overrides(rust), shader.specialised(rust)]
                 .concat()
@@ -56,6 +62,15 @@ pub(crate) fn problems(rust: &Described) -> Vec<String> {
     found.into_iter().map(|problem| format!("{}: {problem}", rust.name)).collect()
 }
 
+/// What a shader may use beyond what every device has.
+fn extensions(rust: &Described) -> Capabilities {
+    let mut capabilities = Capabilities::empty();
+    capabilities.set(Capabilities::SUBGROUP, rust.subgroup > 0 || rust.matrix_units.is_some());
+    let halves = Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+    capabilities.set(halves, rust.matrix_units.is_some());
+    capabilities
+}
+
 /// A parsed and validated shader.
 struct Shader {
     module: Module,
@@ -63,8 +78,7 @@ struct Shader {
 }
 
 impl Shader {
-    fn read(text: &str, exchanges: bool) -> Result<Self, String> {
-        let capabilities = if exchanges { Capabilities::SUBGROUP } else { Capabilities::empty() };
+    fn read(text: &str, capabilities: Capabilities) -> Result<Self, String> {
         let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
@@ -166,7 +180,7 @@ impl Shader {
         match naga::back::pipeline_constants::process_overrides(&self.module, &self.info, entry, &values) {
             Err(e) => vec![format!("overrides {:?}: {e}", rust.overrides)],
             Ok((module, info)) => {
-                [limits(&module, rust.subgroup), translations(&module, &info, rust.subgroup > 0)].concat()
+                [limits(&module, rust.subgroup), translations(&module, &info, rust)].concat()
             }
         }
     }
@@ -220,19 +234,26 @@ fn limits(module: &Module, subgroup: u32) -> Vec<String> {
     found
 }
 
-fn translations(module: &Module, info: &ModuleInfo, exchanges: bool) -> Vec<String> {
+fn translations(module: &Module, info: &ModuleInfo, rust: &Described) -> Vec<String> {
+    let (exchanges, multiplies) = (rust.subgroup > 0, rust.matrix_units.is_some());
     let entry = || Some((ShaderStage::Compute, "main".to_owned()));
     let spirv_entry = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: "main".into() };
-    let lang_version = if exchanges { (1, 3) } else { (1, 0) };
+    let lang_version = if exchanges || multiplies { (1, 3) } else { (1, 0) };
     let spirv_options = spv::Options { lang_version, ..Default::default() };
     let spirv = spv::write_vec(module, info, &spirv_options, Some(&spirv_entry)).map(|_| ());
     if exchanges {
         return spirv.err().map(|e| format!("no SPIR-V: {e}")).into_iter().collect();
     }
-    let msl_options = msl::Options { lang_version: (2, 0), ..Default::default() };
+    let lang_version = if multiplies { (2, 3) } else { (2, 0) };
+    let msl_options = msl::Options { lang_version, ..Default::default() };
     let msl_entry = msl::PipelineOptions { entry_point: entry(), ..Default::default() };
     let metal = msl::write_string(module, info, &msl_options, &msl_entry).map(|_| ());
     let hlsl_entry = hlsl::PipelineOptions { entry_point: entry() };
+    if multiplies {
+        let problems =
+            [spirv.err().map(|e| format!("no SPIR-V: {e}")), metal.err().map(|e| format!("no MSL: {e}"))];
+        return problems.into_iter().flatten().collect();
+    }
     let (mut text, hlsl_options) = (String::new(), hlsl::Options::default());
     let direct =
         hlsl::Writer::new(&mut text, &hlsl_options, &hlsl_entry).write(module, info, None).map(|_| ());

@@ -18,10 +18,22 @@ pub(crate) fn gpu() -> Gpu {
     let open = || {
         let wanted = std::env::var("SQUISHER_TEST_ADAPTER").ok();
         let choice = AdapterChoice { wanted, backends: None, software: true };
-        pollster::block_on(Gpu::request(&choice))
+        pollster::block_on(Gpu::request_with(&choice, experimental()))
             .expect("an adapter (`cargo xtask test` installs a software one)")
     };
     GPU.get_or_init(open).clone()
+}
+
+/// With `SQUISHER_TEST_MATRIX_UNITS` set, devices have the adapter's matrix units.
+fn experimental() -> wgpu::ExperimentalFeatures {
+    if std::env::var_os("SQUISHER_TEST_MATRIX_UNITS").is_none() {
+        return wgpu::ExperimentalFeatures::disabled();
+    }
+    // SAFETY: whoever sets the variable means it.
+    #[allow(unsafe_code, reason = "wgpu has no other way to ask for an experiment")]
+    unsafe {
+        wgpu::ExperimentalFeatures::enabled()
+    }
 }
 
 /// Both executions, the host first.

@@ -15,6 +15,10 @@ pub(crate) struct DeviceFlags {
     /// The host's own threads, or adapters of one graphics interface [default: a hardware adapter, else the host]
     #[arg(long, global = true, value_enum, help_heading = "Device options")]
     backend: Option<Interface>,
+
+    /// Let products use the adapter's matrix units, which wgpu has as an experiment; nobody has timed that yet
+    #[arg(long, global = true, help_heading = "Device options")]
+    matrix_units: bool,
 }
 
 /// What memory a job may use.
@@ -58,17 +62,22 @@ impl DeviceFlags {
     /// A software adapter is taken only where a flag leaves nothing else: the host's threads do the same work faster.
     pub(crate) fn open(&self) -> Result<Backend, Error> {
         match (&self.adapter, self.backend) {
+            (None, Some(Interface::Host)) if self.matrix_units => {
+                let problem = "--matrix-units and --backend host exclude each other; the host has none";
+                Err(Error::argument("device", problem))
+            }
             (None, Some(Interface::Host)) => Ok(Backend::Host),
             (Some(adapter), Some(Interface::Host)) => {
                 let problem = format!("--adapter {adapter} and --backend host exclude each other");
                 Err(Error::argument("device", problem))
             }
+            (None, None) if self.matrix_units => self.request(&AdapterChoice::default()),
             (None, None) => {
                 let backend = Backend::detect();
                 log::info!("running on {}", backend.name());
                 Ok(backend)
             }
-            (adapter, interface) => request(&AdapterChoice {
+            (adapter, interface) => self.request(&AdapterChoice {
                 wanted: adapter.clone(),
                 backends: interface.map(Interface::backends),
                 software: true,
@@ -81,9 +90,21 @@ impl DeviceFlags {
         let flag = match (&self.adapter, self.backend) {
             (Some(_), _) => "--adapter",
             (None, Some(backend)) if backend != Interface::Host => "--backend but host",
+            _ if self.matrix_units => "--matrix-units",
             _ => return Ok(()),
         };
         Err(Error::argument(command, format!("has no {flag}; it runs on the host's threads")))
+    }
+
+    fn request(&self, choice: &AdapterChoice) -> Result<Backend, Error> {
+        let experimental =
+            if self.matrix_units { experimental() } else { wgpu::ExperimentalFeatures::disabled() };
+        let gpu = pollster::block_on(Gpu::request_with(choice, experimental))?;
+        if gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu {
+            log::warn!("{} is a software adapter; --backend host is faster", gpu.caps().name);
+        }
+        log::info!("running on {}", gpu.caps().name);
+        Ok(gpu.into())
     }
 
     /// The flags as they are written on a command line.
@@ -91,7 +112,10 @@ impl DeviceFlags {
         let backend = self.backend.and_then(|interface| interface.to_possible_value());
         let backend = backend.map(|value| ("--backend", value.get_name().to_owned()));
         let adapter = self.adapter.clone().map(|name| ("--adapter", name));
-        backend.into_iter().chain(adapter).flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+        let mut words: Vec<_> =
+            backend.into_iter().chain(adapter).flat_map(|(flag, value)| [flag.to_owned(), value]).collect();
+        words.extend(self.matrix_units.then(|| "--matrix-units".to_owned()));
+        words
     }
 }
 
@@ -112,11 +136,13 @@ pub(crate) fn list() -> Vec<AdapterReport> {
     pollster::block_on(adapters())
 }
 
-fn request(choice: &AdapterChoice) -> Result<Backend, Error> {
-    let gpu = pollster::block_on(Gpu::request(choice))?;
-    if gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu {
-        log::warn!("{} is a software adapter; --backend host is faster", gpu.caps().name);
-    }
-    log::info!("running on {}", gpu.caps().name);
-    Ok(gpu.into())
+/// What `--matrix-units` agrees to.
+#[allow(
+    unsafe_code,
+    reason = "wgpu warns in this way that its experiments may break its own promises of safety"
+)]
+fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: the user asks for it by a flag that calls it an experiment; no shader comes from outside, and all of them
+    // stay inside their buffers and are held to their definitions by tests.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }

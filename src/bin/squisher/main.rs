@@ -3,7 +3,8 @@
 //! Standard output carries a command's result and nothing else: a table, or one JSON object. Progress, warnings
 //! and errors go to standard error. Each subcommand is one file in `commands`; what they share is here beside it.
 
-#![forbid(unsafe_code)]
+// One word of it is `unsafe`: that a device may have experimental features (`device::experimental`).
+#![deny(unsafe_code)]
 
 mod args;
 mod charts;

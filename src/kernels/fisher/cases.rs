@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Form, Loads, Mode};
-use crate::gpu::Caps;
+use crate::gpu::{Caps, MatrixUnits};
 use crate::kernel::{Case, CaseBuffer, FLUSHED, Kernel, Want, noise};
 use crate::reference;
 use crate::shape::DType;
@@ -16,6 +16,12 @@ pub(super) const FORMS: [Form; 5] = [
     Form::Register(Loads::Shared),
     Form::Direct,
 ];
+
+/// The same forms on matrix units.
+pub(super) const MATRIX_FORMS: [Form; 3] = {
+    let [a, b, c] = MatrixUnits::ALL;
+    [Form::Matrix(a), Form::Matrix(b), Form::Matrix(c)]
+};
 
 /// The form that a device takes for a linear layer.
 pub(super) fn form(caps: &Caps, outputs: usize, inputs: usize) -> Form {
@@ -86,17 +92,58 @@ pub(super) fn sums(mode: Mode, weight: &[f64], gradients: &[Vec<f64>], len: usiz
     }
 }
 
+/// The gradients of squares.
+#[derive(Clone, Copy)]
+pub(super) struct Formed<'a> {
+    pub(super) gradients: &'a [Vec<f64>],
+    /// The same sums over |terms|.
+    pub(super) magnitudes: &'a [Vec<f64>],
+    /// What the form adds to the error of each element, if it adds any: see [`added`].
+    pub(super) added: &'a [Vec<f64>],
+    /// The most terms of an element.
+    pub(super) terms: usize,
+}
+
+/// What a form adds to the error of sums of products x · y, given the sums of |x| · |y| and of X · Y, where X and Y are
+/// the largest magnitudes that may share an exponent with x and y.
+///
+/// [`Form::Matrix`] rounds x to two parts of 11 digits: it is off by 2⁻²³|x|, or by 2⁻³⁹X where one would be subnormal (2⁻²⁵ of what is
+/// at least 2¹⁴ for X). The same goes for y. The product of the low parts is left out: they are at most 2⁻¹¹|x| or, where the high one
+/// would be subnormal, 2⁻²⁸X. Together that is 2⁻²¹|x||y| + 2⁻³⁷XY, and what is small beside them. Matrix units may cut off
+/// what they add (Fasi et al., *Numerical behavior of NVIDIA tensor cores*, 2021): with `side` products and the sum
+/// before them, that is 2⁻²³ for each, and once more for the result.
+pub(super) fn added(form: Form, magnitudes: &[Vec<f64>], tops: &[Vec<f64>], terms: usize) -> Vec<Vec<f64>> {
+    let Form::Matrix(MatrixUnits { side, .. }) = form else { return Vec::new() };
+    let side = f64::from(side);
+    let u2 = 2.0 * DType::F32.unit_roundoff();
+    // Beside the one rounding for each term that all forms have.
+    let cut = (terms as f64 / side).ceil() * (side + 2.0) - terms as f64;
+    // The result: parts put together, and two powers of two.
+    let relative = u2 * (cut + 3.0) + 2.0_f64.powi(-21) * (1.0 + 2.0_f64.powi(-10));
+    let one = |(magnitude, top): (&f64, &f64)| relative * magnitude + 2.0_f64.powi(-36) * top;
+    magnitudes.iter().zip(tops).map(|(m, t)| m.iter().zip(t).map(one).collect()).collect()
+}
+
+/// Each value replaced by the largest magnitude of its row, which `row` tells of an index.
+pub(super) fn tops(values: &[f64], row: impl Fn(usize) -> usize) -> Vec<f64> {
+    let mut largest = Vec::new();
+    for (index, value) in values.iter().enumerate() {
+        let row = row(index);
+        largest.resize(largest.len().max(row + 1), 0.0_f64);
+        largest[row] = largest[row].max(value.abs());
+    }
+    (0..values.len()).map(|index| largest[row(index)]).collect()
+}
+
 /// The wanted result of sums of squares, or of the gradients themselves.
 ///
-/// `gradients` are the squares' gradients, `magnitudes` the same sums over |terms|, each of at most `terms` terms. A gradient is off
-/// by at most δ = 2u · (terms + 2) · Σ|terms| (a product, its sums, the scale), in whatever order it is summed; hence its square by 2|g|δ + δ². A sum
-/// over squares adds a square, a weight and as many roundings as there are squares.
+/// A gradient is off by at most δ = 2u · (terms + 2) · Σ|terms| (a product, its sums, the scale), in whatever order it is summed, and
+/// what its form adds; hence its square by 2|g|δ + δ². A sum over squares adds a square, a weight and as many roundings as there are
+/// squares.
 pub(super) fn want(
     mode: Mode,
     numbers: Numbers,
-    gradients: &[Vec<f64>],
-    magnitudes: &[Vec<f64>],
-    terms: usize,
+    formed: Formed<'_>,
     weight: &[f64],
     old: &[f64],
 ) -> Vec<Want> {
@@ -105,7 +152,8 @@ pub(super) fn want(
     let scaled = |gradients: &[Vec<f64>]| -> Vec<Vec<f64>> {
         gradients.iter().map(|g| g.iter().map(|g| scale * g).collect()).collect()
     };
-    let (gradients, magnitudes) = (scaled(gradients), scaled(magnitudes));
+    let Formed { gradients, magnitudes, added, terms } = formed;
+    let [gradients, magnitudes, added] = [gradients, magnitudes, added].map(scaled);
     let sums = sums(mode, weight, &gradients, old.len());
     // A weighted sum may take positions and squares in any order.
     let terms = if mode == Mode::Squares { terms } else { terms * weight.len() };
@@ -113,9 +161,10 @@ pub(super) fn want(
     let element = |p: usize| {
         let mut error = 0.0;
         let mut sum_abs = 0.0;
-        for ((w, g), magnitude) in weight.iter().zip(&gradients).zip(&magnitudes) {
+        for (s, ((w, g), magnitude)) in weight.iter().zip(&gradients).zip(&magnitudes).enumerate() {
             // Inputs are at most about 1 once scaled, so a flushed factor is off by no more than a flushed product.
-            let delta = u2 * depth * magnitude[p] + 2.0 * depth * FLUSHED;
+            let added = added.get(s).map_or(0.0, |added| added[p]);
+            let delta = u2 * depth * magnitude[p] + 2.0 * depth * FLUSHED + added;
             let size = g[p].abs();
             let (off, largest) = match mode {
                 Mode::Squares => (2.0 * size * delta + delta * delta, (size + delta).powi(2)),
@@ -164,23 +213,25 @@ pub(super) fn wanted(
     mode: Mode,
     numbers: Numbers,
     covered: &Covered,
-    (gradients, magnitudes, terms): (&[Vec<f64>], &[Vec<f64>], usize),
+    formed: Formed<'_>,
     weight: &[f64],
     old: &[f64],
 ) -> Vec<Want> {
     let elements = covered.elements.clone();
     if mode != Mode::Each {
-        return only(elements, want(mode, numbers, gradients, magnitudes, terms, weight, old), old);
+        return only(elements, want(mode, numbers, formed, weight, old), old);
     }
     let mut out: Vec<Want> = old.iter().map(|&value| Want::exact(value)).collect();
-    for (square, ((gradient, magnitude), &weight)) in
-        (covered.first..).zip(gradients.iter().zip(magnitudes).zip(weight))
-    {
-        let at = square * elements.len()..(square + 1) * elements.len();
-        let (gradient, magnitude) =
-            (gradient[elements.clone()].to_vec(), magnitude[elements.clone()].to_vec());
-        let one = want(mode, numbers, &[gradient], &[magnitude], terms, &[weight], &old[at.clone()]);
-        out.splice(at, one);
+    for (s, &weight) in weight.iter().enumerate() {
+        let at = (covered.first + s) * elements.len()..(covered.first + s + 1) * elements.len();
+        let part = |all: &[Vec<f64>]| -> Vec<Vec<f64>> {
+            all.get(s).map(|one| one[elements.clone()].to_vec()).into_iter().collect()
+        };
+        let (gradients, magnitudes, added) =
+            (part(formed.gradients), part(formed.magnitudes), part(formed.added));
+        let formed =
+            Formed { gradients: &gradients, magnitudes: &magnitudes, added: &added, terms: formed.terms };
+        out.splice(at.clone(), want(mode, numbers, formed, &[weight], &old[at]));
     }
     out
 }

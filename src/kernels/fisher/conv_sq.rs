@@ -15,7 +15,7 @@ use super::Mode;
 use super::form::{Form, STORES};
 use super::product::{Store, products, sum_of_runs};
 use crate::error::{Error, Result};
-use crate::gpu::Caps;
+use crate::gpu::{Caps, MatrixUnits};
 use crate::kernel::{Cost, Kernel, vectorised};
 use crate::kernels::shader;
 use crate::shape::DType;
@@ -264,6 +264,10 @@ impl Kernel for ConvSq {
 
     fn subgroup(&self) -> u32 {
         self.form.subgroup()
+    }
+
+    fn matrix_units(&self) -> Option<MatrixUnits> {
+        self.form.matrix_units()
     }
 
     fn launch(&self, p: &ConvSqParams, args: &ConvSqArgs, caps: &Caps) -> Result<[u32; 3]> {

@@ -1,7 +1,7 @@
 //! The forms of the product kernels' shaders: which suits a device, and which parts it is put together from.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Caps, DeviceClass};
+use crate::gpu::{Caps, DeviceClass, MatrixUnits};
 use crate::kernel::groups_of;
 use crate::kernels::{DTYPE, ELEMENT, shader};
 
@@ -15,6 +15,9 @@ pub enum Form {
         /// Invocations along the rows.
         y: u32,
     },
+    /// Matrix units: a workgroup of four subgroups owns 4 × 4 matrices. Factors are split into two of f16: see
+    /// `shaders/lib/product/matrix.wgsl`.
+    Matrix(MatrixUnits),
     /// Registers only: a workgroup owns 16 rows × 64 columns. For processors behind a graphics interface.
     Register(Loads),
     /// The same for a linear layer whose widths and first output are multiples of eight: whole octets are loaded.
@@ -70,6 +73,16 @@ impl Form {
         if LARGE.groups(blocks, rows, columns) >= 128 && caps.max_invocations >= 256 { LARGE } else { SMALL }
     }
 
+    /// This form, or the one for matrix units where an application lent them, unless blocks are so narrow that
+    /// [`Form::Direct`] has them.
+    #[must_use]
+    pub fn for_matrix_units(self, caps: &Caps) -> Self {
+        match (self, caps.matrix_units) {
+            (Self::Direct, _) | (_, None) => self,
+            (_, Some(units)) => Self::Matrix(units),
+        }
+    }
+
     /// This form, with loads of whole octets if it has those and all of these are multiples of eight: the distances of
     /// rows, and where the first begins.
     #[must_use]
@@ -98,6 +111,14 @@ impl Form {
             | Self::Quads(Loads::Shared)
             | Self::Slide => REGISTER_LANES,
             _ => 0,
+        }
+    }
+
+    /// The matrix units that its shader is for.
+    pub(super) fn matrix_units(self) -> Option<MatrixUnits> {
+        match self {
+            Self::Matrix(units) => Some(units),
+            _ => None,
         }
     }
 
@@ -143,6 +164,7 @@ impl Form {
             |height: u32, width: u32| blocks * rows.div_ceil(height.into()) * columns.div_ceil(width.into());
         match self {
             Self::Tile { x, y } => tiles(8 * y, 8 * x),
+            Self::Matrix(MatrixUnits { side, .. }) => tiles(4 * side, 4 * side),
             Self::Register(_) | Self::Octets(_) | Self::Quads(_) => tiles(16, 8 * REGISTER_LANES),
             Self::Slide => tiles(16, REGISTER_LANES),
             Self::Direct => (blocks * rows * columns).div_ceil(DIRECT_LANES.into()),
@@ -163,6 +185,12 @@ impl Form {
             Self::Tile { x, y } => {
                 let loads = 8_u64.div_ceil(u64::from(x / 2).max(1)) + 8_u64.div_ceil(u64::from(y / 2).max(1));
                 positions.div_ceil(8).saturating_mul(12 + loads)
+            }
+            // The largest magnitudes; then for `side` positions one turn, some to load the factors, and a loop's end.
+            Self::Matrix(MatrixUnits { side, lanes }) => {
+                let step = u64::from(lanes / side);
+                let loads = positions.div_ceil(side.into()).saturating_mul(u64::from(side) / step + 2);
+                positions.div_ceil(step).saturating_add(loads).saturating_add(2)
             }
             Self::Quads(_) => positions.div_ceil(4),
             _ => positions,
@@ -187,6 +215,13 @@ impl Form {
         let shared = shader!("lib/product/fours_shared.wgsl");
         let form = match self {
             Self::Tile { .. } => vec![shader!("lib/product/tile.wgsl")],
+            Self::Matrix(units) => {
+                let size = match units.side {
+                    8 => shader!("lib/product/matrix_8.wgsl"),
+                    _ => shader!("lib/product/matrix_16.wgsl"),
+                };
+                vec![shader!("lib/product/matrix.wgsl"), size]
+            }
             Self::Register(loads) | Self::Octets(loads) => {
                 let left = match loads {
                     Loads::Own => shader!("lib/product/left_own.wgsl"),
@@ -211,6 +246,7 @@ impl Form {
     pub(super) fn overrides(self) -> [(&'static str, f64); 2] {
         let (x, y) = match self {
             Self::Tile { x, y } => (x, y),
+            Self::Matrix(MatrixUnits { lanes, .. }) => (4 * lanes, 1),
             Self::Register(_) | Self::Octets(_) | Self::Quads(_) | Self::Slide | Self::Window => {
                 (REGISTER_LANES, 1)
             }
@@ -226,4 +262,37 @@ fn in_fours(positions: &[u64]) -> bool {
 
 fn is_aligned(widths: &[u32]) -> bool {
     widths.iter().all(|width| width.is_multiple_of(8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrix_units_are_used_where_they_were_lent_and_nowhere_else() {
+        let without = [DeviceClass::Gpu, DeviceClass::Software].map(|class| Caps { class, ..Caps::host() });
+        let sizes = [(1, 1, 1), (1, 10, 64), (1, 4096, 4096), (8, 16, 16), (64, 1, 9), (64, 64, 576)];
+        for caps in without {
+            for (blocks, rows, columns) in sizes {
+                let plain = Form::of(&caps, blocks, rows, columns);
+                assert_eq!(plain.for_matrix_units(&caps), plain);
+                assert_eq!(plain.matrix_units(), None);
+                for units in MatrixUnits::ALL {
+                    let caps = Caps { matrix_units: Some(units), ..caps.clone() };
+                    assert_eq!(Form::of(&caps, blocks, rows, columns), plain);
+                    let form = plain.for_matrix_units(&caps);
+                    let wanted = if plain == Form::Direct { plain } else { Form::Matrix(units) };
+                    assert_eq!(form, wanted, "{blocks} of {rows} x {columns}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_position_takes_less_than_two_turns_on_matrix_units() {
+        for units in MatrixUnits::ALL {
+            let turns = Form::Matrix(units).turns(30_000);
+            assert!(turns < 60_000, "{units:?}: {turns}");
+        }
+    }
 }

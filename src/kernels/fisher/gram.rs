@@ -7,7 +7,7 @@ use super::product::{Factors, Scratch, Store, products};
 use super::registers::Left;
 use super::{Mode, cases};
 use crate::error::Result;
-use crate::gpu::Caps;
+use crate::gpu::{Caps, MatrixUnits};
 use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
 use crate::kernels::shader;
 use crate::reference;
@@ -96,6 +96,10 @@ impl Kernel for Gram {
 
     fn subgroup(&self) -> u32 {
         self.form.subgroup()
+    }
+
+    fn matrix_units(&self) -> Option<MatrixUnits> {
+        self.form.matrix_units()
     }
 
     fn launch(&self, p: &GramParams, args: &GramArgs, caps: &Caps) -> Result<[u32; 3]> {
@@ -250,7 +254,7 @@ const SHAPES: [Shape; 13] = [
 impl Checked for Gram {
     fn cases() -> Vec<Case<Self>> {
         let mut out = Vec::new();
-        for form in cases::FORMS {
+        for form in cases::FORMS.into_iter().chain(cases::MATRIX_FORMS) {
             let kernel = Self { form, x: DType::F32, y: DType::F32, overwrite: true };
             out.extend(SHAPES.map(|shape| case(kernel, shape, None)));
             for x in DType::ALL {
@@ -297,7 +301,7 @@ const ROWS: u32 = 256;
 
 fn layer(caps: &Caps, len: u32) -> Bench<Gram> {
     let rows = u64::from(ROWS);
-    let form = Form::of(caps, 1, rows, rows).for_positions(&[len.into()]);
+    let form = Form::of(caps, 1, rows, rows).for_positions(&[len.into()]).for_matrix_units(caps);
     let floats = |len: u64, fill| (DType::F32.into(), len, fill);
     Bench {
         name: format!("{ROWS} rows of {len} f32"),
@@ -342,11 +346,16 @@ fn case(kernel: Gram, shape: Shape, range: Option<[u32; 6]>) -> Case<Gram> {
     let sums = reference::fisher::inner_products(&x_rows, &y_rows);
     let magnitudes = reference::fisher::inner_products(&abs(&x_rows), &abs(&y_rows));
     let depth = f64::from(params.count) + 2.0;
-    let element = |((old, sum), magnitude): ((f64, f64), f64)| {
+    let tops = |rows: &[Vec<f64>]| rows.iter().map(|row| cases::tops(row, |_| 0)).collect::<Vec<_>>();
+    let tops = reference::fisher::inner_products(&tops(&x_rows), &tops(&y_rows));
+    let added =
+        cases::added(kernel.form, std::slice::from_ref(&magnitudes), &[tops], params.count as usize).concat();
+    let element = |(index, (old, sum)): (usize, (f64, f64))| {
         let old = if kernel.overwrite { 0.0 } else { old };
-        Want::computed(old + sum, old.abs() + magnitude, depth, DType::F32)
+        let want = Want::computed(old + sum, old.abs() + magnitudes[index], depth, DType::F32);
+        Want { bound: want.bound + added.get(index).unwrap_or(&0.0), ..want }
     };
-    let want = out.values().into_iter().zip(sums).zip(magnitudes).map(element).collect();
+    let want = out.values().into_iter().zip(sums).enumerate().map(element).collect();
     Case {
         name: format!("{kernel:?} m,n,p={shape:?} range={range:?}"),
         kernel,

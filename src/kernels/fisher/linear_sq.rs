@@ -7,7 +7,7 @@ use super::cases::{self, Numbers};
 use super::form::{Form, Loads};
 use super::product::{Factors, Scratch, Store, products};
 use super::registers::Left;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Caps;
 use crate::kernel::{Bench, Case, CaseBuffer, Checked, Cost, Fill, Kernel, Slice, Want, noise, widen_into};
 use crate::kernels::shader;
@@ -117,6 +117,10 @@ impl Kernel for LinearSq {
         args.weight.expect(Self::NAME, "weight", samples, Some(DType::F32.into()))?;
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, Mode::Squares, &args.out, range, [1, outputs, inputs])?;
+        if matches!(self.form, Form::Matrix(_)) {
+            // Squared factors have twice the exponents, and halves of f16 are not made for that.
+            return Err(Error::argument(Self::NAME, "form Matrix is for sums over positions"));
+        }
         self.form.check_widths(Self::NAME, &[p.first_output, p.outputs, p.inputs])?;
         self.form.grid(Self::NAME, 1, p.output_count.into(), inputs, caps)
     }

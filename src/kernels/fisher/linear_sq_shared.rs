@@ -9,7 +9,7 @@ use super::form::Form;
 use super::product::{Factors, Scratch, Store, products};
 use super::registers::Left;
 use crate::error::Result;
-use crate::gpu::Caps;
+use crate::gpu::{Caps, MatrixUnits};
 use crate::kernel::{Cost, Kernel, Slice, widen_into};
 use crate::kernels::shader;
 use crate::shape::DType;
@@ -113,6 +113,10 @@ impl Kernel for LinearSqShared {
 
     fn subgroup(&self) -> u32 {
         self.form.subgroup()
+    }
+
+    fn matrix_units(&self) -> Option<MatrixUnits> {
+        self.form.matrix_units()
     }
 
     fn launch(&self, p: &LinearSqSharedParams, args: &LinearSqSharedArgs, caps: &Caps) -> Result<[u32; 3]> {

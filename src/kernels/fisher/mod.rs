@@ -33,6 +33,8 @@ mod conv_sq;
 mod embedding_sq;
 mod form;
 mod gram;
+#[cfg(test)]
+mod halves;
 mod linear_sq;
 mod linear_sq_shared;
 mod mode;

@@ -163,7 +163,7 @@ impl InFile<'_> {
     /// How many samples bindings and loops can take.
     fn fitting(&self, layer: &CaptureLayer, caps: &Caps) -> u64 {
         let (inputs, gradients) = self.bytes_of_sample(layer);
-        (room(caps) / inputs.max(gradients)).min(caps.max_iterations / iterations(layer))
+        (room(caps) / inputs.max(gradients)).min(loops(caps) / iterations(layer))
     }
 
     /// Bytes of inputs and gradients of a sample, at least 1. Gradients may be widened.
@@ -191,6 +191,12 @@ fn turns(kind: &LayerKind, positions: u64) -> u64 {
         LayerKind::GroupNorm { .. } | LayerKind::BatchNorm { .. } => positions / 8 + 1,
         _ => positions,
     }
+}
+
+/// Loop iterations of a step where a position takes one. The form for matrix units goes through positions twice, and
+/// takes less than two turns for each (`Form::turns`).
+fn loops(caps: &Caps) -> u64 {
+    if caps.matrix_units.is_some() { caps.max_iterations / 2 } else { caps.max_iterations }
 }
 
 /// No step makes more loop iterations for a sample.
@@ -230,7 +236,7 @@ fn by_positions(layer: &CaptureLayer, of_input: usize, of_gradient: usize, caps:
     let width = |shape: &[u64]| elements(shape).unwrap_or(u64::MAX / 8);
     let input_bytes = width(&input).saturating_mul(size_of_element(&one.input)).max(1);
     let gradient_bytes = width(&gradient).saturating_mul(4).max(1);
-    let loops = caps.max_iterations.saturating_sub(TURNS) / turns(&layer.kind, 8) * 8;
+    let loops = loops(caps).saturating_sub(TURNS) / turns(&layer.kind, 8) * 8;
     let most = loops
         .min(room(caps) / input_bytes.max(gradient_bytes))
         .min(PART_BYTES / (input_bytes + gradient_bytes))
@@ -297,10 +303,7 @@ fn rows_within(
     let (row, met_row) = ((bytes * row_elements(positions)).max(1), (met_bytes * row_elements(met)).max(1));
     let bytes = room(caps).min(PART_BYTES);
     let met_rows = (bytes / met_row).saturating_sub(window.dilation[0] * (window.kernel[0] - 1) + 1);
-    (caps.max_iterations.saturating_sub(TURNS) / of_row)
-        .min(bytes / row)
-        .min(met_rows / window.stride[0] + 1)
-        .max(1)
+    (loops(caps).saturating_sub(TURNS) / of_row).min(bytes / row).min(met_rows / window.stride[0] + 1).max(1)
 }
 
 /// Bytes of an element as stored.

@@ -34,7 +34,8 @@ impl Matrices<'_> {
         let (first_row, rows, first_column, columns) = (first_row?, row_count?, first_column?, column_count?);
         let kernel = Gram {
             form: Form::of(&caps, 1, rows.into(), columns.into())
-                .for_positions(&[self.len.into(), TERMS.into()]),
+                .for_positions(&[self.len.into(), TERMS.into()])
+                .for_matrix_units(&caps),
             x: self.x.float(OP, "x")?,
             y: self.y.float(OP, "y")?,
             overwrite: true,

@@ -62,7 +62,7 @@ impl Linear {
     ) -> Result<()> {
         let op = "fisher.linear";
         let kernel = LinearSqShared {
-            form: self.form(recording, &outputs),
+            form: self.form(recording, &outputs).for_matrix_units(recording.caps()),
             mode: squares.mode,
             input: buffers.input.float(op, "input")?,
             grad_output: buffers.grad_output.float(op, "grad_output")?,

@@ -61,11 +61,13 @@ struct Adapter {
     max_workgroup_invocations: u32,
     timestamps: bool,
     mappable_storage: bool,
+    /// The side of its matrices, where it has such as kernels can use.
+    matrix_units: Option<u32>,
 }
 
 impl Adapter {
     fn new(report: &AdapterReport, default: Option<usize>) -> Self {
-        let AdapterReport { index, info, limits, features } = report;
+        let AdapterReport { index, info, limits, features, matrix_units } = report;
         let driver = [info.driver.as_str(), info.driver_info.as_str()];
         Self {
             index: *index,
@@ -81,10 +83,11 @@ impl Adapter {
             max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             mappable_storage: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            matrix_units: matrix_units.map(|units| units.side),
         }
     }
 
-    fn cells(&self) -> [String; 8] {
+    fn cells(&self) -> [String; 9] {
         [
             mark(self.default),
             self.index.to_string(),
@@ -94,6 +97,7 @@ impl Adapter {
             self.driver.clone(),
             size(self.max_buffer_bytes),
             size(self.max_binding_bytes),
+            self.matrix_units.map_or_else(|| "-".to_owned(), |side| format!("{side}x{side}")),
         ]
     }
 }
@@ -123,11 +127,12 @@ impl fmt::Display for Listing {
             Column::Left("DRIVER"),
             Column::Right("BUFFER"),
             Column::Right("BINDING"),
+            Column::Right("MATRIX"),
         ]);
         let Host { threads, default } = self.host;
         let none = || "-".to_owned();
         let name = format!("{threads} threads");
-        table.row([mark(default), none(), name, none(), "host".to_owned(), none(), none(), none()]);
+        table.row([mark(default), none(), name, none(), "host".to_owned(), none(), none(), none(), none()]);
         self.adapters.iter().for_each(|adapter| table.row(adapter.cells()));
         write!(f, "{table}\n* is taken when no flag says otherwise")
     }

@@ -172,6 +172,7 @@ impl Checked for ConvSq {
         let forms = cases::FORMS.into_iter().chain([Form::Window, Form::Slide]);
         let mut out: Vec<_> = forms.flat_map(|form| in_form(form, &shapes())).collect();
         out.extend([Loads::Own, Loads::Shared].into_iter().flat_map(in_fours));
+        out.extend(cases::MATRIX_FORMS.into_iter().flat_map(|form| in_form(form, &shapes())));
         out.extend(in_windows());
         out.extend(in_slides());
         out
@@ -392,8 +393,19 @@ fn case(kernel: ConvSq, shape: Shape, numbers: Numbers, range: Option<[u32; 4]>)
     let first = params.first_output as usize * of_output;
     let elements = first..first + params.output_count as usize * of_output;
     let covered = cases::Covered { first: params.first as usize, elements };
-    let terms = (&gradients(&a, &b)[..], &magnitudes[..], terms);
-    let want = cases::wanted(kernel.mode, numbers, &covered, terms, weights, &old);
+    // A column is an offset of a channel's patches; that channel has no larger magnitude.
+    let [input_len, grad_len] = [layer.input, layer.grad].map(|sizes| sizes.iter().product::<usize>());
+    let tops = gradients(
+        &cases::tops(&a, |index| index / input_len % layer.channels),
+        &cases::tops(&b, |index| index / grad_len % layer.outputs),
+    );
+    let formed = cases::Formed {
+        gradients: &gradients(&a, &b),
+        added: &cases::added(kernel.form, &magnitudes, &tops, terms),
+        magnitudes: &magnitudes,
+        terms,
+    };
+    let want = cases::wanted(kernel.mode, numbers, &covered, formed, weights, &old);
     Case {
         name: format!("{kernel:?} {shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
         kernel,

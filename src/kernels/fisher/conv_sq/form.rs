@@ -16,7 +16,8 @@ impl ConvSqParams {
         let kernel = self.kernel().into_iter().fold(1, u64::saturating_mul);
         let columns = u64::from(self.channels / groups).saturating_mul(kernel);
         let plain = Form::of(caps, groups.into(), (self.outputs / groups).into(), columns)
-            .for_positions(&[self.positions()]);
+            .for_positions(&[self.positions()])
+            .for_matrix_units(caps);
         let sliding = match plain {
             Form::Direct if caps.is_software_device() => Form::Window,
             Form::Register(Loads::Shared) | Form::Quads(Loads::Shared) => Form::Slide,

@@ -36,9 +36,29 @@ const SHAPES: [Shape; 18] = [
     (5, 5, 2, 6, 10),
 ];
 
+/// Around the edges of matrices (8, 16) and tiles of them (32, 64), along each of the three axes.
+const MATRIX_SHAPES: [Shape; 13] = [
+    (0, 1, 3, 5, 4),
+    (2, 1, 0, 5, 4),
+    (1, 1, 1, 1, 1),
+    (3, 1, 4, 5, 3),
+    (2, 1, 7, 31, 8),
+    (2, 1, 8, 32, 17),
+    (2, 1, 9, 33, 31),
+    (2, 1, 15, 63, 33),
+    (2, 1, 16, 64, 65),
+    (2, 1, 17, 65, 63),
+    (2, 1, 130, 127, 9),
+    (40, 1, 3, 9, 5),
+    (7, 3, 5, 11, 13),
+];
+
 impl Checked for LinearSqShared {
     fn cases() -> Vec<Case<Self>> {
-        let mut out: Vec<_> = cases::FORMS.into_iter().flat_map(in_form).collect();
+        let mut out: Vec<_> = cases::FORMS.into_iter().flat_map(|form| in_form(form, &SHAPES)).collect();
+        out.extend(cases::MATRIX_FORMS.into_iter().flat_map(|form| in_form(form, &MATRIX_SHAPES)));
+        out.extend(cases::FORMS.into_iter().chain(cases::MATRIX_FORMS).flat_map(not_finite));
+        out.extend(cases::MATRIX_FORMS.into_iter().flat_map(far_apart));
         out.extend([Loads::Own, Loads::Shared].into_iter().flat_map(in_octets));
         // More positions than one product of the host takes, and more than one row of workgroups.
         let kernel = plain(Form::Direct);
@@ -60,9 +80,9 @@ impl Checked for LinearSqShared {
 }
 
 /// Every size, number, range, storage type and mode.
-fn in_form(form: Form) -> Vec<Case<LinearSqShared>> {
+fn in_form(form: Form, shapes: &[Shape]) -> Vec<Case<LinearSqShared>> {
     let kernel = plain(form);
-    let mut out: Vec<_> = SHAPES.map(|shape| case(kernel, shape, Numbers::OVERWRITE, None)).into();
+    let mut out: Vec<_> = shapes.iter().map(|&shape| case(kernel, shape, Numbers::OVERWRITE, None)).collect();
     for numbers in [Numbers::ADD, Numbers::EMA, Numbers::SCALED] {
         out.push(case(kernel, (3, 1, 5, 13, 11), numbers, None));
     }
@@ -116,7 +136,7 @@ fn in_octets(loads: Loads) -> Vec<Case<LinearSqShared>> {
 }
 
 fn layer(caps: &Caps, (samples, fold, positions, inputs, outputs): Shape) -> Bench<LinearSqShared> {
-    let form = cases::form(caps, outputs, inputs);
+    let form = cases::form(caps, outputs, inputs).for_matrix_units(caps);
     let floats = |len: usize, fill| (DType::F32.into(), len as u64, fill);
     Bench {
         name: format!("n={samples} t={positions} {outputs}x{inputs} f32"),
@@ -163,15 +183,28 @@ fn case(
     numbers: Numbers,
     range: Option<[u32; 4]>,
 ) -> Case<LinearSqShared> {
+    let (samples, _, positions, inputs, outputs) = shape;
+    let a = noise(1, samples * positions * inputs);
+    let b = numbers.grad_output(samples * positions * outputs);
+    case_of(kernel, shape, numbers, range, (a, b))
+}
+
+/// The same of these inputs and gradients.
+fn case_of(
+    kernel: LinearSqShared,
+    shape: Shape,
+    numbers: Numbers,
+    range: Option<[u32; 4]>,
+    (a, b): (Vec<f64>, Vec<f64>),
+) -> Case<LinearSqShared> {
     let (samples, fold, positions, inputs, outputs) = shape;
     let kernel = LinearSqShared { overwrite: numbers.overwrite, ..kernel };
     let mut params = whole(shape, numbers);
     if let Some([first, count, first_output, output_count]) = range {
         params = LinearSqSharedParams { first, count, first_output, output_count, ..params };
     }
-    let input = CaseBuffer::floats(kernel.input, &noise(1, samples * positions * inputs));
-    let grad_output =
-        CaseBuffer::floats(kernel.grad_output, &numbers.grad_output(samples * positions * outputs));
+    let input = CaseBuffer::floats(kernel.input, &a);
+    let grad_output = CaseBuffer::floats(kernel.grad_output, &b);
     let weight = CaseBuffer::floats(DType::F32, &cases::weights(samples.div_ceil(fold), kernel.mode));
     let out = match kernel.mode {
         Mode::Each => numbers.out(samples.div_ceil(fold) * params.output_count as usize * inputs),
@@ -193,8 +226,14 @@ fn case(
     let first = params.first_output as usize * inputs;
     let elements = first..first + params.output_count as usize * inputs;
     let covered = cases::Covered { first: params.first as usize, elements };
-    let terms = (&gradients(&a, &b)[..], &magnitudes[..], fold * positions);
-    let want = cases::wanted(kernel.mode, numbers, &covered, terms, weights, &old);
+    let tops = gradients(&cases::tops(&a, |index| index % inputs), &cases::tops(&b, |index| index % outputs));
+    let formed = cases::Formed {
+        gradients: &gradients(&a, &b),
+        added: &cases::added(kernel.form, &magnitudes, &tops, fold * positions),
+        magnitudes: &magnitudes,
+        terms: fold * positions,
+    };
+    let want = cases::wanted(kernel.mode, numbers, &covered, formed, weights, &old);
     Case {
         name: format!("{kernel:?} n,fold,t,i,o={shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
         kernel,
@@ -202,6 +241,53 @@ fn case(
         buffers: vec![input, grad_output, weight, out],
         want: vec![(3, want)],
     }
+}
+
+/// What is not finite reaches every element that it meets, and no other: in one square of two, in a row and a column.
+fn not_finite(form: Form) -> Vec<Case<LinearSqShared>> {
+    let shape = |positions| (2, 1, positions, 35, 34);
+    let one = |positions: usize, value: f64, mode: Mode| {
+        let (mut a, mut b) = (noise(1, 2 * positions * 35), noise(2, 2 * positions * 34));
+        a[positions * 35 - 2] = value;
+        b[positions * 34 + 3] = value;
+        let kernel = LinearSqShared { mode, ..plain(form) };
+        let case = case_of(kernel, shape(positions), Numbers::OVERWRITE, None, (a, b));
+        Case { name: format!("{} {value}", case.name), ..case }
+    };
+    // At one position an infinite factor gives an infinite product, at more it may give a NaN.
+    vec![
+        one(3, f64::NAN, Mode::Squares),
+        one(9, f64::NAN, Mode::Gradients),
+        one(1, f64::INFINITY, Mode::Squares),
+    ]
+}
+
+/// Rows and columns, and positions of each, whose magnitudes are far from each other and from 1.
+fn far_apart(form: Form) -> Vec<Case<LinearSqShared>> {
+    let shape @ (samples, _, positions, inputs, outputs) = (2, 1, 19, 37, 35);
+    let scaled = |seed: u64, width: usize, exponent: &dyn Fn(usize, usize) -> usize, by: i32| -> Vec<f64> {
+        let power = |index: usize| {
+            let power = exponent(index / width % positions, index % width);
+            2.0_f64.powi(i32::try_from(power).expect("cases are small") - by)
+        };
+        let values = noise(seed, samples * positions * width);
+        values.iter().enumerate().map(|(index, value)| value * power(index)).collect()
+    };
+    // Products are small powers of two, factors are not.
+    let rows =
+        (scaled(1, inputs, &|_, column| column, -75), scaled(2, outputs, &|_, row| outputs - row, 110));
+    // Each position is half the one before.
+    let before = |position: usize, _| positions - position;
+    let positions = (scaled(1, inputs, &before, 19), scaled(2, outputs, &before, 19));
+    let case = |what: &str, mode: Mode, values: &(Vec<f64>, Vec<f64>)| {
+        let kernel = LinearSqShared { mode, ..plain(form) };
+        let case = case_of(kernel, shape, Numbers::OVERWRITE, None, values.clone());
+        Case { name: format!("{} far apart: {what}", case.name), ..case }
+    };
+    [Mode::Squares, Mode::Gradients]
+        .into_iter()
+        .flat_map(|mode| [case("rows", mode, &rows), case("positions", mode, &positions)])
+        .collect()
 }
 
 /// Small integers, where nothing is rounded: opposite positions cancel before the square, one sample is its square.

@@ -157,8 +157,13 @@ fn case(kernel: SumSq, shape: Shape, numbers: Numbers, range: Option<(u32, u32)>
     let weights = &weight.values()[squares.clone()];
     let magnitudes = gradients(&cases::abs(&b));
     let covered = cases::Covered { first: params.first as usize, elements: 0..outputs };
-    let terms = (&gradients(&b)[..], &magnitudes[..], fold * positions);
-    let want = cases::wanted(kernel.mode, numbers, &covered, terms, weights, &old);
+    let formed = cases::Formed {
+        gradients: &gradients(&b),
+        magnitudes: &magnitudes,
+        added: &[],
+        terms: fold * positions,
+    };
+    let want = cases::wanted(kernel.mode, numbers, &covered, formed, weights, &old);
     Case {
         name: format!("{kernel:?} n,fold,t,o={shape:?} range={range:?} scale={:e}", numbers.gradient_scale),
         kernel,
