@@ -82,7 +82,10 @@ impl Gpu {
             let problem = "the device was made without MatrixUnits::FEATURES";
             return Err(Error::argument("with_matrix_units", problem));
         }
-        Ok(self.with_caps(Caps { matrix_units: Some(units), ..self.caps().clone() }))
+        // What is measured with them is not what the device measures without.
+        let MatrixUnits { side, .. } = units;
+        let name = format!("{}, matrix units {side}x{side}", self.caps().name);
+        Ok(self.with_caps(Caps { name, matrix_units: Some(units), ..self.caps().clone() }))
     }
 
     /// The same device with other caps, and no pipelines yet.
