@@ -72,6 +72,7 @@ pub mod kernel;
 pub mod kernels;
 pub mod memory;
 pub mod methods;
+pub mod paths;
 pub mod progress;
 pub mod record;
 pub mod reference;

@@ -45,6 +45,42 @@ fn subcommands() -> Vec<String> {
     begun.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
+/// A path's bytes need not be text, and a report of what is done does not fail for that.
+#[cfg(unix)]
+#[test]
+fn json_of_paths_that_are_no_text() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let folder = folder();
+    let fisher = write(folder.path(), "f", &[("w", &[2, 2], &[1.0, 2.0, 3.0, 4.0])], Some("joint"));
+    let strange = |name: &[u8]| folder.path().join(OsStr::from_bytes(name));
+    let input = strange(b"in\xFF.safetensors");
+    std::fs::rename(fisher, &input).expect("the system allows any bytes");
+    let as_told = |path: &Path| Value::from(path.to_string_lossy());
+    for (command, rest) in [("mask", &["--keep", "0.5"][..]), ("embed", &[]), ("prune", &["--keep", "0.5"])] {
+        let (out, mask) = (strange(format!("{command}-").as_bytes()), strange(b"mask\xFE.safetensors"));
+        let out = out.with_file_name(OsStr::from_bytes(
+            &[out.file_name().expect("named").as_bytes(), b"\xFF"].concat(),
+        ));
+        let mut tool = squisher([command]);
+        tool.arg(&input).args(rest).arg("-o").arg(&out).args(["--json", "--backend", "host"]);
+        if command == "prune" {
+            tool.arg("--fisher").arg(&input).arg("--mask-out").arg(&mask);
+        }
+        let told = tool::json(&mut tool);
+        assert_eq!(told["output"], as_told(&out), "{command}: {told}");
+        assert!(out.exists(), "{command}");
+        assert!(command != "prune" || told["mask"] == as_told(&mask), "{told}");
+    }
+    let mut ewc = squisher(["ewc", "--lambda", "1", "--json", "--backend", "host"]);
+    for flag in ["--model", "--anchor", "--fisher"] {
+        ewc.arg(flag).arg(&input);
+    }
+    assert_eq!(tool::json(&mut ewc)["terms"][0]["fisher"], as_told(&input));
+    let told = tool::json(squisher(["inspect", "--json"]).arg(&input)).to_string();
+    assert!(told.contains("in\u{FFFD}.safetensors"), "{told}");
+}
+
 #[test]
 fn help_goes_to_stdout_and_lists_commands_and_exit_codes() {
     let help = output(&["--help"]);

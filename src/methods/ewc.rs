@@ -123,8 +123,10 @@ pub struct EwcReport {
 #[derive(Clone, Debug, Serialize)]
 pub struct Term {
     /// Checkpoint of the term's anchor θ*.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub anchor: PathBuf,
     /// The term's Fisher file, F.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub fisher: PathBuf,
     /// λ times the Fisher's power of γ.
     pub weight: f64,
@@ -168,8 +170,10 @@ pub struct EwcPlan {
 #[derive(Clone, Debug, Serialize)]
 pub struct PlannedTerm {
     /// Checkpoint of the term's anchor θ*.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub anchor: PathBuf,
     /// The term's Fisher file, F.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub fisher: PathBuf,
     /// λ times the Fisher's power of γ.
     pub weight: f64,

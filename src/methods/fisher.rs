@@ -161,6 +161,7 @@ pub struct FisherReport {
     /// The host or the adapter that kernels ran on.
     pub adapter: String,
     /// The path of the output.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub output: PathBuf,
     /// Where the time went; reading includes the way to the device, writing the way back and the sync.
     pub timings: Timings,

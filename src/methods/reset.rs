@@ -87,6 +87,7 @@ pub struct ResetReport {
     /// Where the time went, of all threads together.
     pub timings: Timings,
     /// The path of the output.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub output: PathBuf,
 }
 

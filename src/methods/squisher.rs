@@ -127,6 +127,7 @@ pub struct ExtractReport {
     /// Bytes of the output.
     pub bytes_written: u64,
     /// The path of the output.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub output: PathBuf,
     /// Where the time went; computing includes the check against the momentum, which is read for it.
     pub timings: Timings,

@@ -68,8 +68,10 @@ pub struct SelectReport {
     /// Where kernels ran.
     pub adapter: String,
     /// The path of the output.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub output: PathBuf,
     /// The mask, where one was asked for.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub mask: Option<PathBuf>,
 }
 

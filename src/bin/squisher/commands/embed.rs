@@ -71,6 +71,7 @@ struct Planned {
     adapter: String,
     #[serde(flatten)]
     plan: EmbedPlan,
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: PathBuf,
 }
 
@@ -97,6 +98,7 @@ impl fmt::Display for Planned {
 struct Done {
     #[serde(flatten)]
     report: EmbedReport,
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: PathBuf,
 }
 

@@ -120,6 +120,7 @@ struct Planned {
     #[serde(flatten)]
     plan: EwcPlan,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "squisher::paths::as_text")]
     gradient: Option<PathBuf>,
 }
 
@@ -143,6 +144,7 @@ struct Done {
     #[serde(flatten)]
     report: EwcReport,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: Option<PathBuf>,
 }
 

@@ -114,6 +114,7 @@ struct Done {
     /// The smallest and the largest.
     scale_factor: (f64, f64),
     bytes_written: u64,
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: PathBuf,
     seconds: f64,
     timings: Timings,

@@ -123,6 +123,7 @@ struct Planned {
     adapter: String,
     #[serde(flatten)]
     plan: FisherPlan,
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: PathBuf,
 }
 

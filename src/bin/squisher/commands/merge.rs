@@ -169,6 +169,7 @@ impl Merge {
 struct Done {
     #[serde(flatten)]
     report: MergeReport,
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: PathBuf,
 }
 

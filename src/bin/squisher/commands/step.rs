@@ -103,6 +103,7 @@ struct Planned {
     adapter: String,
     #[serde(flatten)]
     plan: StepPlan,
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: PathBuf,
 }
 

@@ -125,6 +125,7 @@ struct Measured {
 /// What was done. Keys are stable.
 #[derive(Serialize)]
 struct Done {
+    #[serde(serialize_with = "squisher::paths::as_text")]
     folder: PathBuf,
     adapter: String,
     commands: Vec<String>,
@@ -146,6 +147,7 @@ struct Distances {
 #[derive(Serialize)]
 struct Planned {
     dry_run: bool,
+    #[serde(serialize_with = "squisher::paths::as_text")]
     folder: PathBuf,
     commands: Vec<String>,
 }

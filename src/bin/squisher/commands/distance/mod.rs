@@ -159,6 +159,7 @@ struct Planned {
     #[serde(flatten)]
     plan: DistancePlan,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: Option<PathBuf>,
 }
 
@@ -187,6 +188,7 @@ struct Done {
     #[serde(skip_serializing_if = "Option::is_none")]
     ranking: Option<Ranking>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(serialize_with = "squisher::paths::as_text")]
     output: Option<PathBuf>,
 }
 

@@ -13,6 +13,7 @@ use crate::table::{Column, Table, counted, size, word};
 /// One capture.
 #[derive(Serialize)]
 pub(super) struct Layers {
+    #[serde(serialize_with = "squisher::paths::as_text")]
     path: PathBuf,
     samples: u64,
     loss_reduction: LossReduction,

@@ -20,6 +20,7 @@ const TOP: f64 = 0.005;
 /// One checkpoint.
 #[derive(Serialize)]
 pub(super) struct Contents {
+    #[serde(serialize_with = "squisher::paths::as_text")]
     path: PathBuf,
     files: usize,
     elements: u64,
@@ -36,6 +37,7 @@ struct Tensor {
     shape: Vec<u64>,
     elements: u64,
     bytes: u64,
+    #[serde(serialize_with = "squisher::paths::as_text")]
     file: PathBuf,
     fisher: Option<Values>,
 }

@@ -17,6 +17,7 @@ use crate::table::{Column, Table, counted};
 /// One optimizer state.
 #[derive(Serialize)]
 pub(super) struct Optimizer {
+    #[serde(serialize_with = "squisher::paths::as_text")]
     path: PathBuf,
     container: Vec<String>,
     groups: Vec<Group>,
