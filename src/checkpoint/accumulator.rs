@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! v_t = β v_{t−1} + (1−β) ḡ²        Adam and kin (exp_avg_sq, β = betas[1]), RMSprop (square_avg, alpha), Adadelta (square_avg, rho)
-//! v_t = v_{t−1} + ḡ²                Adagrad (sum)
+//! v_t = v_{t−1} + ḡ²                Adagrad (sum, without the v_0 that it starts from: initial_accumulator_value)
 //! v_ij = r_i c_j / mean(r)          Adafactor, whose row and column means r and c are kept; vectors are kept whole
 //! v[i] = qmap2[code[i]] · absmax2[i / block]      8-bit Adam of bitsandbytes
 //! ```
@@ -29,7 +29,7 @@ pub enum Accumulator {
     SquareAvgRmsprop,
     /// `square_avg` of Adadelta.
     SquareAvgAdadelta,
-    /// `sum` of Adagrad: a sum over steps.
+    /// `sum` of Adagrad: a sum over steps, read without the value that it started from.
     Sum,
     /// `row_var` and `col_var` of torch's Adafactor.
     FactorsTorch,
@@ -187,6 +187,7 @@ impl Accumulator {
         match self {
             Self::FactorsTorch | Self::FactorsTransformers => self.read_factors(state, entry),
             Self::EightBit => read_eight_bit(state, entry),
+            Self::Sum => state.read_above(entry, self.key(), state.group(entry).initial_accumulator_value),
             _ => state.read_floats(entry, self.key()),
         }
     }

@@ -25,7 +25,7 @@ use pytorch_reader::{DType as Stored, PytorchReader};
 use find::{file_of, find_optimizer, refused_by_reader};
 use parse::Source;
 pub(crate) use values::narrow;
-use values::{dtype_name, floats, unreadable};
+use values::{dtype_name, floats, floats_above, unreadable};
 
 use super::accumulator::Accumulator;
 use super::pickle::{Outline, state_dicts};
@@ -69,6 +69,8 @@ pub struct ParamGroup {
     pub decoupled_weight_decay: Option<bool>,
     /// The step, where it is kept per group.
     pub step: Option<f64>,
+    /// What Adagrad's sums start from, 0 where the group does not say.
+    pub initial_accumulator_value: f64,
     /// Every key of the group, sorted.
     pub keys: Vec<String>,
     /// Keys whose value an unknown import would have to make, with that import.
@@ -181,7 +183,8 @@ impl OptimizerState {
         &self.groups
     }
 
-    /// The parameters that have a state, in the order of the groups. One that never had a gradient is not among them.
+    /// The parameters that have a state, in the order of the groups. One that never had a gradient is not among them, also where the
+    /// optimizer made a state for it in advance, as Adagrad does.
     #[must_use]
     pub fn entries(&self) -> &[StateEntry] {
         &self.entries
@@ -236,7 +239,7 @@ impl OptimizerState {
             .map_err(|problem| Error::tensor(&self.path, format!("state.{}", entry.id), problem))
     }
 
-    /// Read one accumulator whole, row-major, as f32.
+    /// Read one accumulator whole, row-major, as f32. Adagrad's sum comes without the group's `initial_accumulator_value`.
     ///
     /// # Errors
     /// [`Error::Tensor`] naming the tensor and the flat index of the first NaN, infinite or negative value, or of an f64
@@ -264,6 +267,17 @@ impl OptimizerState {
         let tensor = self.tensor(entry, key)?;
         let bytes = self.read_bytes(entry, key)?;
         floats(tensor.handle.dtype(), &bytes)
+            .map_err(|problem| Error::tensor(&self.path, entry.label(key), problem))
+    }
+
+    /// Read what a tensor has gained over the `start` that all of it was filled with, as f32.
+    pub(crate) fn read_above(&self, entry: &StateEntry, key: &str, start: f64) -> Result<Vec<f32>> {
+        if start == 0.0 {
+            return self.read_floats(entry, key);
+        }
+        let tensor = self.tensor(entry, key)?;
+        let bytes = self.read_bytes(entry, key)?;
+        floats_above(tensor.handle.dtype(), &bytes, start)
             .map_err(|problem| Error::tensor(&self.path, entry.label(key), problem))
     }
 

@@ -101,6 +101,36 @@ fn every_stored_form_gives_torchs_values() {
 }
 
 #[test]
+fn adagrads_sum_comes_without_what_it_started_from() {
+    for case in ["adagrad_initial", "adagrad_initial_bf16"] {
+        let (got, _) = run(case, &model(case), &scale(Scale::Raw)).unwrap();
+        let want = f64_tensors(&data(case).join("expected.safetensors"));
+        assert_eq!(differs(&got, &want, 1.0, 1.0), None, "{case}");
+        let (got, _) = run(case, &model(case), &scale(Scale::Unbiased)).unwrap();
+        assert_eq!(differs(&got, &want, 1.0 / 5.0, 2.0), None, "{case}");
+    }
+}
+
+#[test]
+fn a_parameter_that_adagrad_never_stepped_is_absent_and_not_zero() {
+    let case = "adagrad_unused";
+    let want = f64_tensors(&data(case).join("expected.safetensors"));
+    for (name, factor) in [(Scale::Raw, 1.0), (Scale::Unbiased, 1.0 / 5.0)] {
+        let (got, report) = run(case, &model(case), &scale(name)).unwrap();
+        assert_eq!(differs(&got, &want, factor, 1.0), None, "{name}");
+        assert_eq!(report.absent, ["unused.bias", "unused.weight"]);
+        assert!(report.warnings.contains(&Warning::WithoutState { params: 2 }), "{name}");
+    }
+}
+
+#[test]
+fn a_step_may_be_of_any_integer_type() {
+    for case in ["step_int16", "step_uint8", "step_int8"] {
+        assert!(open(case).entries().iter().all(|entry| entry.step == Some(5.0)), "{case}");
+    }
+}
+
+#[test]
 fn the_maximum_of_amsgrad_is_read_on_request_only() {
     let options = ExtractOptions { max_exp_avg_sq: true, ..scale(Scale::Raw) };
     let (got, report) = run("amsgrad", &model("amsgrad"), &options).unwrap();

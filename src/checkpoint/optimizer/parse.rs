@@ -7,6 +7,7 @@ use pytorch_reader::{DType as Stored, PytorchReader};
 
 use super::values::{dtype_name, floats, unreadable};
 use super::{ParamGroup, ParamId, StateEntry, StateTensor};
+use crate::checkpoint::accumulator::Accumulator;
 use crate::checkpoint::pickle::{Id, Node, Outline};
 use crate::error::{Error, Result, printable};
 
@@ -75,6 +76,7 @@ impl Source<'_> {
         group.rho = number("rho")?;
         group.step = number("step")?;
         group.weight_decay = number("weight_decay")?.unwrap_or(0.0);
+        group.initial_accumulator_value = number("initial_accumulator_value")?.unwrap_or(0.0);
         group.decoupled_weight_decay = number("decoupled_weight_decay")?.map(|flag| flag != 0.0);
         group.betas = self.betas(id, &place("betas"), &mut group.foreign)?;
         group.params = self.params(index, id)?;
@@ -179,7 +181,13 @@ impl Source<'_> {
         #[expect(clippy::cast_precision_loss, reason = "steps are far below 2^53")]
         let value = match (tensor.dtype(), bytes.as_slice()) {
             (Stored::I64, &[a, b, c, d, e, f, g, h]) => i64::from_ne_bytes([a, b, c, d, e, f, g, h]) as f64,
+            (Stored::U64, &[a, b, c, d, e, f, g, h]) => u64::from_ne_bytes([a, b, c, d, e, f, g, h]) as f64,
             (Stored::I32, &[a, b, c, d]) => f64::from(i32::from_ne_bytes([a, b, c, d])),
+            (Stored::U32, &[a, b, c, d]) => f64::from(u32::from_ne_bytes([a, b, c, d])),
+            (Stored::I16, &[a, b]) => f64::from(i16::from_ne_bytes([a, b])),
+            (Stored::U16, &[a, b]) => f64::from(u16::from_ne_bytes([a, b])),
+            (Stored::I8, &[a]) => f64::from(i8::from_ne_bytes([a])),
+            (Stored::U8, &[a]) => f64::from(a),
             (Stored::F64, &[a, b, c, d, e, f, g, h]) => f64::from_ne_bytes([a, b, c, d, e, f, g, h]),
             (dtype, bytes) => match floats(dtype, bytes).as_deref() {
                 Ok(&[one]) => f64::from(one),
@@ -228,7 +236,7 @@ impl Source<'_> {
         }
     }
 
-    /// One parameter's state, or nothing where it is empty.
+    /// One parameter's state, or nothing where it is empty or no gradient has come to it.
     fn entry(
         &self,
         id: &ParamId,
@@ -262,7 +270,10 @@ impl Source<'_> {
             Number::Value(step) => Some(step),
             _ => settings.step,
         };
-        Ok(Some(entry))
+        // Adagrad makes a state for every parameter at once. One whose parameter never had a gradient says no more than a missing one.
+        let unused =
+            entry.step == Some(0.0) && Accumulator::of(&entry, settings, false) == Ok(Accumulator::Sum);
+        Ok((!unused).then_some(entry))
     }
 
     /// Note every tensor of a parameter's state. bitsandbytes puts its quantised tensors one level deeper under FSDP.

@@ -48,6 +48,31 @@ pub(super) fn floats(dtype: Stored, bytes: &[u8]) -> Result<Vec<f32>, String> {
     }
 }
 
+/// Decode sums that began at `start`, as their own type holds it, without it.
+///
+/// One rounding to f32 is all that this adds. What the sums lost when squares were added to the larger start, up to half a unit in the
+/// last place at every step, does not come back. A sum of squares is never below its start; one that is, but not below 0, becomes 0, and what
+/// is no sum of squares (negative, NaN) is left for the reader's check.
+pub(super) fn floats_above(dtype: Stored, bytes: &[u8], start: f64) -> Result<Vec<f32>, String> {
+    let above = |sum: f64, start: f64| match sum {
+        _ if sum > start => sum - start,
+        _ if sum >= 0.0 => 0.0,
+        _ => sum,
+    };
+    if dtype == Stored::F64 {
+        let sums = bytes.as_chunks::<8>().0.iter().map(|b| f64::from_ne_bytes(*b));
+        return sums.enumerate().map(|(i, sum)| narrow(above(sum, start), i)).collect();
+    }
+    let start = match dtype {
+        Stored::F16 => half::f16::from_f64(start).to_f64(),
+        Stored::BF16 => half::bf16::from_f64(start).to_f64(),
+        _ => f64::from(start as f32),
+    };
+    let mut values = floats(dtype, bytes)?;
+    values.iter_mut().for_each(|value| *value = above(f64::from(*value), start) as f32);
+    Ok(values)
+}
+
 /// An f64 as f32, rounded to nearest; beyond f32's range is an error that names the index.
 pub(crate) fn narrow(value: f64, index: usize) -> Result<f32, String> {
     #[expect(
