@@ -63,7 +63,8 @@ impl Output {
     ///
     /// `inputs` are the paths that the job reads, files or folders: the output must be none of them.
     /// With `overwrite` an existing output is replaced, though not before [`finish`](Self::finish); a folder only
-    /// if everything in it is part of a checkpoint. If `path` is a symbolic link, what it points to is replaced.
+    /// if everything in it is part of a checkpoint: side files, an index and the shards it names, `model.safetensors`
+    /// and its shards, and files that the new output has. If `path` is a symbolic link, what it points to is replaced.
     ///
     /// # Errors
     ///
@@ -178,6 +179,15 @@ impl Output {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.target
+    }
+
+    /// Whether an output to `path` would take this one's place: as the same path, or through symbolic links.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Output`] where no output can go to `path`.
+    pub fn is_at(&self, path: &Path) -> Result<bool> {
+        target::is_same(&self.target, path)
     }
 
     /// The bytes of all safetensors files, headers included.

@@ -1,12 +1,14 @@
 //! Where an output may go: every reason to refuse, found before anything is written.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::{self, Identity};
+use super::index::{self, INDEX_SUFFIX};
 use super::layout::OutputLayout;
-use super::open::is_side_file;
+use super::open::{MODEL_FILE, is_side_file};
 use crate::error::{Error, Result, printable};
 
 /// Resolves `path` to the place that will be replaced: a symbolic link's target, not the link.
@@ -66,10 +68,14 @@ pub(super) fn refuse_existing(target: &Path, layout: &OutputLayout, overwrite: b
 
 /// Refuses to replace a folder that holds anything but a checkpoint: that would be deleted with it.
 fn refuse_strangers(folder: &Path, layout: &OutputLayout) -> Result<()> {
-    let mut strangers: Vec<String> = entries(folder)?
+    let names: Vec<String> = entries(folder)?
         .iter()
         .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
-        .filter(|name| !belongs(name, layout) || folder.join(name).is_dir())
+        .collect();
+    let listed = listed_shards(folder, &names);
+    let mut strangers: Vec<String> = names
+        .into_iter()
+        .filter(|name| !(belongs(name, layout) || listed.contains(name)) || folder.join(name).is_dir())
         .map(|name| printable(&name))
         .collect();
     strangers.sort_unstable();
@@ -87,11 +93,42 @@ fn refuse_strangers(folder: &Path, layout: &OutputLayout) -> Result<()> {
     Err(Error::output(folder, problem))
 }
 
+/// The files that the folder's own indexes name. One that cannot be read names none.
+fn listed_shards(folder: &Path, names: &[String]) -> HashSet<String> {
+    let indexes = names.iter().filter(|name| name.ends_with(INDEX_SUFFIX));
+    indexes
+        .filter_map(|name| index::read(&folder.join(name)).ok())
+        .flat_map(|i| i.weight_map.into_values())
+        .collect()
+}
+
+/// Whether a name is one that a model's own files have: those of the new output, and Hugging Face's. Any other safetensors file may
+/// be somebody's Fisher or mask.
 fn belongs(name: &str, layout: &OutputLayout) -> bool {
-    name.ends_with(".safetensors")
-        || name.ends_with(super::index::INDEX_SUFFIX)
+    name == MODEL_FILE
+        || is_shard(name)
+        || layout.files.iter().any(|file| file.name == name)
+        || name.ends_with(INDEX_SUFFIX)
         || is_side_file(name)
         || layout.texts.iter().any(|(text, _)| text == name)
+}
+
+/// `model-00001-of-00003.safetensors`
+fn is_shard(name: &str) -> bool {
+    let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let digits = |text: &str| text.len() >= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(at, of)| digits(at) && digits(of))
+}
+
+/// Whether two paths of outputs lead to one place, through symbolic links, also where nothing is there yet.
+pub(super) fn is_same(one: &Path, other: &Path) -> Result<bool> {
+    let place = |path| -> Result<PathBuf> {
+        let target = resolve(path)?;
+        let folder = fs::canonicalize(disk::parent_of(&target));
+        let folder = folder.map_err(|error| refused(path, "look at the folder of", &error))?;
+        Ok(folder.join(target.file_name().unwrap_or_default()))
+    };
+    Ok(place(one)? == place(other)?)
 }
 
 /// Refuses a target that is an input, is linked to one, lies within one, or holds one.

@@ -218,6 +218,42 @@ fn a_folder_with_anything_else_in_it_is_not_replaced() {
 }
 
 #[test]
+fn a_folder_with_somebody_s_safetensors_in_it_is_not_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("m");
+    write_two(&path, 1, false).expect("writes");
+    for name in ["my.fisher.safetensors", "model-best.safetensors", "model-00001-of-2.safetensors"] {
+        fs::write(path.join(name), "a day of work").expect("writes");
+        assert_says(&refusal(write_two(&path, 2, true)), &["would delete 1 entries", name]);
+        assert_eq!(fs::read(path.join(name)).expect("reads"), b"a day of work");
+        fs::remove_file(path.join(name)).expect("removes");
+    }
+    // Shards of any name belong to the index that names them.
+    fs::rename(path.join("model-00001-of-00002.safetensors"), path.join("first.safetensors"))
+        .expect("renames");
+    assert_says(&refusal(write_two(&path, 2, true)), &["would delete 1 entries", "first.safetensors"]);
+    let index = path.join("model.safetensors.index.json");
+    let text = fs::read_to_string(&index).expect("reads").replace("model-00001-of-00002", "first");
+    fs::write(&index, text).expect("writes");
+    write_two(&path, 2, true).expect("replaces");
+    assert_eq!(read(&path), two_data(2));
+}
+
+#[test]
+#[cfg(unix)]
+fn two_outputs_of_one_place_are_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let output = Output::create(at("m"), small_layout(), false, &[]).expect("creates");
+    std::os::unix::fs::symlink("m", at("link")).expect("links");
+    std::os::unix::fs::symlink(".", at("here")).expect("links");
+    for same in ["m", "link", "here/m", "here/link", "./m"] {
+        assert!(output.is_at(&at(same)).expect("looks"), "{same}");
+    }
+    assert!(!output.is_at(&at("other")).expect("looks"));
+}
+
+#[test]
 fn a_file_does_not_replace_a_folder_nor_the_other_way_round() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, shards) = (folder.path().join("m.safetensors"), folder.path().join("m"));

@@ -25,6 +25,27 @@ fn refusal(change: impl Fn(&mut Tensors, &mut Tensors), options: &PruneOptions) 
 }
 
 #[test]
+fn a_mask_that_would_lie_in_the_models_place_is_refused() {
+    let out = folder();
+    let (model, fisher) = network(out.path());
+    let at = |name: &str| out.path().join(name);
+    let mut masks = vec![at("pruned"), at("./pruned")];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("pruned", at("link")).expect("links");
+        masks.push(at("link"));
+    }
+    for mask in masks {
+        let half = PruneOptions::new(Structure::Elements(Keep::Fraction(0.5)));
+        let options = PruneOptions { mask_out: Some(mask.clone()), ..half };
+        let refused =
+            run_prune(&Backend::Host, (&model, &fisher), &options, &at("pruned")).expect_err("one place");
+        assert!(refused.to_string().contains("is the output of the model too"), "{refused}");
+        assert!(!at("pruned").exists(), "{mask:?}");
+    }
+}
+
+#[test]
 fn values_without_a_score_are_refused_by_tensor_and_index() {
     let half = PruneOptions::new(Structure::Elements(Keep::Fraction(0.5)));
     let pattern = PruneOptions::new(Structure::Pattern(Pattern { keep: 2, size: 4 }));

@@ -58,7 +58,7 @@ impl<'a> Writer<'a> {
         let output = Output::create(out, layout.with_side_files_of(model)?, options.overwrite, &inputs)?;
         let mask = match &options.mask_out {
             None => None,
-            Some(path) if path == out => {
+            Some(path) if output.is_at(path)? => {
                 let problem = "is the output of the model too; give the mask another name";
                 return Err(Error::output(path, problem));
             }

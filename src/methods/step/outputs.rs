@@ -1,11 +1,11 @@
 //! The outputs of a step: Δ under the parameters' names, and K, if it was asked for.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::StepOptions;
 use crate::checkpoint::{Capture, CaptureLayer, Dtype, Output, OutputLayout, OutputTensor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The outputs being written.
 pub(super) struct Outputs {
@@ -25,12 +25,16 @@ impl Outputs {
         let slots = parameters.map(|(name, shape)| OutputTensor::new(&name, Dtype::F32, shape)).collect();
         let layout = OutputLayout::single(slots, metadata("step", samples, options));
         let step = Output::create(out, layout, options.overwrite, inputs)?;
-        let gram = |path| {
+        let gram = |path: &PathBuf| {
+            if step.is_at(path)? {
+                return Err(Error::output(path, "is the output of the step too; give K another name"));
+            }
             let slot = OutputTensor::new("gram", Dtype::F64, vec![samples, samples]);
             let layout = OutputLayout::single(vec![slot], metadata("gram", samples, options));
             Output::create(path, layout, options.overwrite, inputs)
         };
-        Ok(Self { step, gram: options.gram.as_ref().map(gram).transpose()? })
+        let gram = options.gram.as_ref().map(gram).transpose()?;
+        Ok(Self { step, gram })
     }
 
     /// Writes K, if it was asked for.
