@@ -130,7 +130,7 @@ pub struct StepReport {
     pub batches: usize,
     /// ‖g_n‖ of every sample, in the order of the files.
     pub gradient_norms: Vec<f64>,
-    /// ‖Δ‖.
+    /// ‖Δ‖ of the step as it was written.
     pub step_norm: f64,
     /// Δᵀ ∇L, L = Σ_n ℓ_n: how much the loss falls to first order where Δ is subtracted.
     pub slope: f64,
@@ -145,8 +145,10 @@ pub struct StepReport {
     /// Where it ran.
     pub adapter: String,
     /// The step.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub output: PathBuf,
     /// K, if it was written.
+    #[serde(serialize_with = "crate::paths::as_text")]
     pub gram: Option<PathBuf>,
     /// How good the step is, if that was asked for.
     pub indicator: Option<Indicator>,
@@ -198,10 +200,16 @@ pub fn step(captures: &[PathBuf], options: &StepOptions, out: &Path, run: &Run<'
     let gram = job.gram()?;
     clock.time(Stage::Write, || outputs.write_gram(&gram))?;
     let solution = clock.time(Stage::Compute, || Solution::of(gram, &target, options.damping))?;
-    job.weighted_sum(&solution.x, |name, first, values| outputs.write_step(name, first, values))?;
+    // Of what is written: xᵀ(s − λx) is ‖Δ‖² too, and beside a large λ the difference of near equals.
+    let mut norm_sq = 0.0;
+    job.weighted_sum(&solution.x, |name, first, values| {
+        norm_sq += values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>();
+        outputs.write_step(name, first, values)
+    })?;
     captures.iter().try_for_each(|capture| capture.checkpoint().verify_unchanged())?;
 
     let report = report(run.backend, (&captures, &exact), options, solution, &outputs);
+    let report = StepReport { step_norm: norm_sq.sqrt(), ..report };
     clock.time(Stage::Write, || outputs.finish())?;
     let judge = || -> Result<Indicator> {
         let direction = Checkpoint::open(&report.output)?;
@@ -234,7 +242,7 @@ fn checked<'a>(
     Ok((job, exact))
 }
 
-/// What was done, but for the indicator and the time that it took.
+/// What was done, but for the step's norm, the indicator and the time that it took.
 fn report(
     backend: &Backend,
     (captures, exact): (&[Capture], &[Capture]),
@@ -250,7 +258,7 @@ fn report(
         samples: solution.x.len() as u64,
         batches: captures.len(),
         gradient_norms: solution.gradient_norms,
-        step_norm: solution.step_norm,
+        step_norm: 0.0,
         slope: solution.slope,
         elements: tensors.iter().map(|(_, shape)| elements(shape).unwrap_or(u64::MAX)).sum(),
         tensors,

@@ -39,6 +39,18 @@ fn steps_meet_their_targets_where_nothing_is_damped() {
     }
 }
 
+/// Where the damping is all, xᵀ(s − λx) has no digit left.
+#[test]
+fn the_norm_is_that_of_the_step_that_is_written_at_any_damping() {
+    for damping in [1e-2, 1e3, 1e9, 1e18] {
+        let folder = folder();
+        let options = options(StepKind::Ef, damping);
+        let (_, report) = run(&Backend::Host, &captures("mlp"), &options, folder.path()).expect("damped");
+        let square: f64 = load(&report.output).values().flatten().map(|value| value * value).sum();
+        assert!((report.step_norm / square.sqrt() - 1.0).abs() < 1e-9, "{damping:e}: {}", report.step_norm);
+    }
+}
+
 #[test]
 fn the_matrix_is_symmetric_positive_and_has_the_squared_norms_on_its_diagonal() {
     for case in ["sequence", "conv2d", "mlp"] {

@@ -47,7 +47,12 @@ fn what_has_no_meaning_is_refused_and_leaves_no_file() {
     let own = files::folder();
     run(&Backend::Host, &[twice], &ef(1e-3), own.path()).expect("damped, it has an inverse");
     let same = StepOptions { gram: Some(own.path().join("ef-step.safetensors")), overwrite: true, ..ef(1.0) };
-    assert!(run(&Backend::Host, &path, &same, own.path()).is_err(), "one file for both outputs");
+    let text =
+        run(&Backend::Host, &path, &same, own.path()).expect_err("one file for both outputs").to_string();
+    assert!(text.contains("is the output of the step too; give K another name"), "{text}");
+    let zero = linear(&[1.0, 2.0], &[0.0, 0.0]).write(&folder, "zero");
+    let text = refused(&[zero], &ef(0.0));
+    assert!(text.contains("every sample's gradient is 0") && !text.contains("--damping"), "{text}");
     let done = step_tool(&["--kind", "ef", "--damping", "-1"], &path, &folder.path().join("x"));
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(!done.status.success() && text.contains("the damping is -1"), "{text}");

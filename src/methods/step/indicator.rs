@@ -18,7 +18,7 @@ pub struct Indicator {
     pub curvature: f64,
     /// Δᵀ ∇L = Σ_n ⟨g_n, Δ⟩ over the data's.
     pub slope: f64,
-    /// γ = √curvature / |slope|; infinite where Δ does not change the loss.
+    /// γ = √curvature / |slope|; infinite where Δ does not change the loss, which JSON gives as `null`.
     pub gamma: f64,
 }
 

@@ -15,8 +15,6 @@ pub(super) struct Solution {
     pub(super) x: Vec<f64>,
     /// ‖g_n‖.
     pub(super) gradient_norms: Vec<f64>,
-    /// ‖Δ‖.
-    pub(super) step_norm: f64,
     /// Δᵀ ∇L.
     pub(super) slope: f64,
 }
@@ -29,9 +27,7 @@ impl Solution {
         let mut x = target.to_vec();
         solve(&mut gram, damping, &mut x)?;
         let inner = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        // ‖Jᵀx‖² = xᵀKx = xᵀ(target − λx).
-        let step_norm = (inner(&x, target) - damping * inner(&x, &x)).max(0.0).sqrt();
-        Ok(Self { gradient_norms, step_norm, slope: inner(&x, &row_sums), x })
+        Ok(Self { gradient_norms, slope: inner(&x, &row_sums), x })
     }
 }
 
@@ -80,7 +76,12 @@ fn solve(gram: &mut [f64], damping: f64, rhs: &mut [f64]) -> Result<()> {
 
 /// What sample's pivot is nothing, with the least damping that would do.
 fn singular(sample: usize, damping: f64, largest: f64) -> Error {
-    let least = if largest > 0.0 { largest * ROUNDING } else { f64::MIN_POSITIVE };
+    if largest == 0.0 {
+        let problem = "every sample's gradient is 0, so that K is 0 and has no inverse: there is no step to take (is it the gradient of \
+                       the loss that was captured?)";
+        return Error::mismatch(OP, problem);
+    }
+    let least = largest * ROUNDING;
     let damped = if damping == 0.0 { "K".to_owned() } else { format!("K + {damping:e}·I") };
     let problem = format!(
         "{damped} has no inverse: the gradient of sample {sample} is 0 or, as far as f32 tells, a sum of those before it (repeated \
@@ -102,6 +103,16 @@ mod tests {
         solve(&mut gram, 2.0, &mut x).expect("damped");
         assert!(x.iter().all(|x| (x - 0.25).abs() < 1e-15), "{x:?}");
         solve(&mut [], 0.0, &mut []).expect("nothing to solve");
+    }
+
+    #[test]
+    fn gradients_that_are_all_zero_are_told_and_no_damping_is_advised() {
+        let refusal = solve(&mut [0.0; 4], 0.0, &mut [1.0, 1.0]).expect_err("singular").to_string();
+        assert!(
+            refusal.contains("every sample's gradient is 0") && !refusal.contains("--damping"),
+            "{refusal}"
+        );
+        solve(&mut [0.0; 4], 1.0, &mut [1.0, 1.0]).expect("damped, it is no step at all");
     }
 
     #[test]
