@@ -175,11 +175,14 @@ impl OutputLayout {
         Ok(self)
     }
 
-    /// Also writes a text file, as `README.md`, after everything else, if this is a folder.
+    /// Also writes a text file, as `README.md`, after everything else, if this is a folder; in the place of the side
+    /// file of that name, if there is one.
     #[must_use]
     pub fn with_text(mut self, name: impl Into<String>, text: impl Into<String>) -> Self {
         if self.folder {
-            self.texts.push((name.into(), text.into()));
+            let name = name.into();
+            self.side_files.retain(|path| path.file_name() != Some(name.as_ref()));
+            self.texts.push((name, text.into()));
         }
         self
     }

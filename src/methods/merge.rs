@@ -33,6 +33,7 @@
 //! ```
 
 mod card;
+mod config;
 mod copies;
 mod inputs;
 mod remedies;

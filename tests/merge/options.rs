@@ -269,6 +269,28 @@ fn shards_have_the_usual_names_and_an_index() {
 }
 
 #[test]
+fn a_folders_config_says_how_the_merged_weights_are_stored() {
+    let folder = folder();
+    let path = folder.path().join("a");
+    fs::create_dir(&path).expect("a fresh folder");
+    write(&path.join("model.safetensors"), &[floats("w", F, &[1.0; 4])]);
+    let config = r#"{"architectures": ["X"], "torch_dtype": "float32", "eps": 1e-05}"#;
+    fs::write(path.join("config.json"), config).expect("it can be written");
+    let merged = |dtype| {
+        let output = folder.path().join("out");
+        let options = MergeOptions { dtype, overwrite: true, ..options(Method::Linear, &[(&path, &path)]) };
+        run(&options, &output, &Backend::Host).expect("a sound merge");
+        fs::read_to_string(output.join("config.json")).expect("copied")
+    };
+    assert_eq!((merged(None).as_str(), merged(Some(DType::F32)).as_str()), (config, config));
+    let stored = merged(Some(DType::BF16));
+    assert!(
+        stored.contains(r#""torch_dtype": "bfloat16""#) && stored.contains(r#""eps": 0.00001"#),
+        "{stored}"
+    );
+}
+
+#[test]
 fn a_folder_brings_its_side_files_and_a_card_with_the_recipe() {
     let folder = folder();
     let model = |name: &str, x: f64| {

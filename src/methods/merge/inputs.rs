@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use serde::Serialize;
 
 use super::remedies::remedy;
-use super::{MergeOptions, Method, Missing, Normalize};
+use super::{MergeOptions, Method, Missing, Normalize, config};
 use crate::checkpoint::{Checkpoint, OutputLayout, OutputTensor, TensorInfo};
 use crate::error::{Error, Result, printable};
 use crate::shape::{DType, shape_text};
@@ -264,6 +264,11 @@ impl<'a> Inputs<'a> {
             return Ok(layout);
         }
         let layout = if first.is_folder() { layout.with_side_files_of(first)? } else { layout };
+        let config = self.options.dtype.and_then(|dtype| config::stored_as(config::of(first)?, dtype));
+        let layout = match config {
+            Some(config) => layout.with_text(config::NAME, config),
+            None => layout,
+        };
         Ok(layout.with_text("README.md", super::card::text(self.options, is_of_transformers(first))))
     }
 
@@ -395,10 +400,7 @@ fn check_options(options: &MergeOptions) -> Result<()> {
 
 /// Whether a `config.json` beside the weights names an architecture of the transformers library.
 fn is_of_transformers(model: &Checkpoint) -> bool {
-    let files = model.side_files().unwrap_or_default();
-    let config = files.iter().find(|file| file.file_name().is_some_and(|name| name == "config.json"));
-    let text = config.and_then(|config| std::fs::read_to_string(config).ok());
-    let config = text.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    let config = config::of(model);
     config.is_some_and(|config| config["architectures"].as_array().is_some_and(|names| !names.is_empty()))
 }
 
