@@ -10,6 +10,7 @@ Hooks record every layer's input and the gradient at its output, of the *summed*
 need no gradient are left out; parameters that no known layer owns are named in a warning. Needs torch and safetensors.
 """
 
+import inspect
 import json
 import warnings
 
@@ -132,6 +133,16 @@ def call(net, x):
     return getattr(output, "logits", output)
 
 
+def input_of(module, name, args, kwargs):
+    """A layer's input: the first argument, also where it is given by its name, as in self.fc(input=x)."""
+    if args:
+        return args[0]
+    first = next(iter(inspect.signature(module.forward).parameters), None)
+    if first not in kwargs:
+        raise ValueError(f"{name}: called with {', '.join(kwargs) or 'nothing'}, and its input is its first argument, {first}")
+    return kwargs[first]
+
+
 def repeated(x, times):
     """Every sample `times` times, one after the other."""
     if isinstance(x, dict):
@@ -195,11 +206,11 @@ def capture(net, x, path, labels="data", target=None, draws=1, generator=None, d
     x, target, weight = (label if loss == "cross_entropy" else residual)(net, x, labels, target, draws, generator)
     layers, uses, handles = trained_layers(net), {}, []
     for name, (module, _) in layers.items():
-        def record(_, args, output, name=name):
+        def record(module, args, kwargs, output, name=name):
             # Copied, and an edge of the graph: what later changes either tensor in place (ReLU(inplace=True)) must not be seen.
-            uses.setdefault(name, []).append((args[0].detach().clone(), get_gradient_edge(output)))
+            uses.setdefault(name, []).append((input_of(module, name, args, kwargs).detach().clone(), get_gradient_edge(output)))
 
-        handles.append(module.register_forward_hook(record))
+        handles.append(module.register_forward_hook(record, with_kwargs=True))
     try:
         logits = call(net, x)
     finally:
