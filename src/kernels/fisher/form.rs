@@ -15,8 +15,13 @@ pub enum Form {
         /// Invocations along the rows.
         y: u32,
     },
-    /// Matrix units: a workgroup of four subgroups owns 4 × 4 matrices. Factors are split into two of f16: see
-    /// `shaders/lib/product/matrix.wgsl`.
+    /// Matrix units: a workgroup of four subgroups owns 4 × 4 matrices. Each f32 factor x is split into two of f16, scaled
+    /// by a power of two that the largest magnitude X of its row (or column) has over a square's positions. A product x · y is off
+    /// by 2⁻²¹|x||y| + 2⁻³⁷XY, and sums may be cut off where other forms round; so a sum keeps the digits of
+    /// f32 unless nearly all that it adds is 2¹⁶ times smaller than XY. What is not finite makes all of its row and column
+    /// so, as elsewhere; an infinite sum may have another sign, or be infinite where others are NaN. It reads factors twice.
+    /// Cf. Ootomo and Yokota, *Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical
+    /// peak performance* (2022).
     Matrix(MatrixUnits),
     /// Registers only: a workgroup owns 16 rows × 64 columns. For processors behind a graphics interface.
     Register(Loads),
