@@ -20,12 +20,9 @@ impl Recording {
         self.encode_timed(encoder, None)
     }
 
-    /// As [`Recording::encode`], but writes timestamps before the first and after the last dispatch, where a query set
-    /// is given.
-    ///
-    /// # Errors
-    /// As [`Recording::encode`].
-    pub fn encode_timed(
+    /// As [`Recording::encode`], with timestamps around the first compute pass where a query set is given: around all
+    /// dispatches, if no clear or copy stands between two of them.
+    pub(crate) fn encode_timed(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         clock: Option<wgpu::ComputePassTimestampWrites<'_>>,

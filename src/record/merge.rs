@@ -50,9 +50,7 @@ impl Recording {
         }
         Ok(self)
     }
-}
 
-impl Recording {
     /// A dispatch for each step, or for two where that suits the device.
     fn dispatch_steps(&mut self, steps: Vec<MergeStep>) -> Result<()> {
         let mut steps = steps.into_iter().peekable();

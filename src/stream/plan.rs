@@ -344,7 +344,7 @@ impl fmt::Display for Plan {
         for (place, stream) in self.streams.iter().enumerate() {
             let verb = if stream.direction == Direction::Read { "read " } else { "write" };
             let occurs = |dtype: &DType| self.chunks.iter().any(|chunk| chunk.dtypes[place] == *dtype);
-            let dtypes = [DType::F32, DType::F16, DType::BF16].into_iter().filter(occurs);
+            let dtypes = DType::ALL.into_iter().filter(occurs);
             let dtypes: Vec<String> = dtypes.map(|dtype| dtype.to_string()).collect();
             writeln!(f, "  {verb} {}: {}", stream.name.escape_debug(), dtypes.join(", "))?;
         }

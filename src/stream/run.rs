@@ -123,7 +123,7 @@ pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
     let sweep = Mutex::new(sweep);
     let (filled_in, filled) = channel();
     let (launched_in, launched) = channel();
-    let failure = std::thread::scope(|scope| {
+    let ended = std::thread::scope(|scope| {
         let reader = scope.spawn(|| read_chunks(job, &ring, filled_in, &clock));
         let computer = scope.spawn(|| compute_chunks(job, &sweep, scratch, filled, launched_in, &clock));
         let writer = {
@@ -136,7 +136,7 @@ pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
         // A later stage's error is the cause when an earlier one merely found its channel closed, which is not an error.
         writer.and(join(computer)).and(join(reader))
     });
-    failure.map(|()| clock.timings())
+    ended.map(|()| clock.timings())
 }
 
 /// The largest chunk of each stream.
