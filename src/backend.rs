@@ -149,10 +149,10 @@ impl Backend {
         match self {
             Self::Host => recording.run_on_host(),
             Self::Gpu(gpu) => {
-                let mut encoder = gpu.device().create_command_encoder(&Default::default());
                 gpu.check("submit")?;
-                recording.encode(&mut encoder)?;
-                gpu.scoped("submit", || gpu.queue().submit([encoder.finish()]))?;
+                recording.encode_apart(|encoder| {
+                    gpu.scoped("submit", || gpu.queue().submit([encoder.finish()])).map(|_| ())
+                })?;
                 gpu.check("submit")
             }
         }

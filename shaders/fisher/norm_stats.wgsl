@@ -94,6 +94,6 @@ fn main(
     let whole = join_lanes(local.x, lane, part);
     if lane == 0u && index < params.runs {
         stats[2u * index] = select(0.0, whole.sum / f32(params.len), CENTERED);
-        stats[2u * index + 1u] = 1.0 / sqrt(whole.spread / f32(params.len) + params.eps);
+        stats[2u * index + 1u] = inverseSqrt(whole.spread / f32(params.len) + params.eps);
     }
 }

@@ -192,10 +192,10 @@ fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
-    let row = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
-    if row >= params.rounds * params.samples {
-        return;
-    }
+    // Who has no row goes through another's, and stores nothing: every invocation reaches every barrier.
+    let place = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + local.x / LANES;
+    let there = place < params.rounds * params.samples;
+    let row = select(0u, place, there);
     let lane = local.x % LANES;
     let sample = row % params.samples;
     let label = label_of(row / params.samples, sample);
@@ -211,7 +211,7 @@ fn main(
     );
 
     let outside = label.class_index >= params.classes && !label.skipped;
-    if lane == 0u && !label.skipped && (bad || outside) {
+    if there && lane == 0u && !label.skipped && (bad || outside) {
         atomicMax(&fault[select(1u, 0u, bad)], ~sample);
     }
     let wrong = (bad || outside) && !label.skipped;
@@ -230,8 +230,10 @@ fn main(
     }
     let none = label.skipped || alone;
     let scale = select(select(share, 1.0 / norm, UNIT), 0.0, none);
-    store_row(row, run, lane, label.class_index, Gradient(others_top, scale, -(others * scale), none, wrong));
-    if lane == 0u {
+    if there {
+        store_row(row, run, lane, label.class_index, Gradient(others_top, scale, -(others * scale), none, wrong));
+    }
+    if there && lane == 0u {
         let length = select(share * norm, 0.0, none);
         let left_out = label.skipped || (UNIT && alone);
         let counted = select(select(1.0, own, EACH) * params.weight, 0.0, left_out);

@@ -28,6 +28,11 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let block = group.y * groups.x + group.x;
+    if local.x == 0u {
+        atomicStore(&own_above, 0u);
+        atomicStore(&own_ties, 0u);
+    }
+    workgroupBarrier();
     let threshold = vec4<u32>(state[0]);
     var more = 0u;
     var same = 0u;

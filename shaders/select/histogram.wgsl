@@ -90,6 +90,10 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
 ) {
     let first = (group.y * groups.x + group.x) * WORKGROUP * OCTETS + local.x;
+    for (var slot = local.x; slot < select(2u, params.bins + 2u, LOCAL == 1u); slot += WORKGROUP) {
+        atomicStore(&own[slot], 0u);
+    }
+    workgroupBarrier();
     // Groups whose scores are looked at one by one: with a bad one, at the end, or with some for the large window.
     var aside = 0u;
     // Where few scores are expected in the window, groups that have some.

@@ -230,8 +230,8 @@ fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     let top = most_of_four(max(max(max(p.a, q.a), max(r.a, s.a)), max(max(p.b, q.b), max(r.b, s.b))));
     let low = least_of_four(min(min(smallest(p), smallest(q)), min(smallest(r), smallest(s))));
     let apart = any(one_zero_of(p) | one_zero_of(q) | one_zero_of(r) | one_zero_of(s));
-    // From 2^-125 to 2^126, and 2^120 between two of them.
-    let near = top < 0x7e800000u && low >= 0x00ffffffu && (top >> 23u) <= (low >> 23u) + 120u;
+    // From 2^-125 to 2^125, as sums of two are divided by, and 2^120 between two of them.
+    let near = top < 0x7e000000u && low >= 0x00ffffffu && (top >> 23u) <= (low >> 23u) + 120u;
     let plain = (top == 0u || (near && !apart)) && 8u * (octet + LANES + 1u) <= params.len;
     let ex = greatest(max(
         max(exponent_of(p.a, p.b), exponent_of(q.a, q.b)),

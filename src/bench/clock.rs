@@ -57,6 +57,8 @@ impl<'a> DeviceClock<'a> {
         let mut ticks = [0_u64; 2];
         self.gpu.read_mapped(&self.staging, bytemuck::cast_slice_mut(&mut ticks))?;
         let period = f64::from(self.gpu.queue().get_timestamp_period()) * 1e-9;
-        Ok(ticks[1].saturating_sub(ticks[0]) as f64 * period)
+        // A counter of few bits has begun again: a run without a time, which is no least one and no median.
+        let ticks = ticks[1].checked_sub(ticks[0]).map(|ticks| ticks as f64);
+        Ok(ticks.map_or(f64::INFINITY, |ticks| ticks * period))
     }
 }

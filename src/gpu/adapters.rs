@@ -1,7 +1,7 @@
 //! Finding an adapter: which are here, which one a name or number means, and opening it.
 
 use super::MatrixUnits;
-use super::caps::full_name;
+use super::caps::{full_name, shares_memory};
 use crate::error::{Error, Result};
 
 /// Which adapter to use.
@@ -154,8 +154,8 @@ pub(super) async fn open(
     adapter: &wgpu::Adapter,
     experimental_features: wgpu::ExperimentalFeatures,
 ) -> Result<(wgpu::Device, wgpu::Queue)> {
-    let mut optional =
-        wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::MAPPABLE_PRIMARY_BUFFERS | wgpu::Features::SUBGROUP;
+    let mut optional = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+    optional.set(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS, shares_memory(adapter.get_info().device_type));
     if experimental_features.is_enabled() {
         optional |= MatrixUnits::FEATURES;
     }

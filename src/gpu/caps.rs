@@ -54,7 +54,7 @@ pub(super) fn full_name(info: &wgpu::AdapterInfo) -> String {
 }
 
 /// Other devices may map their storage too, but over a bus that kernels would wait for.
-fn shares_memory(kind: wgpu::DeviceType) -> bool {
+pub(super) fn shares_memory(kind: wgpu::DeviceType) -> bool {
     matches!(kind, wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu)
 }
 
@@ -76,7 +76,8 @@ impl Caps {
             name: full_name(&info),
             is_host: false,
             class,
-            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            // Sizes and indices inside of a shader are 32-bit numbers; Metal binds more.
+            max_binding_bytes: limits.max_storage_buffer_binding_size.min(u64::from(u32::MAX) & !255),
             max_buffer_bytes: limits.max_buffer_size,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_groups: limits.max_compute_workgroups_per_dimension,

@@ -47,6 +47,17 @@ enum Step {
     Copy { from: View, to: View },
 }
 
+impl Step {
+    fn cost(&self) -> Cost {
+        match self {
+            Self::Dispatch(dispatch) => dispatch.cost,
+            Self::Host(step) => step.cost(),
+            Self::Clear(view) => Cost { bytes: view.bytes(), flops: 0 },
+            Self::Copy { from, .. } => Cost { bytes: 2 * from.bytes(), flops: 0 },
+        }
+    }
+}
+
 struct Dispatch {
     label: String,
     pipeline: Arc<Pipeline>,
@@ -144,13 +155,7 @@ impl Recording {
     #[must_use]
     pub fn cost(&self) -> Cost {
         let mut total = Cost::default();
-        for step in &self.steps {
-            let cost = match step {
-                Step::Dispatch(dispatch) => dispatch.cost,
-                Step::Host(step) => step.cost(),
-                Step::Clear(view) => Cost { bytes: view.bytes(), flops: 0 },
-                Step::Copy { from, .. } => Cost { bytes: 2 * from.bytes(), flops: 0 },
-            };
+        for cost in self.steps.iter().map(Step::cost) {
             total.bytes += cost.bytes;
             total.flops += cost.flops;
         }

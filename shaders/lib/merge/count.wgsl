@@ -90,6 +90,12 @@ fn add_own(slot: u32, count: u32) {
 
 /// Every invocation of the workgroup calls this once, at the end.
 fn add_counts(local: u32) {
+    if SHARED {
+        if local < 5u {
+            atomicStore(&group_counts[local], 0u);
+        }
+        workgroupBarrier();
+    }
     add_found_of(0u);
     if STEPS == 2u {
         add_found_of(1u);

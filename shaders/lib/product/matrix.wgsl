@@ -232,6 +232,10 @@ fn product(group: u32, lane: vec2<u32>) {
         column_of(place.block, first_column + index),
         first_column + index < extent.columns,
     );
+    if invocation == 0u {
+        atomicStore(&arrivals, 0u);
+    }
+    workgroupBarrier();
     let unit = unit_of(invocation);
     // The first of a unit's rows and columns in the tile; units past the last multiply nothing.
     let rows = unit / 2u % 2u * 2u * SIDE;

@@ -9,13 +9,16 @@ use super::layer::Layer;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::kernels::fisher::{Form, Gram, GramArgs, GramParams};
-use crate::memory::View;
+use crate::memory::{Element, View};
 use crate::methods::captured::{Batch, small};
 use crate::record::Recording;
-use crate::shape::DType;
+use crate::shape::{DType, usize_of};
 
 /// Terms of a sum in f32.
 const TERMS: u32 = 8192;
+
+/// Bytes of the pieces that are computed and read back at once: a device is waited for once for all of them.
+const TOGETHER: u64 = 8 << 20;
 
 /// Rows of two matrices that meet: `[rows, len]` each.
 pub(super) struct Matrices<'a> {
@@ -40,17 +43,32 @@ impl Matrices<'_> {
             y: self.y.float(OP, "y")?,
             overwrite: true,
         };
-        let out = self.backend.alloc(u64::from(rows) * u64::from(columns), DType::F32)?;
-        let mut sums = vec![0.0; rows as usize * columns as usize];
-        for first in (0..self.len).step_by(TERMS as usize) {
-            let count = TERMS.min(self.len - first);
-            let params = GramParams { len: self.len, first, count, first_row, rows, first_column, columns };
-            let args = GramArgs { x: self.x.clone(), y: self.y.clone(), out: out.clone() };
+        let pieces: Vec<u32> = (0..self.len).step_by(TERMS as usize).collect();
+        let each = u64::from(rows) * u64::from(columns);
+        // Where a view may begin, whatever the device.
+        let apart = each.next_multiple_of(64);
+        let together = usize_of(TOGETHER / (4 * apart).max(1)).clamp(1, pieces.len().max(1));
+        let out = self.backend.alloc(apart * together as u64, DType::F32)?;
+        let mut sums = vec![0.0; usize_of(each)];
+        for pieces in pieces.chunks(together) {
             let mut recording = Recording::new(self.backend);
-            recording.dispatch(&kernel, params, args)?;
+            for (&first, offset) in pieces.iter().zip((0..).step_by(usize_of(4 * apart))) {
+                let count = TERMS.min(self.len - first);
+                let params =
+                    GramParams { len: self.len, first, count, first_row, rows, first_column, columns };
+                let out = View::new(out.memory().clone(), offset, each, Element::F32)?;
+                recording.dispatch(
+                    &kernel,
+                    params,
+                    GramArgs { x: self.x.clone(), y: self.y.clone(), out },
+                )?;
+            }
             self.backend.run(&recording)?;
-            let piece: Vec<f32> = self.backend.download(&out)?;
-            sums.iter_mut().zip(piece).for_each(|(sum, piece)| *sum += f64::from(piece));
+            let all = out.first(apart * pieces.len() as u64)?;
+            let all: Vec<f32> = self.backend.download(&all)?;
+            for piece in all.chunks(usize_of(apart)) {
+                sums.iter_mut().zip(piece).for_each(|(sum, &piece)| *sum += f64::from(piece));
+            }
         }
         Ok(sums)
     }

@@ -10,6 +10,10 @@ use crate::record::Recording;
 /// Operations of one dispatch: 50 ms of a device that reaches 200 GFLOP/s, the slowest that has a watchdog.
 const FLOPS: u64 = 10_000_000_000;
 
+/// Loop iterations of one invocation in a dispatch, where a device makes more: a small result has few workgroups, and
+/// what bounds these is how long one takes. At 100 ns an iteration, these are 26 ms.
+const ITERATIONS: u64 = 1 << 18;
+
 /// Outputs are cut at multiples of this, the height of the largest tile.
 const OUTPUTS: u64 = 128;
 
@@ -52,7 +56,7 @@ pub(super) fn pieces(
     let count = outputs.end.saturating_sub(outputs.start);
     let whole = Piece { first: 0, count: work.squares, first_output: outputs.start, output_count: count };
     let multiple = if mode == Mode::Each { count } else { multiple };
-    let squares = recording.caps().max_iterations / work.iterations.max(1);
+    let squares = recording.caps().max_iterations.min(ITERATIONS) / work.iterations.max(1);
     match recording.backend {
         Backend::Host => vec![whole],
         Backend::Gpu(_) => cut(whole, work.flops, multiple, Most { flops: FLOPS, squares }),

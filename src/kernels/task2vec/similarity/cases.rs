@@ -86,6 +86,7 @@ fn shapes_of_values() -> impl Iterator<Item = (&'static str, Vec<f64>, Vec<f64>)
         ("one tiny, one huge", vec![1e-38; LEN], vec![1e38; LEN]),
         ("one small, one large", vec![1e-36; LEN], vec![1e37; LEN]),
         ("both huge", vec![3e38; LEN], vec![2e38; LEN]),
+        ("sums of two at the end of what divides", vec![8e37; LEN], vec![7e37; LEN]),
         ("both subnormal", vec![3e-45; LEN], vec![1e-41; LEN]),
         ("equal", positive(3, LEN), positive(3, LEN)),
         ("nearly equal", near(0.0), near(1e-3)),
