@@ -47,8 +47,10 @@ impl Matrices<'_> {
         let each = u64::from(rows) * u64::from(columns);
         // Where a view may begin, whatever the device.
         let apart = each.next_multiple_of(64);
-        let together = usize_of(TOGETHER / (4 * apart).max(1)).clamp(1, pieces.len().max(1));
-        let out = self.backend.alloc(apart * together as u64, DType::F32)?;
+        let room = TOGETHER.min(caps.max_binding_bytes);
+        let together = usize_of(room / (4 * apart).max(1)).clamp(1, pieces.len().max(1));
+        let elements = |pieces: usize| apart * (pieces as u64 - 1) + each;
+        let out = self.backend.alloc(elements(together), DType::F32)?;
         let mut sums = vec![0.0; usize_of(each)];
         for pieces in pieces.chunks(together) {
             let mut recording = Recording::new(self.backend);
@@ -64,8 +66,7 @@ impl Matrices<'_> {
                 )?;
             }
             self.backend.run(&recording)?;
-            let all = out.first(apart * pieces.len() as u64)?;
-            let all: Vec<f32> = self.backend.download(&all)?;
+            let all: Vec<f32> = self.backend.download(&out.first(elements(pieces.len()))?)?;
             for piece in all.chunks(usize_of(apart)) {
                 sums.iter_mut().zip(piece).for_each(|(sum, &piece)| *sum += f64::from(piece));
             }
