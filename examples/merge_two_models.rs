@@ -2,8 +2,9 @@
 //!
 //! `cargo run --example merge_two_models`
 //!
-//! Two models of one layer were trained on different tasks. Each is sure of some parameters (a large Fisher) and indifferent to
-//! others. The merge takes each parameter from whoever is surer of it: θ = Σ_m F_m θ_m / Σ_m F_m.
+//! Two models of one layer were trained on different tasks. Each is sure of some parameters (a large Fisher)
+//! and indifferent to others. The merge takes each parameter from whoever is surer of it: θ = Σ_m F_m θ_m /
+//! Σ_m F_m.
 
 use std::path::{Path, PathBuf};
 

@@ -2,8 +2,8 @@
 //!
 //! The library installs no signal handler. A program that wants one lets it store the signal's number through
 //! [`Interrupt::flag`]; a program with a button calls [`Interrupt::request`]. The job then returns
-//! [`Error::Interrupted`], and an output that it was writing is as if it had never started (or kept for a later run, where
-//! that was asked for).
+//! [`Error::Interrupted`], and an output that it was writing is as if it had never started (or kept for a
+//! later run, where that was asked for).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

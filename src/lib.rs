@@ -1,5 +1,5 @@
-//! squisher computes the diagonal Fisher information of a network from captured gradients, or recycles it from Adam's state,
-//! and merges, prunes and masks models with it.
+//! squisher computes the diagonal Fisher information of a network from captured gradients, or recycles it
+//! from Adam's state, and merges, prunes and masks models with it.
 //!
 //! For each parameter, the Fisher diagonal F says how much the network's outputs depend on it. Merging weights
 //! parameters by F; pruning removes those with the least effect. Everything runs on wgpu and on the host
@@ -49,16 +49,16 @@
 //!
 //! # Features
 //!
-//! - `wgpu_default` (on): wgpu's native backends. An application with its own wgpu dependency turns it off and chooses there; the
-//!   types are those of [`wgpu`], exported again here.
+//! - `wgpu_default` (on): wgpu's native backends. An application with its own wgpu dependency turns it off
+//!   and chooses there; the types are those of [`wgpu`], exported again here.
 //! - `pytorch` (on): reads optimizer states and state dicts that PyTorch wrote; nothing in them is executed.
 //! - `cli` (on): the command-line tool. A library user needs none of it:
 //!   `default-features = false, features = ["wgpu_default", "pytorch"]`.
 //!
 //! # Index letters
 //!
-//! Used everywhere: **n** sample, **t** position (token, pixel), **o** output, **i** input, **c** class or channel, **p** parameter,
-//! **m** model, **k** selected.
+//! Used everywhere: **n** sample, **t** position (token, pixel), **o** output, **i** input, **c** class or
+//! channel, **p** parameter, **m** model, **k** selected.
 
 #![forbid(unsafe_code)]
 

@@ -269,7 +269,7 @@ impl View {
     ///
     /// # Errors
     /// [`Error::Shape`] with both values.
-    pub fn expect(&self, op: &str, what: &str, len: u64, element: Option<Element>) -> Result<()> {
+    pub fn check(&self, op: &str, what: &str, len: u64, element: Option<Element>) -> Result<()> {
         if self.len != len {
             let got = format!("{} elements", self.len);
             return Err(Error::shape(op, what, format!("{len} elements"), got));

@@ -49,7 +49,8 @@ impl DType {
         }
     }
 
-    /// Bytes of a buffer that holds `len` elements so that every kernel can bind it: whole 32-byte groups, at least one.
+    /// Bytes of a buffer that holds `len` elements so that every kernel can bind it: whole 32-byte groups, at
+    /// least one.
     ///
     /// Kernels load and store eight elements at a time, and write what lies between `len` and the end of the
     /// last group. A view starts at a multiple of 32 bytes on every device, so no two views share a group.

@@ -21,8 +21,8 @@ pub struct Verdict {
     pub kernel: &'static str,
     /// How many cases ran: all, or those whose shader the device can take.
     pub cases: usize,
-    /// How many the device can never run: another subgroup size, matrix units that were not lent with it, or more buffers
-    /// than it binds.
+    /// How many the device can never run: another subgroup size, matrix units that were not lent with it, or
+    /// more buffers than it binds.
     pub skipped: usize,
     /// How many elements were compared.
     pub elements: u64,

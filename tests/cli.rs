@@ -333,7 +333,8 @@ fn a_signal_ends_a_long_job_with_its_exit_code() {
     }
 }
 
-/// A job that has begun to print more than a pipe holds, to nobody: it cannot go on, and so cannot look whether a signal came.
+/// A job that has begun to print more than a pipe holds, to nobody: it cannot go on, and so cannot look
+/// whether a signal came.
 #[cfg(unix)]
 fn stuck_job(folder: &Path) -> std::process::Child {
     use std::io::Read;

@@ -90,7 +90,8 @@ fn batches_that_add_equal_the_whole() {
     }
 }
 
-/// One position a sample takes another kernel, which must agree: fold = 1 factorises, and a fold of one-position samples doesn't.
+/// One position a sample takes another kernel, which must agree: fold = 1 factorises, and a fold of
+/// one-position samples doesn't.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn one_position_factorises_and_a_fold_of_them_does_not() {

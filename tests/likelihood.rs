@@ -1,7 +1,7 @@
 //! From outputs to gradients to Fishers: what holds beyond single kernels, on both backends.
 //!
-//! A softmax regression z = W x is the model, since everything is known of it in closed form: for the row c of W, the exact Fisher is
-//! Σ_n p_nc (1 − p_nc) x_n².
+//! A softmax regression z = W x is the model, since everything is known of it in closed form: for the row c
+//! of W, the exact Fisher is Σ_n p_nc (1 − p_nc) x_n².
 
 mod support;
 
@@ -215,7 +215,8 @@ fn cutting_the_data_or_the_draws_changes_no_label() {
     }
 }
 
-/// Σ (observed − expected)² / expected, and how many deviations that is above its mean: χ² of f degrees has mean f and variance 2f.
+/// Σ (observed − expected)² / expected, and how many deviations that is above its mean: χ² of f degrees has
+/// mean f and variance 2f.
 fn chi_square(observed: &[f64], expected: &[f64]) -> f64 {
     let chi: f64 = observed.iter().zip(expected).map(|(o, e)| (o - e).powi(2) / e).sum();
     let freedom = expected.len() as f64 - 1.0;
@@ -348,7 +349,8 @@ fn ignored_samples_count_for_nothing() {
     }
 }
 
-/// Σ g²/s of samples of which one is certain beyond f32: its gradient is below every f32, its share of the improved Fisher is not.
+/// Σ g²/s of samples of which one is certain beyond f32: its gradient is below every f32, its share of the
+/// improved Fisher is not.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn the_improved_fisher_keeps_a_certain_sample() {

@@ -1,5 +1,5 @@
-//! What jobs hold in memory, as the system counts it: a merge and a selection their budgets, whatever the models' size; a Fisher a
-//! layer's captures and result, or its budget.
+//! What jobs hold in memory, as the system counts it: a merge and a selection their budgets, whatever the
+//! models' size; a Fisher a layer's captures and result, or its budget.
 
 #![cfg(target_os = "linux")]
 
@@ -17,8 +17,8 @@ use tempfile::TempDir;
 use support::files::folder;
 use support::tool::{self, squisher};
 
-/// Elements of the one large tensor. With two bf16 models and two f32 Fishers this is 480 MB in and 80 MB out: well above
-/// what the process may hold.
+/// Elements of the one large tensor. With two bf16 models and two f32 Fishers this is 480 MB in and 80 MB
+/// out: well above what the process may hold.
 const LARGE: u64 = 40_000_000;
 /// A tensor that is not a multiple of anything.
 const SMALL: u64 = 1_003;
@@ -249,8 +249,8 @@ fn a_fisher_holds_a_layer_s_captures_and_result_and_little_more() {
     assert!(peak <= needed + BESIDE, "{} MiB, {} and {} allowed", peak >> 20, needed >> 20, BESIDE >> 20);
 }
 
-/// What is read for a device does not lie in the host's memory beside what kernels work in: a step, which holds a layer's data of all
-/// files, has them once.
+/// What is read for a device does not lie in the host's memory beside what kernels work in: a step, which
+/// holds a layer's data of all files, has them once.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_step_on_a_device_holds_its_captures_once() {
@@ -268,8 +268,8 @@ fn a_step_on_a_device_holds_its_captures_once() {
     assert!(peak < bytes + (224 << 20), "{} MiB", peak >> 20);
 }
 
-/// Once, four and sixteen times the parameters at the same budget: bytes and chunks (which are the steps) grow as the parameters do,
-/// and memory does not grow.
+/// Once, four and sixteen times the parameters at the same budget: bytes and chunks (which are the steps)
+/// grow as the parameters do, and memory does not grow.
 #[test]
 fn cost_grows_as_the_parameters_do_and_memory_does_not() {
     let flags = ["--backend", "host", "--host-memory", "4MiB"];

@@ -1,4 +1,5 @@
-//! What the tool says to someone who gave it the wrong thing: the likeliest mistakes, the words that help, the exit code.
+//! What the tool says to someone who gave it the wrong thing: the likeliest mistakes, the words that help,
+//! the exit code.
 
 mod support;
 

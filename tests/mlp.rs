@@ -1,4 +1,5 @@
-//! The example that trains on the device: its loss falls, and its Fishers are what the definition says of the weights it ended with.
+//! The example that trains on the device: its loss falls, and its Fishers are what the definition says of the
+//! weights it ended with.
 
 #[allow(dead_code, unreachable_pub, reason = "an example's `main` is not called by tests")]
 #[path = "../examples/fisher_of_mlp.rs"]
@@ -9,8 +10,8 @@ use fisher_of_mlp::{SIZES, cosine, images, run};
 use squisher::reference::likelihood::{cross_entropy, softmax};
 use squisher::wgpu;
 
-/// Σ over images and labels of probability times squared gradient, both layers' one after the other. The labels of an image come with their
-/// probabilities from `labels`.
+/// Σ over images and labels of probability times squared gradient, both layers' one after the other. The
+/// labels of an image come with their probabilities from `labels`.
 fn definition(
     [first, second]: &[Vec<f32>; 2],
     labels: impl Fn(&[f64], u32) -> Vec<(usize, f64)>,

@@ -32,7 +32,8 @@ fn registry() -> Vec<Described> {
     registry.0
 }
 
-/// The files of `folder/FAMILY/` with this extension, as `family.name` with their text. `lib` and `mod.rs` are not kernels.
+/// The files of `folder/FAMILY/` with this extension, as `family.name` with their text. `lib` and `mod.rs`
+/// are not kernels.
 fn files(folder: &str, extension: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
@@ -92,8 +93,9 @@ fn expected(text: &str) -> Option<Vec<Vec<String>>> {
     Some(all)
 }
 
-/// What is wrong with the texts of one specialisation, its own first: one that a header expects is missing, one is there
-/// that none expects (but for a product kernel's form, which the kernel chooses), a header does not say what it expects.
+/// What is wrong with the texts of one specialisation, its own first: one that a header expects is missing,
+/// one is there that none expects (but for a product kernel's form, which the kernel chooses), a header does
+/// not say what it expects.
 fn unmet(texts: &[(&str, &str)]) -> Vec<String> {
     let names: Vec<&str> = texts.iter().map(|(name, _)| *name).collect();
     let there = |name: &String| names.contains(&name.as_str());

@@ -239,7 +239,8 @@ fn budgets() -> impl Strategy<Value = Budget> {
     )
 }
 
-/// The budget that an error asks for, and the same with one byte less. Nothing where it is the device's limit that is short.
+/// The budget that an error asks for, and the same with one byte less. Nothing where it is the device's limit
+/// that is short.
 fn as_asked(budget: &Budget, error: &Error) -> Option<(Budget, Budget)> {
     let Error::Budget { need, have, flag, .. } = error else { return None };
     assert!(need > have, "{error}");

@@ -1,4 +1,5 @@
-//! Runs of a plan: the order of what happens to a chunk, and that every fault of every stage ends the run with that fault, soon.
+//! Runs of a plan: the order of what happens to a chunk, and that every fault of every stage ends the run
+//! with that fault, soon.
 
 mod support;
 

@@ -1,9 +1,9 @@
-// out[c] <- decay · out[c] + gain · Σ over squares of weight · (gradient_scale · Σ over positions of grad_output · x̂)²,
-// (without SQUARED, of the sum itself; with EACH, out[square, c] of every square)
-// the positions of a square's `fold` samples added before squaring, x̂ = (input - mean) · scale with the mean and scale
-// that `stats` has for the element. One workgroup: CHANNELS channels, the positions of a sample shared by the rest of
-// it; or, with TOGETHER, where channels lie beside each other and share mean and scale, 8 · OCTETS of them an
-// invocation. Expects lib/dtype.wgsl, lib/element.wgsl, lib/columns.wgsl.
+// out[c] <- decay · out[c] + gain · Σ over squares of weight · (gradient_scale · Σ over positions of g · x̂)²
+// (without SQUARED, of the sum itself; with EACH, out[square, c] of every square), the positions of a square's
+// `fold` samples added before squaring; g is `grad_output`, and x̂ = (input - mean) · scale with the mean and scale
+// that `stats` has for the element. One workgroup: CHANNELS channels, the positions of a sample shared by the
+// rest of it; or, with TOGETHER, where channels lie beside each other and share mean and scale, 8 · OCTETS of
+// them an invocation. Expects lib/dtype.wgsl, lib/element.wgsl, lib/columns.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override CHANNELS: u32 = 32u;
@@ -121,7 +121,8 @@ fn main(
         let octet = select(workgroup, workgroup % groups_of_one, EACH) * WORKGROUP * OCTETS + local.x;
         let begin = select(0u, workgroup / groups_of_one, EACH);
         if begin < params.squares || !EACH {
-            columns(begin, select(params.squares, begin + 1u, EACH), octet, octets, select(0u, begin * params.channels, EACH));
+            let end = select(params.squares, begin + 1u, EACH);
+            columns(begin, end, octet, octets, select(0u, begin * params.channels, EACH));
         }
         return;
     }

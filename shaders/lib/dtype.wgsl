@@ -1,9 +1,9 @@
-// Storage types: eight elements at a time between f32 bit patterns and storage words, and what is done with four of them.
-// Values stay bit patterns until arithmetic needs them, so that a copy keeps NaNs, subnormals and signed zeros. Expects
-// no part.
+// Storage types: eight elements at a time between f32 bit patterns and storage words, and what is done with
+// four of them. Values stay bit patterns until arithmetic needs them, so that a copy keeps NaNs, subnormals
+// and signed zeros. Expects no part.
 //
-// A kernel loads an octet by a function for each binding, since WGSL passes no pointer to storage: from two words of four
-// if the binding holds f32, else from one by `widen`.
+// A kernel loads an octet by a function for each binding, since WGSL passes no pointer to storage: from two
+// words of four if the binding holds f32, else from one by `widen`.
 
 const F32: u32 = 0u;
 const F16: u32 = 1u;

@@ -1,5 +1,6 @@
 // LANES invocations (a power of two) have a share of a sum, WORKGROUP / LANES shares a workgroup; the lanes' parts are
-// joined to one, without a barrier where LANES is 1. Expects no part, but a kernel with Part, join, WORKGROUP and LANES.
+// joined to one, without a barrier where LANES is 1. Expects no part, but a kernel with Part, join, WORKGROUP
+// and LANES.
 
 /// The share of an invocation, of which it is lane `invocation % LANES`.
 fn share_at(group: vec3<u32>, groups: vec3<u32>, invocation: u32) -> u32 {

@@ -1,4 +1,5 @@
-// What records hold besides sums: indices and exponents, as whole numbers in an f32. Expects lib/dtype.wgsl, lib/wide.wgsl.
+// What records hold besides sums: indices and exponents, as whole numbers in an f32. Expects lib/dtype.wgsl,
+// lib/wide.wgsl.
 
 /// Stands for no index: above every other, so that the first is the least.
 const NO_INDEX: u32 = 0xffffffffu;

@@ -1,5 +1,6 @@
 // counts[slot of score] += 1; slot 0 is below the window, 1 to bins are in it, bins + 1 is above.
-// One invocation: OCTETS groups of eight elements, strided by the workgroup. Expects lib/dtype.wgsl, lib/select/score.wgsl.
+// One invocation: OCTETS groups of eight elements, strided by the workgroup. Expects lib/dtype.wgsl,
+// lib/select/score.wgsl.
 
 override WORKGROUP: u32 = 256u;
 override OCTETS: u32 = 32u;

@@ -40,7 +40,8 @@ fn reaching(score: vec4<u32>, least: vec4<u32>, index: u32) -> u32 {
 fn in_order(score: vec4<u32>, index: u32, before: ptr<function, u32>) -> u32 {
     let inside = four_indices(index) < vec4<u32>(params.len);
     let equal = vec4<u32>((score == vec4<u32>(state[0])) & inside);
-    let rank = vec4<u32>(*before, *before + equal.x, *before + equal.x + equal.y, *before + equal.x + equal.y + equal.z);
+    let two = equal.x + equal.y;
+    let rank = *before + vec4<u32>(0u, equal.x, two, two + equal.z);
     *before = rank.w + equal.w;
     let kept = (score > vec4<u32>(state[0])) | ((equal == vec4<u32>(1u)) & (rank < vec4<u32>(state[1])));
     return bytes_of_flags(kept & inside);
@@ -88,6 +89,7 @@ fn main(
     let kept = kept_bits(sixteen(block, local.x), block, local.x);
     let first = block * 4096u + 16u * local.x;
     if first < params.len {
-        mask[first / 16u] = vec4<u32>(bytes_of(kept), bytes_of(kept >> 4u), bytes_of(kept >> 8u), bytes_of(kept >> 12u));
+        mask[first / 16u] =
+            vec4<u32>(bytes_of(kept), bytes_of(kept >> 4u), bytes_of(kept >> 8u), bytes_of(kept >> 12u));
     }
 }

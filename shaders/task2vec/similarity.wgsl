@@ -42,7 +42,8 @@ struct Part {
     one_zero: u32, // the first element that is 0 in one alone
 }
 
-/// The same sums of values that need no care, in fours. Turns whose values need care are left for later, a bit for each.
+/// The same sums of values that need no care, in fours. Turns whose values need care are left for later, a
+/// bit for each.
 struct Running {
     xy: vec4<f32>,
     xx: vec4<f32>,
@@ -217,7 +218,8 @@ fn terms_of(v: Four, unit_x: f32, unit_y: f32) -> Terms {
     return Terms(x * unit_x, y * unit_y);
 }
 
-/// Two octets, LANES apart, in units of the greatest so far, if none of their values is lost in these or zero in one alone.
+/// Two octets, LANES apart, in units of the greatest so far, if none of their values is lost in these or zero
+/// in one alone.
 fn add_turn(before: Running, octet: u32, turn: u32) -> Running {
     let a0 = load_a(octet);
     let a1 = load_a(octet + LANES);
@@ -276,7 +278,8 @@ fn part_from(start: u32, lane: u32) -> Part {
         }
     }
     var part = Part(
-        sum_of_four(running.xy), sum_of_four(running.xx), sum_of_four(running.yy), running.x, running.y, NO_INDEX, NO_INDEX, NO_INDEX,
+        sum_of_four(running.xy), sum_of_four(running.xx), sum_of_four(running.yy), running.x, running.y,
+        NO_INDEX, NO_INDEX, NO_INDEX,
     );
     for (var left = running.left; left != 0u; left &= left - 1u) {
         for (var i = 0u; i < TURN; i++) {

@@ -78,7 +78,8 @@ impl Ceilings {
         self.copy.bytes_per_second()
     }
 
-    /// Operations a second that a kernel can do: those of products where they were measured, of multiply-adds elsewhere.
+    /// Operations a second that a kernel can do: those of products where they were measured, of multiply-adds
+    /// elsewhere.
     #[must_use]
     pub fn arithmetic(&self) -> f64 {
         self.products.as_ref().unwrap_or(&self.fma).flops_per_second()

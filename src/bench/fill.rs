@@ -15,7 +15,8 @@ const PIECE: u64 = 2 << 20;
 /// A new buffer as a bench asks for it.
 pub(super) fn filled(backend: &Backend, element: Element, len: u64, fill: Fill) -> Result<View> {
     let view = backend.alloc(len, element)?;
-    // Memory comes zeroed, but is mapped only when it is first written: zeros are written too, so that no timed run does it.
+    // Memory comes zeroed, but is mapped only when it is first written: zeros are written too, so that no
+    // timed run does it.
     let piece = pattern(element, 0, fill).repeat(usize_of(PIECE) / PATTERN);
     let mut start = 0;
     while start < len {

@@ -112,7 +112,8 @@ impl Job {
         })
     }
 
-    /// The largest 0.5 % of `elements`, as pairs of index and value. The fewest bytes: each element once, and the pairs.
+    /// The largest 0.5 % of `elements`, as pairs of index and value. The fewest bytes: each element once, and
+    /// the pairs.
     ///
     /// # Errors
     /// What the selection or the backend refuses.
@@ -149,7 +150,8 @@ impl Job {
         })
     }
 
-    /// Copies of `bytes` bytes: on the host by all threads, on a device so many in a row that starting them does not count.
+    /// Copies of `bytes` bytes: on the host by all threads, on a device so many in a row that starting them
+    /// does not count.
     ///
     /// # Errors
     /// As [`Backend::alloc`].
@@ -174,7 +176,8 @@ impl Job {
         Ok(Self::ceiling(backend, "copy", format!("{} bytes x {times}", 4 * len), cost, work))
     }
 
-    /// Matrix products that stay in cache, one a thread at a time: what the host's arithmetic comes to in products. None for a device.
+    /// Matrix products that stay in cache, one a thread at a time: what the host's arithmetic comes to in
+    /// products. None for a device.
     #[must_use]
     pub fn products(backend: &Backend) -> Option<Self> {
         let Backend::Host = backend else { return None };
@@ -298,8 +301,9 @@ fn views<K: Kernel>(backend: &Backend, step: &Bench<K>) -> Result<Vec<View>> {
     Ok(views)
 }
 
-/// Seconds from a kernel's description to the end of its first run on a device: making its pipeline, and whatever the driver puts off until
-/// a pipeline runs. A driver that keeps compiled shaders in files has them from there.
+/// Seconds from a kernel's description to the end of its first run on a device: making its pipeline, and
+/// whatever the driver puts off until a pipeline runs. A driver that keeps compiled shaders in files has them
+/// from there.
 pub(super) fn first_run<K: Kernel>(gpu: &Gpu, step: Bench<K>) -> Result<f64> {
     // With its own pipelines: checking the kernel has made the others.
     let fresh = gpu.anew();

@@ -20,7 +20,8 @@ pub(super) fn width(models: usize) -> u64 {
     8 * models as u64 + 4
 }
 
-/// The steps that merge `models` models of `elements` f32 with f32 Fishers, chunk after chunk. Their fewest bytes count no state.
+/// The steps that merge `models` models of `elements` f32 with f32 Fishers, chunk after chunk. Their fewest
+/// bytes count no state.
 ///
 /// # Errors
 /// What the kernel or the backend refuses.

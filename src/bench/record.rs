@@ -1,7 +1,7 @@
 //! What was measured, and the file that keeps it.
 //!
-//! A record is a table in CSV (RFC 4180), one line a measurement, the ceilings first. Every line says where and when it was
-//! measured, so that records of many devices can be joined by `cat`.
+//! A record is a table in CSV (RFC 4180), one line a measurement, the ceilings first. Every line says where
+//! and when it was measured, so that records of many devices can be joined by `cat`.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -212,8 +212,9 @@ impl Record {
         Self { adapter, date: today(), version, ceilings, rows: Vec::new(), skipped: Vec::new() }
     }
 
-    /// Where a record of today is kept: a folder named after the adapter by its letters, digits and dots, the rest as single hyphens, and
-    /// in it a file named after the day. Known before anything is measured, so that a file which is there can be refused then.
+    /// Where a record of today is kept: a folder named after the adapter by its letters, digits and dots, the
+    /// rest as single hyphens, and in it a file named after the day. Known before anything is measured, so
+    /// that a file which is there can be refused then.
     #[must_use]
     pub fn file_of(adapter: &str) -> PathBuf {
         let known = |c: char| c.is_ascii_alphanumeric() || c == '.';

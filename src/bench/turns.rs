@@ -1,8 +1,9 @@
 //! How often a job is run, and what runs between.
 //!
-//! A machine's speed changes within seconds, by a factor of two on shared ones: a ceiling that was measured a minute before says little of
-//! what a kernel could have reached. So the two take turns. A turn is as many runs of the kernel as take as long as the ceiling, and
-//! then the ceiling once; the kernel is held against the ceiling of that turn, and the median of the turns counts.
+//! A machine's speed changes within seconds, by a factor of two on shared ones: a ceiling that was measured a
+//! minute before says little of what a kernel could have reached. So the two take turns. A turn is as many
+//! runs of the kernel as take as long as the ceiling, and then the ceiling once; the kernel is held against
+//! the ceiling of that turn, and the median of the turns counts.
 
 use std::time::{Duration, Instant};
 

@@ -24,7 +24,8 @@ pub struct Options {
     pub only: Option<String>,
     /// Elements of each kernel's largest buffer, ascending.
     pub sizes: Vec<u64>,
-    /// How long all measurements may take together, the checking of the kernels not counted. Each runs at least three times.
+    /// How long all measurements may take together, the checking of the kernels not counted. Each runs at
+    /// least three times.
     pub budget: Duration,
     /// The most memory that one measurement's buffers may take.
     pub memory_bytes: u64,
@@ -45,8 +46,8 @@ impl Default for Options {
 /// Measures the ceilings, then every kernel that `options` ask for.
 ///
 /// # Errors
-/// [`Error::Device`] for a kernel of which a case does not hold; [`Error::Argument`] if no kernel has the name; what the
-/// backend refuses; [`Error::Interrupted`].
+/// [`Error::Device`] for a kernel of which a case does not hold; [`Error::Argument`] if no kernel has the
+/// name; what the backend refuses; [`Error::Interrupted`].
 pub fn run(backend: &Backend, options: &Options, interrupt: &Interrupt) -> Result<Record> {
     let mut wanted = Wanted { only: options.only.as_deref(), kernels: 0 };
     kernels::visit_all(&mut wanted);

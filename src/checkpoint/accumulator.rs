@@ -23,7 +23,8 @@ use crate::shape::shape_text;
 pub enum Accumulator {
     /// `exp_avg_sq` of Adam, AdamW, NAdam, RAdam.
     ExpAvgSq,
-    /// `max_exp_avg_sq` of an AMSGrad run: the largest `exp_avg_sq` so far, per element. Another quantity; on request only.
+    /// `max_exp_avg_sq` of an AMSGrad run: the largest `exp_avg_sq` so far, per element. Another quantity; on
+    /// request only.
     MaxExpAvgSq,
     /// `square_avg` of RMSprop.
     SquareAvgRmsprop,
@@ -232,8 +233,8 @@ fn length(n: u64) -> usize {
 
 /// v[i] = qmap2[code[i]] · absmax2[i / block].
 ///
-/// The block is not stored. bitsandbytes uses powers of two (256, formerly 2048), and for more than one block at most one power
-/// of two gives the number of blocks that is there.
+/// The block is not stored. bitsandbytes uses powers of two (256, formerly 2048), and for more than one block
+/// at most one power of two gives the number of blocks that is there.
 fn read_eight_bit(state: &OptimizerState, entry: &StateEntry) -> Result<Vec<f32>> {
     let refuse = |problem: String| Err(Error::tensor(state.path(), entry.label("state2"), problem));
     let codes = state.read_codes(entry, "state2")?;
@@ -311,8 +312,8 @@ impl Scale {
     /// The factor for one parameter.
     ///
     /// # Errors
-    /// [`Error::Argument`] naming the flag where B or N is needed and not given; [`Error::Tensor`] where the step or the
-    /// decay is needed and the state has none or an impossible one.
+    /// [`Error::Argument`] naming the flag where B or N is needed and not given; [`Error::Tensor`] where the
+    /// step or the decay is needed and the state has none or an impossible one.
     pub fn factor(
         self,
         accumulator: Accumulator,

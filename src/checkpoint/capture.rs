@@ -25,8 +25,9 @@
 //! embeddings (rows are outputs and ids) and by layers of one kind; any two layers can share a bias.
 //!
 //! Everything that headers can tell is checked on opening: kinds, shapes that fit each other, one batch size, no tensor
-//! that belongs to nothing. Values are checked as they are read: NaN and infinity, and ids out of range, are errors that name
-//! file, tensor and index. Several files are several batches of one network ([`same_network`]).
+//! that belongs to nothing. Values are checked as they are read: NaN and infinity, and ids out of range, are
+//! errors that name file, tensor and index. Several files are several batches of one network
+//! ([`same_network`]).
 
 mod kinds;
 mod layer;

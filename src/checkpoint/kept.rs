@@ -1,9 +1,9 @@
 //! The partial that stays when its run ends early, and the journal that vouches for it.
 //!
-//! It is called `.NAME.partial-kept`, a file or a folder like the output, and its journal `.NAME.partial-kept.json`. The
-//! journal holds two texts of the job's own: which job this is, and how far it was. What it says is so on disk: it is
-//! written in one step, after the data it speaks of were synced. Data beyond it are written again, so that it does not matter
-//! in which moment a run is killed.
+//! It is called `.NAME.partial-kept`, a file or a folder like the output, and its journal
+//! `.NAME.partial-kept.json`. The journal holds two texts of the job's own: which job this is, and how far it
+//! was. What it says is so on disk: it is written in one step, after the data it speaks of were synced. Data
+//! beyond it are written again, so that it does not matter in which moment a run is killed.
 //!
 //! The journal goes when the partial has taken the target's place. Where the two exchange their places (a folder
 //! that replaces one) it goes before: from then on the partial's name leads to what was replaced. If the partial
@@ -57,7 +57,8 @@ pub(super) fn is_left(target: &Path) -> Result<bool> {
     Ok(read_journal(target, &path_of(target))?.is_some())
 }
 
-/// Refuses if a run left something beside `target` to go on from, or is still writing it; removes what is worth nothing.
+/// Refuses if a run left something beside `target` to go on from, or is still writing it; removes what is
+/// worth nothing.
 pub(super) fn refuse_left(target: &Path) -> Result<()> {
     let path = path_of(target);
     if fs::symlink_metadata(&path).is_err() {

@@ -27,7 +27,8 @@ impl ModelParams {
     /// Read names and shapes of a model: anything that [`Checkpoint::open`] takes, a state dict written by `torch.save`
     /// (`.bin`, `.pt`, `.pth`, `.ckpt`), or a folder of `pytorch_model*.bin` shards.
     ///
-    /// A folder with both safetensors and `pytorch_model*.bin` is read from the safetensors, with the order of the others.
+    /// A folder with both safetensors and `pytorch_model*.bin` is read from the safetensors, with the order
+    /// of the others.
     ///
     /// # Errors
     /// As [`Checkpoint::open`]; [`Error::File`] for a `torch.save` file that holds no or several state dicts.

@@ -1,14 +1,17 @@
 //! Which parameter of the model each entry of an optimizer state belongs to, with the evidence.
 //!
-//! A wrong map is the worst outcome: every number looks right and belongs to another parameter. So a map is accepted only where
-//! it is said, or where nothing else is possible; a guess is never accepted. Sources, best first:
+//! A wrong map is the worst outcome: every number looks right and belongs to another parameter. So a map is
+//! accepted only where it is said, or where nothing else is possible; a guess is never accepted. Sources,
+//! best first:
 //!
 //! 1. **Stored**: the state is keyed by name or carries `param_names`.
 //! 2. **File**: the user names a file with the names in the optimizer's order.
 //! 3. **Shapes**: every entry's shape occurs once in the state and once in the model. No order is needed.
-//! 4. **Order**: the model's order of definition is known (a `pytorch_model.bin` or a state dict beside the optimizer; safetensors
-//!    files are sorted and know no order), and the parameters were given to the optimizer in that order.
-//! 5. **Group rule**: as 4, and the parameters were split into two groups by a rule of a known trainer, each in the model's order.
+//! 4. **Order**: the model's order of definition is known (a `pytorch_model.bin` or a state dict beside the
+//!    optimizer; safetensors files are sorted and know no order), and the parameters were given to the
+//!    optimizer in that order.
+//! 5. **Group rule**: as 4, and the parameters were split into two groups by a rule of a known trainer, each
+//!    in the model's order.
 //!
 //! For 4 and 5 the hypotheses are a short list. One *fits* when every group's parameters can be laid onto the
 //! group's part of the model, in order, with every shape matching, the group without decay has weight decay
@@ -17,9 +20,10 @@
 //! laying from the right give the same. If two hypotheses fit and differ, or one leaves two layouts, the
 //! state is refused and the way to write a names file is printed.
 //!
-//! With several groups, 4 needs more: a trainer may list the head before the body, or pick a group's parameters by name, and layers of
-//! equal shapes then fit the order of definition all the same. So the order through all groups is accepted only where the shapes settle
-//! what each group holds, whichever tensors it was made from (in the model's order), or where a group rule says the same.
+//! With several groups, 4 needs more: a trainer may list the head before the body, or pick a group's
+//! parameters by name, and layers of equal shapes then fit the order of definition all the same. So the order
+//! through all groups is accepted only where the shapes settle what each group holds, whichever tensors it
+//! was made from (in the model's order), or where a group rule says the same.
 //!
 //! Every source is checked against every shape. Wrappers' parts of names (`module.`, `_orig_mod.`, …) are
 //! dropped where the model lacks them; two names that become one are refused. Parameters without an entry
@@ -115,8 +119,9 @@ pub struct NameMap {
 /// Map every entry of `state` to a tensor of `model`. `max` as in [`OptimizerState::accumulator`].
 ///
 /// # Errors
-/// [`Error::Mismatch`] where the evidence does not suffice or contradicts itself, listing what is open and how to settle it;
-/// [`Error::Tensor`] where an entry has no accumulator; [`Error::File`] where the names file cannot be read.
+/// [`Error::Mismatch`] where the evidence does not suffice or contradicts itself, listing what is open and
+/// how to settle it; [`Error::Tensor`] where an entry has no accumulator; [`Error::File`] where the names
+/// file cannot be read.
 pub fn resolve(state: &OptimizerState, model: &[Param], hints: NameHints<'_>, max: bool) -> Result<NameMap> {
     let question = Question::new(state, model, max)?;
     let file = hints.names_file.map(|path| question.by_file(path)).transpose()?;

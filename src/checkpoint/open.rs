@@ -406,7 +406,8 @@ fn find(path: &Path) -> Result<Found> {
     Ok(Found { folder: None, kind: FoundKind::File(path.to_owned()) })
 }
 
-/// The refusal of a path that cannot be looked at; one that looks like `owner/name` may be meant for the Hugging Face Hub.
+/// The refusal of a path that cannot be looked at; one that looks like `owner/name` may be meant for the
+/// Hugging Face Hub.
 fn not_there(path: &Path, error: io::Error) -> Error {
     let mut parts = path.components();
     let two = matches!(

@@ -1,8 +1,10 @@
-//! Optimizer states that PyTorch wrote: which parameters have one, what each holds, and its squared-gradient accumulator.
+//! Optimizer states that PyTorch wrote: which parameters have one, what each holds, and its squared-gradient
+//! accumulator.
 //!
-//! **What a file holds.** `optimizer.state_dict()` is `{"state": {id: {key: value}}, "param_groups": [{…, "params": [id, …]}]}`. Ids count
-//! through the groups in order; which parameter an id means is not said (see [`super::names`]), except in states that are
-//! keyed by name (FSDP's full states) or that carry `param_names`. The dict may lie under a key of a larger one; it is found by looking.
+//! **What a file holds.** `optimizer.state_dict()` is `{"state": {id: {key: value}}, "param_groups": [{…,
+//! "params": [id, …]}]}`. Ids count through the groups in order; which parameter an id means is not said (see
+//! [`super::names`]), except in states that are keyed by name (FSDP's full states) or that carry
+//! `param_names`. The dict may lie under a key of a larger one; it is found by looking.
 //!
 //! **What is guaranteed.** Nothing in the file is executed. Every value that is used was stored as a plain
 //! number, text or tensor; where an object of an unknown import stands in a place that is needed, the import
@@ -183,8 +185,8 @@ impl OptimizerState {
         &self.groups
     }
 
-    /// The parameters that have a state, in the order of the groups. One that never had a gradient is not among them, also where the
-    /// optimizer made a state for it in advance, as Adagrad does.
+    /// The parameters that have a state, in the order of the groups. One that never had a gradient is not
+    /// among them, also where the optimizer made a state for it in advance, as Adagrad does.
     #[must_use]
     pub fn entries(&self) -> &[StateEntry] {
         &self.entries
@@ -239,11 +241,12 @@ impl OptimizerState {
             .map_err(|problem| Error::tensor(&self.path, format!("state.{}", entry.id), problem))
     }
 
-    /// Read one accumulator whole, row-major, as f32. Adagrad's sum comes without the group's `initial_accumulator_value`.
+    /// Read one accumulator whole, row-major, as f32. Adagrad's sum comes without the group's
+    /// `initial_accumulator_value`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] naming the tensor and the flat index of the first NaN, infinite or negative value, or of an f64
-    /// beyond f32; also where the stored bytes do not have their checksum.
+    /// [`Error::Tensor`] naming the tensor and the flat index of the first NaN, infinite or negative value,
+    /// or of an f64 beyond f32; also where the stored bytes do not have their checksum.
     pub fn read_accumulator(&self, entry: &StateEntry, accumulator: Accumulator) -> Result<Vec<f32>> {
         let values = accumulator.read(self, entry)?;
         let label = entry.label(accumulator.key());

@@ -361,7 +361,8 @@ mod tests {
                 };
                 let got = got.expect("there are values to keep");
                 assert_eq!((got.kept, got.threshold), (kept, threshold), "len {len}, top {top}");
-                // Four sums of at most `len` non-negative f64 terms, each within len·2⁻⁵³ of the truth, and two quotients.
+                // Four sums of at most `len` non-negative f64 terms, each within len·2⁻⁵³ of the truth, and
+                // two quotients.
                 let bound = share * (2 * len + 2) as f64 * f64::EPSILON;
                 assert!(
                     (got.share - share).abs() <= bound,

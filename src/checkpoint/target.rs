@@ -102,8 +102,8 @@ fn listed_shards(folder: &Path, names: &[String]) -> HashSet<String> {
         .collect()
 }
 
-/// Whether a name is one that a model's own files have: those of the new output, and Hugging Face's. Any other safetensors file may
-/// be somebody's Fisher or mask.
+/// Whether a name is one that a model's own files have: those of the new output, and Hugging Face's. Any
+/// other safetensors file may be somebody's Fisher or mask.
 fn belongs(name: &str, layout: &OutputLayout) -> bool {
     name == MODEL_FILE
         || is_shard(name)

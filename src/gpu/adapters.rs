@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 /// Which adapter to use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdapterChoice {
-    /// An index into the list of [`adapters`], or part of a name as [`Caps`](super::Caps) has it (case does not matter).
+    /// An index into the list of [`adapters`], or part of a name as [`Caps`](super::Caps) has it (case does
+    /// not matter).
     pub wanted: Option<String>,
     /// Only adapters of these backends.
     pub backends: Option<wgpu::Backends>,

@@ -24,8 +24,9 @@ pub struct Caps {
     pub max_invocations: u32,
     /// The most bytes of workgroup memory.
     pub max_workgroup_bytes: u32,
-    /// The most iterations of one invocation, all its loops together. Mesa's software driver leaves every loop after 65 535, without
-    /// a word (`LP_MAX_TGSI_LOOP_ITERATIONS`), so a longer step is cut or refused there. A loop counts one more than it turns.
+    /// The most iterations of one invocation, all its loops together. Mesa's software driver leaves every
+    /// loop after 65 535, without a word (`LP_MAX_TGSI_LOOP_ITERATIONS`), so a longer step is cut or refused
+    /// there. A loop counts one more than it turns.
     pub max_iterations: u64,
     /// Invocations of a subgroup, if kernels may exchange values inside one and all have this size; else 0.
     pub subgroup: u32,
@@ -101,7 +102,8 @@ impl Caps {
     }
 
     /// What the host backend allows: any size that fits in memory, of which one argument of a kernel is less
-    /// than 4 GiB. That limit is the library's: sizes and indices inside a kernel are 32-bit numbers, on the host as in a shader.
+    /// than 4 GiB. That limit is the library's: sizes and indices inside a kernel are 32-bit numbers, on the
+    /// host as in a shader.
     #[must_use]
     pub fn host() -> Self {
         Self {

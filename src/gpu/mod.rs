@@ -59,16 +59,17 @@ impl Gpu {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The same device, whose matrix units kernels may use where `adapter`, on which it was made, has some that suit them
-    /// ([`MatrixUnits::of`]). A device does not tell, so that without this call none are used. Pipelines that were
-    /// made, and a pipeline cache that was lent, stay with `self`.
+    /// The same device, whose matrix units kernels may use where `adapter`, on which it was made, has some
+    /// that suit them ([`MatrixUnits::of`]). A device does not tell, so that without this call none are used.
+    /// Pipelines that were made, and a pipeline cache that was lent, stay with `self`.
     ///
-    /// Products of matrices then take f32 factors as two of f16 each, with errors of about 2⁻²¹ of a product's factors and 2⁻³⁷ of the
-    /// largest of their row and column; see [`Form::Matrix`](crate::kernels::fisher::Form::Matrix).
+    /// Products of matrices then take f32 factors as two of f16 each, with errors of about 2⁻²¹ of a
+    /// product's factors and 2⁻³⁷ of the largest of their row and column; see
+    /// [`Form::Matrix`](crate::kernels::fisher::Form::Matrix).
     ///
     /// # Errors
-    /// [`Error::Adapter`] if the adapter is another one or has no such units, [`Error::Argument`] if the device was made
-    /// without [`MatrixUnits::FEATURES`].
+    /// [`Error::Adapter`] if the adapter is another one or has no such units, [`Error::Argument`] if the
+    /// device was made without [`MatrixUnits::FEATURES`].
     pub fn with_matrix_units(&self, adapter: &wgpu::Adapter) -> Result<Self> {
         let info = adapter.get_info();
         if info != self.device().adapter_info() {
@@ -109,8 +110,8 @@ impl Gpu {
         Self::request_with(choice, wgpu::ExperimentalFeatures::disabled()).await
     }
 
-    /// As [`Gpu::request`]; with `experimental` enabled, which is `unsafe` to say, the adapter's matrix units too: wgpu's
-    /// support of them is an experiment.
+    /// As [`Gpu::request`]; with `experimental` enabled, which is `unsafe` to say, the adapter's matrix units
+    /// too: wgpu's support of them is an experiment.
     ///
     /// # Errors
     /// As [`Gpu::request`], and for an adapter without matrix units that suit the kernels where they are asked for.
@@ -166,11 +167,12 @@ impl Gpu {
         &self.inner.caps
     }
 
-    /// Makes pipelines with the application's pipeline cache from now on, so that what the driver compiles can be kept in a file. The
-    /// first one lent stays.
+    /// Makes pipelines with the application's pipeline cache from now on, so that what the driver compiles
+    /// can be kept in a file. The first one lent stays.
     ///
-    /// wgpu has these on Vulkan (`Features::PIPELINE_CACHE`) and makes them in an `unsafe` function, since drivers trust the bytes
-    /// that they are given; so the application makes, stores and answers for it. Most desktop drivers keep such files by themselves.
+    /// wgpu has these on Vulkan (`Features::PIPELINE_CACHE`) and makes them in an `unsafe` function, since
+    /// drivers trust the bytes that they are given; so the application makes, stores and answers for it. Most
+    /// desktop drivers keep such files by themselves.
     pub fn lend_pipeline_cache(&self, cache: wgpu::PipelineCache) {
         let _already_lent = self.inner.pipelines.compiled.set(cache);
     }
@@ -206,9 +208,9 @@ impl Gpu {
     }
 }
 
-/// What wgpu calls return, and the first of what wgpu refused of them: calls of its words, memory that a device does not
-/// have, shaders that a driver's compiler gives up. What no error scope takes goes to the application's handler, and
-/// wgpu's own one panics.
+/// What wgpu calls return, and the first of what wgpu refused of them: calls of its words, memory that a
+/// device does not have, shaders that a driver's compiler gives up. What no error scope takes goes to the
+/// application's handler, and wgpu's own one panics.
 pub(crate) fn refusals<R>(device: &wgpu::Device, calls: impl FnOnce() -> R) -> (R, Option<wgpu::Error>) {
     use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
     let scopes = [OutOfMemory, Internal, Validation].map(|filter| device.push_error_scope(filter));

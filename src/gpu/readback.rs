@@ -38,10 +38,12 @@ impl Gpu {
         }
     }
 
-    /// Reads `out.len()` bytes of `buffer` from `offset` (a multiple of 4). Submits, and waits for everything submitted before.
+    /// Reads `out.len()` bytes of `buffer` from `offset` (a multiple of 4). Submits, and waits for everything
+    /// submitted before.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a buffer without `COPY_SRC`, [`Error::Device`] if the device was lost, also in the meantime.
+    /// [`Error::Argument`] for a buffer without `COPY_SRC`, [`Error::Device`] if the device was lost, also in
+    /// the meantime.
     pub fn download(&self, buffer: &wgpu::Buffer, offset: u64, out: &mut [u8]) -> Result<()> {
         self.check("download")?;
         allows(buffer, wgpu::BufferUsages::COPY_SRC, "download")?;

@@ -18,8 +18,8 @@ pub trait Checked: Kernel {
     /// A step whose largest buffer has about `elements` elements, to be timed.
     fn bench(elements: u64) -> Bench<Self>;
 
-    /// Steps of the sizes of real layers, in the form that suits a device: for kernels whose speed hangs on more than one
-    /// size. `squisher bench` times these in place of [`Checked::bench`] at every size.
+    /// Steps of the sizes of real layers, in the form that suits a device: for kernels whose speed hangs on
+    /// more than one size. `squisher bench` times these in place of [`Checked::bench`] at every size.
     fn layers(_caps: &Caps) -> Vec<Bench<Self>> {
         Vec::new()
     }
@@ -55,7 +55,8 @@ pub struct Want {
     pub bound: f64,
 }
 
-/// The least normal f32: a device may flush a result below it to zero, and a sum loses up to as much with every such term.
+/// The least normal f32: a device may flush a result below it to zero, and a sum loses up to as much with
+/// every such term.
 pub(crate) const FLUSHED: f64 = f32::MIN_POSITIVE as f64;
 
 impl Want {

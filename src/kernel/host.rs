@@ -125,8 +125,8 @@ pub fn narrow(dtype: DType, value: f32) -> f32 {
     }
 }
 
-/// Runs `work`, which is inlined, compiled for the widest vectors that this processor has. Wider vectors change no bit: no
-/// multiplication and addition are ever contracted.
+/// Runs `work`, which is inlined, compiled for the widest vectors that this processor has. Wider vectors
+/// change no bit: no multiplication and addition are ever contracted.
 #[inline(always)]
 pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
@@ -148,8 +148,8 @@ pub(crate) fn task_len(len: usize) -> usize {
     BLOCK * len.div_ceil(BLOCK * tasks).clamp(4, 64)
 }
 
-/// Shares blocks of one output out to the cores: `each(start, block)` for consecutive blocks of at most [`BLOCK`] elements,
-/// compiled for the widest vectors that this processor has.
+/// Shares blocks of one output out to the cores: `each(start, block)` for consecutive blocks of at most
+/// [`BLOCK`] elements, compiled for the widest vectors that this processor has.
 ///
 /// `scratch` is made once per task of the thread pool, not per block.
 pub fn for_blocks<S: Default + Send>(

@@ -1,8 +1,9 @@
 //! One layer's data of some files, where kernels can bind them, and the steps of its parameters.
 //!
-//! Files stream in pieces, so that what is in memory beside the layer's data is one piece. The uses of a sample (a layer that is used
-//! several times has one parameter) lie one after the other: along the positions, or, where channels come before positions, as samples
-//! of their own that are folded into one square.
+//! Files stream in pieces, so that what is in memory beside the layer's data is one piece. The uses of a
+//! sample (a layer that is used several times has one parameter) lie one after the other: along the
+//! positions, or, where channels come before positions, as samples of their own that are folded into one
+//! square.
 
 mod ahead;
 mod held;
@@ -86,7 +87,8 @@ enum Input {
 }
 
 impl Batch {
-    /// Reads one layer of files that are [`joinable`]. With `scale`, one factor a sample, gradients are multiplied by it and f32.
+    /// Reads one layer of files that are [`joinable`]. With `scale`, one factor a sample, gradients are
+    /// multiplied by it and f32.
     pub(crate) fn load(backend: &Backend, files: &[InFile<'_>], scale: &[f64]) -> Result<Self> {
         let samples = files.iter().map(|file| file.capture.samples()).sum();
         Self::read(backend, &Reading::of_files(files), scale, samples)

@@ -4,16 +4,18 @@
 //! penalty = ½ λ Σ F (θ − θ*)²,   gradient = λ F (θ − θ*)
 //! ```
 //!
-//! Several anchors add up, and none of them decays another: each keeps its own Fisher whole. *Online*: several Fishers at one anchor, the
-//! oldest first, count as F ← F_new + γ F_old, with γ applied once at each step to all that came before and never to the newest. As the
-//! penalty is linear in F, each Fisher is its own term, with λ γ^(newer ones at its anchor); nothing is combined in f32 first.
-//! γ where no anchor has two Fishers would change nothing, and is refused.
+//! Several anchors add up, and none of them decays another: each keeps its own Fisher whole. *Online*:
+//! several Fishers at one anchor, the oldest first, count as F ← F_new + γ F_old, with γ applied once at each
+//! step to all that came before and never to the newest. As the penalty is linear in F, each Fisher is its
+//! own term, with λ γ^(newer ones at its anchor); nothing is combined in f32 first. γ where no anchor has two
+//! Fishers would change nothing, and is refused.
 //!
-//! A tensor without Fisher is free: it adds nothing and has no gradient, which is how new heads stay trainable. Tensors that
-//! the model has not are refused.
+//! A tensor without Fisher is free: it adds nothing and has no gradient, which is how new heads stay
+//! trainable. Tensors that the model has not are refused.
 //!
-//! λ is transferable only together with the ½, γ, the Fisher's reduction (sum or mean), and its B and N: the report states them all.
-//! Everything streams through once, in chunks; partial sums are folded in f64 in the order of the plan.
+//! λ is transferable only together with the ½, γ, the Fisher's reduction (sum or mean), and its B and N: the
+//! report states them all. Everything streams through once, in chunks; partial sums are folded in f64 in the
+//! order of the plan.
 //!
 //! ```no_run
 //! use squisher::methods::ewc::{Anchor, EwcOptions, ewc};
@@ -208,9 +210,10 @@ pub fn plan(options: &EwcOptions, run: &Run<'_>) -> Result<EwcPlan> {
 /// Evaluates the penalty and, if asked, writes its gradient.
 ///
 /// # Errors
-/// [`Error::Argument`](crate::Error::Argument) for λ or γ below 0, decayed Fishers without γ, or γ without any to decay;
-/// [`Error::Mismatch`](crate::Error::Mismatch) for files that do not fit the model, and a λ whose gradient leaves f32;
-/// [`Error::Tensor`](crate::Error::Tensor) for values that are not numbers and Fishers below 0; and all that files and devices do.
+/// [`Error::Argument`](crate::Error::Argument) for λ or γ below 0, decayed Fishers without γ, or γ without
+/// any to decay; [`Error::Mismatch`](crate::Error::Mismatch) for files that do not fit the model, and a λ
+/// whose gradient leaves f32; [`Error::Tensor`](crate::Error::Tensor) for values that are not numbers and
+/// Fishers below 0; and all that files and devices do.
 pub fn ewc(options: &EwcOptions, run: &Run<'_>) -> Result<EwcReport> {
     let started = Instant::now();
     let inputs = Inputs::open(options)?;

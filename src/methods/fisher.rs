@@ -15,9 +15,10 @@
 //! | `ema` | f ← β f + (1−β) Σ_n w_n g_n², batch by batch | the data's |
 //! | `accumulator` | v ← β v + (1−β) (1/B Σ_n g_n)², batch by batch, from 0, no bias correction | the data's |
 //!
-//! A layer used several times has one parameter: the gradients of its uses are added before they are squared. Where one step cannot do
-//! that (a parameter of several layers, uses at several sizes, a sample larger than a binding or longer than a loop), the gradients of some
-//! samples are formed, of one where the parameter is large, and then squared:
+//! A layer used several times has one parameter: the gradients of its uses are added before they are squared.
+//! Where one step cannot do that (a parameter of several layers, uses at several sizes, a sample larger than
+//! a binding or longer than a loop), the gradients of some samples are formed, of one where the parameter is
+//! large, and then squared:
 //!
 //! ```text
 //! f ← decay · f + gain · weight_n · (Σ_part g_n,part)²

@@ -11,7 +11,8 @@ pub struct Globs {
     pub include: Vec<String>,
     /// These are left out: neither selected from nor counted.
     pub exclude: Vec<String>,
-    /// These are kept whole and counted in the budget, whatever the other two say (Sung et al. 2021 do so with the classifier).
+    /// These are kept whole and counted in the budget, whatever the other two say (Sung et al. 2021 do so
+    /// with the classifier).
     pub always: Vec<String>,
 }
 
@@ -29,8 +30,8 @@ pub(super) enum Role {
 /// The roles of `names`.
 ///
 /// # Errors
-/// [`Error::Argument`] for a pattern that is none, [`Error::Mismatch`] for one that matches nothing: a misspelt name would
-/// otherwise silently select other tensors.
+/// [`Error::Argument`] for a pattern that is none, [`Error::Mismatch`] for one that matches nothing: a
+/// misspelt name would otherwise silently select other tensors.
 pub(super) fn roles(op: &str, globs: &Globs, names: &[&str]) -> Result<Vec<Role>> {
     let [include, exclude, always] =
         [("include", &globs.include), ("exclude", &globs.exclude), ("always", &globs.always)]

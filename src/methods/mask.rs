@@ -1,8 +1,9 @@
 //! Masks of what matters.
 //!
-//! [`mask`] keeps the parameters with the largest Fisher (Sung, Nair, Raffel, *Training Neural Networks with Fixed Sparse
-//! Masks*, 2021), a share of all, as BOOL tensors under the Fisher's own names. Which of equal ones are kept, and what repeats,
-//! is said in [`select`](crate::methods::select). [`reset`](crate::methods::reset) puts a model together by a mask.
+//! [`mask`] keeps the parameters with the largest Fisher (Sung, Nair, Raffel, *Training Neural Networks with
+//! Fixed Sparse Masks*, 2021), a share of all, as BOOL tensors under the Fisher's own names. Which of equal
+//! ones are kept, and what repeats, is said in [`select`](crate::methods::select).
+//! [`reset`](crate::methods::reset) puts a model together by a mask.
 
 use std::path::Path;
 use std::sync::atomic::AtomicU64;

@@ -86,7 +86,8 @@ pub struct MergeOptions {
 }
 
 impl MergeOptions {
-    /// A merge of `models` by `method`, which refuses whatever could be a mistake: nothing is normalised, floored or replaced.
+    /// A merge of `models` by `method`, which refuses whatever could be a mistake: nothing is normalised,
+    /// floored or replaced.
     #[must_use]
     pub fn new(method: Method, models: Vec<Model>) -> Self {
         Self {

@@ -1,4 +1,5 @@
-//! Per-sample gradients of captured networks: their inner products, norms, products with a direction, and weighted sums.
+//! Per-sample gradients of captured networks: their inner products, norms, products with a direction, and
+//! weighted sums.
 //!
 //! With g_n = ∂ℓ_n/∂θ the rows of J `[N, P]`:
 //!
@@ -21,11 +22,12 @@
 //! in the rows that a sample names, so its gradients are kept as runs (a sample and a row), and only runs of
 //! one row meet.
 //!
-//! **Memory.** One slab (64 MiB, or less by the budget; at least one row of every sample), the layer's data of all files where they fit
-//! in half of the host's budget (else of one file at a time, which is then read again for each slab), and the result.
+//! **Memory.** One slab (64 MiB, or less by the budget; at least one row of every sample), the layer's data
+//! of all files where they fit in half of the host's budget (else of one file at a time, which is then read
+//! again for each slab), and the result.
 //!
-//! **Numbers.** Products of at most 8192 terms are f32, and are added in f64. Gradients are those of the summed loss: captures of a mean
-//! loss are multiplied by their batch size.
+//! **Numbers.** Products of at most 8192 terms are f32, and are added in f64. Gradients are those of the
+//! summed loss: captures of a mean loss are multiplied by their batch size.
 //!
 //! Source: Wu et al., *An Improved Empirical Fisher Approximation for Natural Gradient Descent* (2024).
 

@@ -1,8 +1,9 @@
 //! Pruning: zero where the loss would suffer least.
 //!
-//! The score of a parameter is ½ θ² F, what the loss grows by when θ becomes zero, to second order with the Hessian taken as
-//! the diagonal Fisher F (Theis, Korshunova, Tejani, Huszár, *Faster gaze prediction with dense networks and Fisher
-//! pruning*, 2018, eq. 7; the factor does not matter here, so F may be a sum, a mean, or an accumulator).
+//! The score of a parameter is ½ θ² F, what the loss grows by when θ becomes zero, to second order with the
+//! Hessian taken as the diagonal Fisher F (Theis, Korshunova, Tejani, Huszár, *Faster gaze prediction with
+//! dense networks and Fisher pruning*, 2018, eq. 7; the factor does not matter here, so F may be a sum, a
+//! mean, or an accumulator).
 //!
 //! | what is kept | among | by |
 //! |---|---|---|
@@ -12,12 +13,13 @@
 //! | filters, k of all | all tensors or each | `filter-gate`: ½ Σ_n (Σ_{w ∈ filter} θ_w g_nw)² ([`gates`]) |
 //!
 //! The output has the model's tensors, types and files. What is kept is kept bit for bit, the rest is zero. Integer and
-//! boolean tensors, and tensors that globs leave out, are copied. See [`select`](crate::methods::select) for which items of equal
-//! score are kept, and what repeats.
+//! boolean tensors, and tensors that globs leave out, are copied. See [`select`](crate::methods::select) for
+//! which items of equal score are kept, and what repeats.
 //!
-//! `filter-sum` is not Theis et al.'s score for feature maps. That is `filter-gate`: it has the cross terms and needs per-sample
-//! gradients, which captures hold. Both are summed on the host in f64, element after element, so that a sum is the same on every
-//! backend and however a filter is cut. A filter is a slice of the leading axis of a tensor with two axes or more.
+//! `filter-sum` is not Theis et al.'s score for feature maps. That is `filter-gate`: it has the cross terms
+//! and needs per-sample gradients, which captures hold. Both are summed on the host in f64, element after
+//! element, so that a sum is the same on every backend and however a filter is cut. A filter is a slice of
+//! the leading axis of a tensor with two axes or more.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -215,7 +217,8 @@ pub fn prune(
     })
 }
 
-/// Writes the best of the ranked tensors and counts them in `kept`; gives the last kept one's score, if there is one order for all.
+/// Writes the best of the ranked tensors and counts them in `kept`; gives the last kept one's score, if there
+/// is one order for all.
 fn write_best(
     selector: &mut Selector<'_>,
     plan: &Roles<'_>,

@@ -1,7 +1,7 @@
 //! A model put together by a mask: mask ? fine-tuned : pretrained, bit for bit, in any element type.
 //!
-//! So a fine-tuned model is taken back to its start everywhere but in the masked parameters. Bytes are copied and nothing is computed,
-//! so it runs on the host's threads whatever the backend, and in a few MiB a thread.
+//! So a fine-tuned model is taken back to its start everywhere but in the masked parameters. Bytes are copied
+//! and nothing is computed, so it runs on the host's threads whatever the backend, and in a few MiB a thread.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

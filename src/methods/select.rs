@@ -2,21 +2,22 @@
 //!
 //! # What it promises
 //!
-//! **Which items.** As [`TopK`](crate::record::top_k): the k best by score, of equal scores those that come first. Tensors come in
-//! the order of the bytes of their names, elements row-major. Exactly k, for every k from 0 to all.
+//! **Which items.** As [`TopK`](crate::record::top_k): the k best by score, of equal scores those that come
+//! first. Tensors come in the order of the bytes of their names, elements row-major. Exactly k, for every k
+//! from 0 to all.
 //!
 //! **How repeatable.** The same bits whatever the size of a chunk, the number of threads, and the backend (for
 //! [`Score::Prune`] on devices that keep subnormals). A chunk never shows in a result.
 //!
-//! **How many passes.** At most two over the data to find the threshold, whatever the data are, and mostly one; then one to
-//! write. Memory does not grow with the data, nor with the number of ties.
+//! **How many passes.** At most two over the data to find the threshold, whatever the data are, and mostly
+//! one; then one to write. Memory does not grow with the data, nor with the number of ties.
 //!
 //! # How
 //!
-//! The bits of a score that is not negative order as the score does, and there are 31 of them. The first pass counts the
-//! upper 11 (2048 bins), which tells the bin of the k-th best; the second counts the lower 20 of the scores in that bin (2²⁰
-//! bins, so each score has its own), which tells the threshold and how many equal scores are kept. No candidates are
-//! kept, so ties cost nothing: a tensor of zeros is as good as any.
+//! The bits of a score that is not negative order as the score does, and there are 31 of them. The first pass
+//! counts the upper 11 (2048 bins), which tells the bin of the k-th best; the second counts the lower 20 of
+//! the scores in that bin (2²⁰ bins, so each score has its own), which tells the threshold and how many equal
+//! scores are kept. No candidates are kept, so ties cost nothing: a tensor of zeros is as good as any.
 //!
 //! ```text
 //!  sample ──guess──┐
@@ -28,14 +29,15 @@
 //!  pass 3  mask: above the threshold, and the first of the ties; zeros written, or the mask
 //! ```
 //!
-//! A sample of the scores, read before, guesses where the threshold is, and the first pass counts the single scores around
-//! the guess too. If the k-th best is among them, which the counts prove, the second pass is not needed.
-//! A wrong guess costs that pass and nothing else.
+//! A sample of the scores, read before, guesses where the threshold is, and the first pass counts the single
+//! scores around the guess too. If the k-th best is among them, which the counts prove, the second pass is
+//! not needed. A wrong guess costs that pass and nothing else.
 //!
 //! # What it gives up
 //!
-//! The masks come in order, because the budget for ties runs along the stream: on a device in a buffer that each chunk takes its own
-//! from ([`Spend`](crate::kernels::select::Spend)), so that reading, computing and writing overlap.
+//! The masks come in order, because the budget for ties runs along the stream: on a device in a buffer that
+//! each chunk takes its own from ([`Spend`](crate::kernels::select::Spend)), so that reading, computing and
+//! writing overlap.
 
 mod budget;
 mod cut;
@@ -71,15 +73,16 @@ use crate::stream::{
     Sweep, TensorSpec, Timings,
 };
 
-/// How many elements may be in one chunk within a budget, three of which are on their way at a time; never more than the
-/// default, which is as fast as any.
+/// How many elements may be in one chunk within a budget, three of which are on their way at a time; never
+/// more than the default, which is as fast as any.
 ///
 /// # Errors
 /// [`Error::Budget`] where the counts alone do not fit.
 pub(super) fn piece_elements(run: &Run<'_>) -> Result<u64> {
     /// The counts of both windows, once where kernels run and once read back, and small change.
     const COUNTS: u64 = 5 << 20;
-    // In each of three slots θ, F, the pruned θ and the mask; before a device with its own memory, mappable buffers of as much.
+    // In each of three slots θ, F, the pruned θ and the mask; before a device with its own memory, mappable
+    // buffers of as much.
     let held = [
         ("device memory", "--device-memory", run.budget.device_bytes, COUNTS, 40),
         ("host memory", "--host-memory", run.budget.host_bytes, 2 * COUNTS, 40),
@@ -149,7 +152,8 @@ pub(super) type Take<'s> = &'s mut (dyn FnMut(Kept<'_>) -> Result<()> + Send + S
 /// What is shown scores: the tensor, its first element among them, and the scores.
 pub(super) type Scored<'s> = &'s mut dyn FnMut(usize, u64, &[f32]) -> Result<()>;
 
-/// Passes over the tensors to be ranked. Each is one run of a [`Plan`](stream::Plan): reading, computing and writing overlap.
+/// Passes over the tensors to be ranked. Each is one run of a [`Plan`](stream::Plan): reading, computing and
+/// writing overlap.
 pub(super) struct Selector<'a> {
     run: &'a Run<'a>,
     score: Score,

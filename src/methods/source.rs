@@ -155,7 +155,8 @@ impl Source for CheckpointSource<'_> {
     }
 }
 
-/// Puts 0 in the place of NaN, infinities and negative values, and tells how many there were. By their bits, as kernels do.
+/// Puts 0 in the place of NaN, infinities and negative values, and tells how many there were. By their bits,
+/// as kernels do.
 fn zero_impossible(dtype: Dtype, bytes: &mut [u8]) -> u64 {
     match dtype {
         Dtype::F16 => zero_where(bytes, |b| u32::from(u16::from_le_bytes(b)) << 16, 0x7c00_0000),

@@ -4,8 +4,9 @@
 //! F̂ = s · v        s by --scale: raw 1, unbiased 1/(1−β^t), mean B/(1−β^t), sum N·B/(1−β^t), paper N
 //! ```
 //!
-//! Li, Dangel, Tam, Raffel, *Fishers for Free?* (ICML 2025). v averages squares of *batch-mean* gradients; at the end of training
-//! the mean gradient is near 0, `E[ḡ²] ≈ E[g²]/B`, and B·v̂ estimates the mean empirical Fisher. t is each parameter's own step.
+//! Li, Dangel, Tam, Raffel, *Fishers for Free?* (ICML 2025). v averages squares of *batch-mean* gradients; at
+//! the end of training the mean gradient is near 0, `E[ḡ²] ≈ E[g²]/B`, and B·v̂ estimates the mean empirical
+//! Fisher. t is each parameter's own step.
 //!
 //! *Plan* ([`plan`]) settles names, accumulators and factors from headers alone; *run* ([`extract`]) reads,
 //! checks, scales and writes tensor by tensor, so that one parameter's accumulator (and its momentum, for the
@@ -167,8 +168,8 @@ pub fn plan(state: &OptimizerState, model: &ModelParams, options: &ExtractOption
 /// Read every accumulator, check it, scale it, and write the Fisher file `out`.
 ///
 /// # Errors
-/// As [`plan`]; [`Error::Tensor`] for a value that no accumulator can have or that leaves f32 when scaled; [`Error::Output`] where the
-/// output cannot be written; [`Error::Interrupted`] between two tensors.
+/// As [`plan`]; [`Error::Tensor`] for a value that no accumulator can have or that leaves f32 when scaled;
+/// [`Error::Output`] where the output cannot be written; [`Error::Interrupted`] between two tensors.
 pub fn extract(
     state: &OptimizerState,
     model: &ModelParams,

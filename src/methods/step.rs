@@ -7,16 +7,16 @@
 //! ief   Δ = Jᵀ (K + λI)⁻¹ s      by as much as its logits' gradient allows:      J Δ → s,   s_n = ‖∂ℓ_n/∂z_n‖²
 //! ```
 //!
-//! Both are (JᵀJ + λI)⁻¹ Jᵀ(…) by the push-through identity: N equations instead of P. The empirical Fisher's step is the larger
-//! the smaller a sample's gradient is, which is a distortion ("inversely scaled projection"); the improved one's target vanishes
-//! with it. A step is to be *subtracted*: θ ← θ − η Δ.
+//! Both are (JᵀJ + λI)⁻¹ Jᵀ(…) by the push-through identity: N equations instead of P. The empirical Fisher's
+//! step is the larger the smaller a sample's gradient is, which is a distortion ("inversely scaled
+//! projection"); the improved one's target vanishes with it. A step is to be *subtracted*: θ ← θ − η Δ.
 //!
 //! *Plan*: every capture is opened and held against the others before an output is created. *Run*: K by
-//! [`PerSample::gram`], in f64; K + λI is factored in place by Cholesky (faer), N³/3 operations and 8·N² bytes in all; then Δ is a
-//! weighted gradient, [`PerSample::weighted_sum`], layer by layer.
+//! [`PerSample::gram`], in f64; K + λI is factored in place by Cholesky (faer), N³/3 operations and 8·N²
+//! bytes in all; then Δ is a weighted gradient, [`PerSample::weighted_sum`], layer by layer.
 //!
-//! K comes from f32 captures: what is below 2⁻²⁰ of a sample's ‖g‖² is rounding. Where elimination leaves a pivot no larger than that,
-//! K + λI is refused as singular, with the damping that would do.
+//! K comes from f32 captures: what is below 2⁻²⁰ of a sample's ‖g‖² is rounding. Where elimination leaves a
+//! pivot no larger than that, K + λI is refused as singular, with the damping that would do.
 //!
 //! **How good is a step?** γ(Δ) = √(Δᵀ F Δ) / |Δᵀ ∇L| with the exact Fisher F = Σ_n Σ_c p_nc ĝ_nc ĝ_ncᵀ and L
 //! = Σ_n ℓ_n: lower is better, the natural gradient F⁻¹∇L has the lowest there is, and a factor of Δ changes
@@ -152,7 +152,8 @@ pub struct StepReport {
     pub gram: Option<PathBuf>,
     /// How good the step is, if that was asked for.
     pub indicator: Option<Indicator>,
-    /// Where the time went; reading includes the way to the device, computing and writing the way back, and writing the sync.
+    /// Where the time went; reading includes the way to the device, computing and writing the way back, and
+    /// writing the sync.
     pub timings: Timings,
 }
 
@@ -175,9 +176,9 @@ pub fn plan(captures: &[PathBuf], options: &StepOptions, run: &Run<'_>) -> Resul
     })
 }
 
-/// Computes a step from captures of the data's labels, writes it under the parameters' names to `out` and, if asked for, K as one tensor
-/// `gram` `[N, N]`, f64, samples in the order of the files. With captures of the model's labels, also its [`indicator()`], which is
-/// computed from the step as it was written.
+/// Computes a step from captures of the data's labels, writes it under the parameters' names to `out` and, if
+/// asked for, K as one tensor `gram` `[N, N]`, f64, samples in the order of the files. With captures of the
+/// model's labels, also its [`indicator()`], which is computed from the step as it was written.
 ///
 /// # Errors
 /// What [`Capture::open`], [`PerSample::new`] and [`indicator()`] refuse; [`Error::Argument`] for a damping

@@ -6,16 +6,18 @@
 //! | `row` | the mean over all but the axis of outputs (one output filter); a vector's or scalar's own elements | as long as there are rows |
 //! | `element` | the element | never whole in memory; for distances only |
 //!
-//! Outputs lie along the first axis, of transposed convolutions along the second: `fisher` names their weights in its file, other Fishers
-//! do not say. Tensors without elements are left out.
+//! Outputs lie along the first axis, of transposed convolutions along the second: `fisher` names their
+//! weights in its file, other Fishers do not say. Tensors without elements are left out.
 //!
-//! Distances, with v = 1/F: see [`Metric`]; `asymmetric` is d(a, b) − α d(a, trivial) with d = `normalized`, from the task of the
-//! row to that of the column (Achille et al., *Task2Vec*, 2019; Li et al., *Fishers for Free?*, 2025, table 7).
+//! Distances, with v = 1/F: see [`Metric`]; `asymmetric` is d(a, b) − α d(a, trivial) with d = `normalized`,
+//! from the task of the row to that of the column (Achille et al., *Task2Vec*, 2019; Li et al., *Fishers for
+//! Free?*, 2025, table 7).
 //!
-//! **Guaranteed:** each file is read once, whatever the number of pairs. Bad values are refused by tensor and index, and nothing
-//! is written then. The same input, backend and budget give the same bits. Another budget cuts rows and vectors elsewhere, which
-//! changes the rounding of f32 partial sums and nothing else: means within 19 roundings, the sums behind a distance within
-//! what [`Similarity`](crate::kernels::task2vec::Similarity) states.
+//! **Guaranteed:** each file is read once, whatever the number of pairs. Bad values are refused by tensor and
+//! index, and nothing is written then. The same input, backend and budget give the same bits. Another budget
+//! cuts rows and vectors elsewhere, which changes the rounding of f32 partial sums and nothing else: means
+//! within 19 roundings, the sums behind a distance within what
+//! [`Similarity`](crate::kernels::task2vec::Similarity) states.
 //!
 //! **Given up:** on a device the sums behind a cosine carry about 1e-6 of relative error, so distances below that tell
 //! nothing; the host's are sums in f64, rounded once a share.

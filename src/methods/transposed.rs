@@ -1,7 +1,9 @@
-//! Which weights of a Fisher are those of transposed convolutions: their output channels lie along the second axis, not the first.
+//! Which weights of a Fisher are those of transposed convolutions: their output channels lie along the second
+//! axis, not the first.
 //!
-//! Shapes do not tell. `fisher` knows the layers and writes the names into its file; Fishers that were recycled from an optimizer,
-//! or come from elsewhere, say nothing, and all their weights count as those of other layers.
+//! Shapes do not tell. `fisher` knows the layers and writes the names into its file; Fishers that were
+//! recycled from an optimizer, or come from elsewhere, say nothing, and all their weights count as those of
+//! other layers.
 
 use std::collections::BTreeSet;
 

@@ -1,9 +1,9 @@
-//! The exact Fisher of a layer's parameters, and sums of their gradients: which kernel in which form, in steps short enough
-//! for a device.
+//! The exact Fisher of a layer's parameters, and sums of their gradients: which kernel in which form, in
+//! steps short enough for a device.
 //!
 //! One call records everything for one parameter of one layer from one pair of buffers. A dispatch that takes
-//! seconds trips a driver's watchdog, so on a device squares (and, where one square is long, outputs) are cut into ranges that
-//! follow each other in one recording; the first range applies the epilogue, the others add.
+//! seconds trips a driver's watchdog, so on a device squares (and, where one square is long, outputs) are cut
+//! into ranges that follow each other in one recording; the first range applies the epilogue, the others add.
 
 mod bias;
 mod conv;
@@ -19,7 +19,8 @@ pub use linear::Linear;
 use crate::kernels::fisher::{Epilogue, Mode};
 use crate::memory::View;
 
-/// How squares are formed and summed, or what else becomes of their gradients. See [`kernels::fisher`](crate::kernels::fisher).
+/// How squares are formed and summed, or what else becomes of their gradients. See
+/// [`kernels::fisher`](crate::kernels::fisher).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Squares {
     /// What becomes of the gradients: summed as squares, summed, or stored.

@@ -58,7 +58,8 @@ impl Recording {
         if kernels < 2 {
             return self.run_steps();
         }
-        // From inside of the pool: a thread outside of it sleeps through every step, and waking it takes as long as a short one.
+        // From inside of the pool: a thread outside of it sleeps through every step, and waking it takes as
+        // long as a short one.
         let mut result = Ok(());
         rayon::scope(|_| result = self.run_steps());
         result

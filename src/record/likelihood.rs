@@ -1,7 +1,8 @@
 //! Gradients at a network's outputs, for each kind of Fisher: what an application backpropagates.
 //!
 //! One recording goes from logits to gradients; the application's own backward pass takes them on, and
-//! [`record::fisher`](crate::record::fisher) squares what arrives at the layers, weighted. In words, for a classifier on a device:
+//! [`record::fisher`](crate::record::fisher) squares what arrives at the layers, weighted. In words, for a
+//! classifier on a device:
 //!
 //! ```text
 //! let loss = Softmax::new(&backend, samples, classes)?;             once
@@ -31,7 +32,8 @@ use crate::error::{Error, Result};
 use crate::kernels::likelihood::FAULTS;
 use crate::memory::{Element, View};
 
-/// What a recording leaves for the backward pass. All f32; `r` rounds (draws, classes, directions) of `n` samples of `c` outputs.
+/// What a recording leaves for the backward pass. All f32; `r` rounds (draws, classes, directions) of `n`
+/// samples of `c` outputs.
 #[derive(Clone, Debug)]
 pub struct Gradients {
     /// ∂ℓ/∂z `[r, n, c]`, of the *summed* loss.
@@ -59,8 +61,8 @@ impl Gradients {
     }
 }
 
-/// Which labels are drawn. A draw depends on the seed, the sample's number and the draw's own, and on nothing else: batches may be cut
-/// anywhere.
+/// Which labels are drawn. A draw depends on the seed, the sample's number and the draw's own, and on nothing
+/// else: batches may be cut anywhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draws {
     /// The seed.

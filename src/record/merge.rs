@@ -122,7 +122,8 @@ mod tests {
     use crate::kernel::Checked;
     use crate::kernels::merge::{COUNT_WORDS, state_words};
 
-    /// Steps that merge three models of 5000 parameters, the last one into `merged` (or its own buffer), and that buffer.
+    /// Steps that merge three models of 5000 parameters, the last one into `merged` (or its own buffer), and
+    /// that buffer.
     fn three(merged: impl Fn(&[View]) -> Option<View>) -> (Vec<MergeStep>, View) {
         let host = Backend::Host;
         let len = 5000_u32;

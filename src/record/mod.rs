@@ -91,8 +91,8 @@ impl Recording {
     /// # Errors
     /// What [`Kernel::launch`] refuses; [`Error::Limit`] for a view that one binding can't hold or a loop that the
     /// driver would cut short; [`Error::Argument`] for a form that exchanges values where subgroups are not of its
-    /// size, one for matrix units that were not lent, memory of another backend or memory that is written and used twice; [`Error::Shader`] if the device
-    /// refuses the shader.
+    /// size, one for matrix units that were not lent, memory of another backend or memory that is written and
+    /// used twice; [`Error::Shader`] if the device refuses the shader.
     pub fn dispatch<K: Kernel>(&mut self, kernel: &K, params: K::Params, args: K::Args) -> Result<&mut Self> {
         let groups = kernel.launch(&params, &args, &self.caps)?;
         check_views::<K>(&args, &self.backend, &self.caps)?;
@@ -129,7 +129,7 @@ impl Recording {
     /// # Errors
     /// [`Error::Shape`] if they differ.
     pub fn copy(&mut self, from: &View, to: &View) -> Result<&mut Self> {
-        to.expect("copy", "the target", from.len(), Some(from.element()))?;
+        to.check("copy", "the target", from.len(), Some(from.element()))?;
         self.steps.push(Step::Copy { from: from.clone(), to: to.clone() });
         Ok(self)
     }

@@ -12,10 +12,12 @@ const STEP: u64 = 1 << 30;
 
 /// Sums, extremes, zeros and bad values (NaN, infinite, negative) of a Fisher diagonal on any backend.
 ///
-/// Reads each value once, submits, and waits. To keep working meanwhile, record [`Summary`] and fold its records with [`Stats::fold`].
+/// Reads each value once, submits, and waits. To keep working meanwhile, record [`Summary`] and fold its
+/// records with [`Stats::fold`].
 ///
 /// # Errors
-/// [`Error::Shape`](crate::Error::Shape) if the elements are not floats, [`Error::Device`](crate::Error::Device) after a loss.
+/// [`Error::Shape`](crate::Error::Shape) if the elements are not floats,
+/// [`Error::Device`](crate::Error::Device) after a loss.
 pub fn summary(backend: &Backend, values: &View) -> Result<Stats> {
     let kernel = Summary { values: values.float("summary", "values")?, owner: Owner::of(&backend.caps()) };
     let step = step(backend, kernel);

@@ -18,16 +18,16 @@
 //! It does not depend on the number of threads or on the order in which workgroups run: all sums are of integers.
 //! There is no faster, less repeatable mode, because repeatability costs one prefix sum over the blocks.
 //!
-//! An example: scores `10 8 8 8 6 5`, k = 3. Kept are the items 0, 1, 2; the threshold is 8; the pairs are (0, 10), (1, 8),
-//! (2, 8). A selection that promised less might keep 1 and 3, or 2 and 3.
+//! An example: scores `10 8 8 8 6 5`, k = 3. Kept are the items 0, 1, 2; the threshold is 8; the pairs are
+//! (0, 10), (1, 8), (2, 8). A selection that promised less might keep 1 and 3, or 2 and 3.
 //!
-//! **What is refused.** A score that is NaN, or that comes from a Fisher that is negative or infinite, has no place in an
-//! order. [`TopK::cut`] names the first. A recording cannot stop half-way: until `cut` was asked, the outputs are in
-//! bounds but mean nothing. k above the number of items is refused when the operation is made. k = 0 keeps nothing,
-//! and then there is no threshold.
+//! **What is refused.** A score that is NaN, or that comes from a Fisher that is negative or infinite, has no
+//! place in an order. [`TopK::cut`] names the first. A recording cannot stop half-way: until `cut` was asked,
+//! the outputs are in bounds but mean nothing. k above the number of items is refused when the operation is
+//! made. k = 0 keeps nothing, and then there is no threshold.
 //!
-//! **What it costs.** Each input is read three times for the threshold (11, 10 and 10 bits of the score), once more to count
-//! ties, once more for each output. Memory: 8 KiB, and 8 bytes for every 4096 items.
+//! **What it costs.** Each input is read three times for the threshold (11, 10 and 10 bits of the score),
+//! once more to count ties, once more for each output. Memory: 8 KiB, and 8 bytes for every 4096 items.
 //!
 //! Steps: histogram → narrow, three times; then count → scan → mask or gather
 //! (see [`kernels::select`](crate::kernels::select)). For what does not fit in memory see
@@ -49,7 +49,8 @@ const OP: &str = "top_k";
 /// Bins of a window and the width of a bin as a power of two: 31 bits of a score, the highest first.
 const LEVELS: [(u32, u32); 3] = [(LOCAL_BINS, 20), (1024, 10), (1024, 0)];
 
-/// A selection of the k best items of a buffer: its inputs and the memory it needs. See the module's text for what it promises.
+/// A selection of the k best items of a buffer: its inputs and the memory it needs. See the module's text for
+/// what it promises.
 #[derive(Clone, Debug)]
 pub struct TopK {
     scores: Scores,
@@ -92,7 +93,7 @@ impl TopK {
     }
 
     fn new(backend: &Backend, score: Score, theta: &View, fisher: &View, k: u64) -> Result<Self> {
-        theta.expect(OP, "theta", fisher.len(), None)?;
+        theta.check(OP, "theta", fisher.len(), None)?;
         let scores = Scores { score, theta: theta.float(OP, "theta")?, fisher: fisher.float(OP, "fisher")? };
         let max = u64::from(u32::MAX);
         let len = u32::try_from(fisher.len()).map_err(|_| Error::Limit {

@@ -1,6 +1,7 @@
 //! Gradients of an embedding's rows.
 
-/// scale · Σ_{t: id_nt = r} b_nt for every sample n and row r (Dangel et al. 2020, `SumGradSquared`, for a look-up table).
+/// scale · Σ_{t: id_nt = r} b_nt for every sample n and row r (Dangel et al. 2020, `SumGradSquared`, for a
+/// look-up table).
 ///
 /// `ids` is `[n, t]`, `grad_output` `[n, t, dim]`; each of the `samples` results is `[rows, dim]`.
 #[must_use]

@@ -45,8 +45,8 @@ pub struct Conv {
     pub dilation: [usize; 3],
 }
 
-/// ∂ℓ/∂W of a convolution for one sample: g[o, c, k] = Σ_p b[o, p] · a[c of o's group, stride·p + dilation·k − padding], a being
-/// zero outside.
+/// ∂ℓ/∂W of a convolution for one sample: g[o, c, k] = Σ_p b[o, p] · a[c of o's group, stride·p + dilation·k
+/// − padding], a being zero outside.
 ///
 /// `input` is a `[c, d, h, w]`, `grad_output` b `[o, d, h, w]`, the result `[o, c / groups, d, h, w]`.
 #[must_use]
@@ -135,7 +135,8 @@ pub fn inner_products(x: &[Vec<f64>], y: &[Vec<f64>]) -> Vec<f64> {
     x.iter().flat_map(|x| y.iter().map(move |y| inner(x, y))).collect()
 }
 
-/// Gradients of the *sum* of the losses of `fold` consecutive samples: Σ g_n over each such run (the last may be shorter).
+/// Gradients of the *sum* of the losses of `fold` consecutive samples: Σ g_n over each such run (the last may
+/// be shorter).
 #[must_use]
 pub fn joint(gradients: &[Vec<f64>], fold: usize) -> Vec<Vec<f64>> {
     gradients

@@ -26,7 +26,8 @@ pub fn fisher(theta: &[f64], fisher: &[f64], lambda: &[f64]) -> f64 {
     if weights == 0.0 { linear(theta, lambda) } else { sum / weights }
 }
 
-/// θ_0 + Σ λ_m (F_0 + F_m)(θ_m − θ_0) / (F_0 + Σ λ_m F_m), and θ_0 where that denominator is 0 (Daheim et al. 2024, equation 12).
+/// θ_0 + Σ λ_m (F_0 + F_m)(θ_m − θ_0) / (F_0 + Σ λ_m F_m), and θ_0 where that denominator is 0 (Daheim et al.
+/// 2024, equation 12).
 #[must_use]
 pub fn ubgm(base: f64, base_fisher: f64, theta: &[f64], fisher: &[f64], lambda: &[f64]) -> f64 {
     let mut sum = 0.0;

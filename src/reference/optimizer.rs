@@ -7,8 +7,8 @@ pub fn ema(v: f64, g: f64, decay: f64, gain: f64, gradient_scale: f64) -> f64 {
     decay * v + gain * scaled * scaled
 }
 
-/// The accumulator and its running maximum (Reddi et al. 2018, algorithm 2), with factors (decay, gain, gradient_scale).
-/// A NaN stays, as in `torch.maximum`.
+/// The accumulator and its running maximum (Reddi et al. 2018, algorithm 2), with factors (decay, gain,
+/// gradient_scale). A NaN stays, as in `torch.maximum`.
 #[must_use]
 pub fn amsgrad(v: f64, v_max: f64, g: f64, factors: (f64, f64, f64)) -> (f64, f64) {
     let (decay, gain, gradient_scale) = factors;

@@ -45,7 +45,8 @@ pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
     1.0 - ab / (aa.sqrt() * bb.sqrt())
 }
 
-/// The cosine distance of F_a/(F_a + F_b) and F_b/(F_a + F_b) (Achille et al. 2019, equation 3, without its absolute ε).
+/// The cosine distance of F_a/(F_a + F_b) and F_b/(F_a + F_b) (Achille et al. 2019, equation 3, without its
+/// absolute ε).
 #[must_use]
 pub fn normalized(a: &[f64], b: &[f64]) -> f64 {
     let [a, b] = shares(a, b);

@@ -1,12 +1,13 @@
 //! A slot of the ring: the memory that one chunk passes through, on either backend.
 //!
-//! On the host the kernels work where the files were read to. On a device each stream has a mappable buffer, and files are read to it,
-//! or written from it, where it is mapped. Kernels work in that very buffer where the device's memory is the host's; elsewhere the
-//! device copies between it and its own buffer, in the submission of the kernels. The runner sees none of this: it
-//! fills, launches, waits and collects.
+//! On the host the kernels work where the files were read to. On a device each stream has a mappable buffer,
+//! and files are read to it, or written from it, where it is mapped. Kernels work in that very buffer where
+//! the device's memory is the host's; elsewhere the device copies between it and its own buffer, in the
+//! submission of the kernels. The runner sees none of this: it fills, launches, waits and collects.
 //!
-//! A buffer is mapped exactly while the host may use it: of a stream that is read from the start until the launch, and again when the
-//! launched kernels have ended; of one that is written from their end until it is collected.
+//! A buffer is mapped exactly while the host may use it: of a stream that is read from the start until the
+//! launch, and again when the launched kernels have ended; of one that is written from their end until it is
+//! collected.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};

@@ -13,13 +13,14 @@
 //!  write                             chunk 0┘ ─→ the slot is free again
 //! ```
 //!
-//! **Plan, then run.** [`Plan::new`] decides everything from names and sizes: which elements lie where in which chunk, how
-//! many bytes of which memory. It is pure data, can be printed (`--dry-run`) and is tested without a device. [`run`]
-//! executes it and decides nothing.
+//! **Plan, then run.** [`Plan::new`] decides everything from names and sizes: which elements lie where in
+//! which chunk, how many bytes of which memory. It is pure data, can be printed (`--dry-run`) and is tested
+//! without a device. [`run`] executes it and decides nothing.
 //!
 //! **Guaranteed:** every element passes exactly once and in order; no buffer exceeds what the device binds; the ring
-//! exceeds neither budget, whatever the sizes of models and tensors (2³² elements and more); the same input gives the same
-//! plan, and chunk boundaries never show in the result, because elementwise kernels see no neighbour.
+//! exceeds neither budget, whatever the sizes of models and tensors (2³² elements and more); the same input
+//! gives the same plan, and chunk boundaries never show in the result, because elementwise kernels see no
+//! neighbour.
 //!
 //! **Given up:** a chunk holds tensors of one combination of storage types, so a model that alternates types
 //! tensor by tensor is read out of file order; and the slots' buffers are as long as the longest chunk needs, though

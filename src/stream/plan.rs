@@ -224,7 +224,8 @@ impl Plan {
 pub(crate) struct Cuts<'a> {
     /// A chunk has no more elements than this, unless one unit has.
     pub(crate) most: u64,
-    /// Of a class: chunks begin and end at multiples of so many elements of its tensors, which all have whole multiples of it.
+    /// Of a class: chunks begin and end at multiples of so many elements of its tensors, which all have whole
+    /// multiples of it.
     pub(crate) unit: &'a dyn Fn(u32) -> u64,
 }
 

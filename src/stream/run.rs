@@ -133,7 +133,8 @@ pub fn run(job: &Job<'_>, sweep: &mut dyn Sweep) -> Result<Timings> {
         let join = |stage: std::thread::ScopedJoinHandle<'_, Result<()>>| {
             stage.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
-        // A later stage's error is the cause when an earlier one merely found its channel closed, which is not an error.
+        // A later stage's error is the cause when an earlier one merely found its channel closed, which is
+        // not an error.
         writer.and(join(computer)).and(join(reader))
     });
     ended.map(|()| clock.timings())
@@ -187,7 +188,8 @@ impl<'a> Ring<'a> {
     }
 }
 
-/// Closes the ring however the last stage ends: were it to panic with the ring open, the first stage would wait for ever.
+/// Closes the ring however the last stage ends: were it to panic with the ring open, the first stage would
+/// wait for ever.
 struct CloseAtEnd<'r, 'a>(&'r Ring<'a>);
 
 impl Drop for CloseAtEnd<'_, '_> {
@@ -242,8 +244,8 @@ fn read_in_place(source: &dyn Source, chunk: &Chunk, size: u64, bytes: &mut [u8]
     pieces.into_par_iter().try_for_each(|(tensor, start, piece)| source.read(tensor, start, piece))
 }
 
-/// What is read at a time on the way to mapped memory: it is still in a core's cache when it is copied there. Files cannot be read to
-/// that memory itself, because safe code reads only to memory that it may look at.
+/// What is read at a time on the way to mapped memory: it is still in a core's cache when it is copied there.
+/// Files cannot be read to that memory itself, because safe code reads only to memory that it may look at.
 const NEAR: usize = 128 << 10;
 
 fn read_through(

@@ -1,4 +1,5 @@
-//! Checkpoints: what is read, what is refused and how, and that outputs are the format's own bytes, whole or not at all.
+//! Checkpoints: what is read, what is refused and how, and that outputs are the format's own bytes, whole or
+//! not at all.
 
 mod bytes;
 mod folders;

@@ -1,7 +1,7 @@
 //! Fisher diagonals from captures: against autograd's answers, and what must hold whatever the numbers.
 //!
-//! `tests/data/fisher` holds captures that PyTorch's hooks left of small networks, and the Fishers that one autograd call a
-//! sample gave in f64.
+//! `tests/data/fisher` holds captures that PyTorch's hooks left of small networks, and the Fishers that one
+//! autograd call a sample gave in f64.
 
 mod autograd;
 mod identities;

@@ -117,8 +117,8 @@ fn a_sample_longer_than_a_loop_is_taken_in_parts() {
     }
 }
 
-/// A file without samples adds nothing, also where one of its samples would be taken in parts, of which it has none: sums that are begun
-/// with each file, or with each group of files, are begun with this one, too.
+/// A file without samples adds nothing, also where one of its samples would be taken in parts, of which it
+/// has none: sums that are begun with each file, or with each group of files, are begun with this one, too.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_file_without_samples_adds_nothing() {

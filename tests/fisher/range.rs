@@ -1,4 +1,5 @@
-//! Fishers at the ends of f32: gradients whose squares leave it, beside others that do not, held to sums in f64 element by element.
+//! Fishers at the ends of f32: gradients whose squares leave it, beside others that do not, held to sums in
+//! f64 element by element.
 
 use squisher::Backend;
 use squisher::methods::fisher::{FisherOptions, Kind};
@@ -47,7 +48,8 @@ fn expected(case: &Case, kind: Kind, beta: f64, output: usize) -> f64 {
     }
 }
 
-/// Elements whose squares are within f32's normal range are right, whatever lies beside them; the others are 0 or refused.
+/// Elements whose squares are within f32's normal range are right, whatever lies beside them; the others are
+/// 0 or refused.
 fn holds(backend: &Backend) {
     let folder = folder();
     for (place, case) in cases().iter().enumerate() {

@@ -117,7 +117,8 @@ fn tied(folder: &TempDir, name: &str, seed: u64) -> (PathBuf, Vec<[Vec<f64>; 2]>
     (path, (0..n).map(gradient).collect())
 }
 
-/// Layers that share a parameter have one gradient, the sum of theirs, which is squared: whatever the kind, and whatever a binding holds.
+/// Layers that share a parameter have one gradient, the sum of theirs, which is squared: whatever the kind,
+/// and whatever a binding holds.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn a_parameter_of_several_layers_is_squared_once() {
@@ -169,7 +170,8 @@ fn a_parameter_of_several_layers_is_squared_once() {
     );
 }
 
-/// More samples than have their gradients in memory at a time: those of the two layers add to 3 and 1 in turn, whose squares sum to 5 n.
+/// More samples than have their gradients in memory at a time: those of the two layers add to 3 and 1 in
+/// turn, whose squares sum to 5 n.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn many_samples_of_a_shared_parameter_are_taken_in_groups() {

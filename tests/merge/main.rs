@@ -1,5 +1,5 @@
-//! Merging, end to end: the values against their definitions, the identities that must hold, and every refusal by its message
-//! and exit code with the old output as it was.
+//! Merging, end to end: the values against their definitions, the identities that must hold, and every
+//! refusal by its message and exit code with the old output as it was.
 
 mod definition;
 mod files;

@@ -1,4 +1,5 @@
-//! Cases whose answers PyTorch computed in f64: several models, types and shardings, weights, and Fishers full of zeros.
+//! Cases whose answers PyTorch computed in f64: several models, types and shardings, weights, and Fishers
+//! full of zeros.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Optimizer states that PyTorch wrote (`tests/data/optimizer`, made by `make_states.py`): what is read equals what PyTorch holds,
-//! and what must not be read is refused by name.
+//! Optimizer states that PyTorch wrote (`tests/data/optimizer`, made by `make_states.py`): what is read
+//! equals what PyTorch holds, and what must not be read is refused by name.
 #![cfg(feature = "pytorch")]
 
 mod files;

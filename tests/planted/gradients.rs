@@ -17,7 +17,8 @@ fn factors_shifted_by_one_are_seen() {
     shader_is_refused::<fisher::Gram>("form: Quads(Own)", from, to, "out[");
     let (from, to) = ("+ column.channel) * positions() + four", "+ column.channel) * 4u + four");
     shader_is_refused::<fisher::ConvSq>("pointwise: true", from, to, "out[");
-    // A row of inputs that is not the kernel's, a row of positions that is not there, and one that meets the first's inputs.
+    // A row of inputs that is not the kernel's, a row of positions that is not there, and one that meets the
+    // first's inputs.
     let windows = [
         ("h + offset * params.dilation_h", "h + offset"),
         ("select(0u, params.grad_w, row + 1u < params.grad_h)", "params.grad_w"),
@@ -55,8 +56,8 @@ fn another_lane_s_factors_are_seen() {
     }
 }
 
-/// Halves of factors, their powers of two, and which subgroup has which part of a tile. Without a device that has matrix units,
-/// `kernels/fisher/halves.rs` plants some of these in a model.
+/// Halves of factors, their powers of two, and which subgroup has which part of a tile. Without a device that
+/// has matrix units, `kernels/fisher/halves.rs` plants some of these in a model.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn errors_on_matrix_units_are_seen() {

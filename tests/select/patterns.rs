@@ -37,7 +37,8 @@ fn patterns_run_along_the_input_axis() {
     }
 }
 
-/// In a transposed convolution inputs lie along the first axis, and filters along the second, where they are not pruned.
+/// In a transposed convolution inputs lie along the first axis, and filters along the second, where they are
+/// not pruned.
 #[test]
 fn a_transposed_convolution_has_its_axes_the_other_way_round() {
     let out = folder();

@@ -190,7 +190,8 @@ fn no_samples_give_a_step_of_zeros() {
     assert_eq!((got["fc.weight"].as_slice(), report.samples), (&[0.0, 0.0][..], 0));
 }
 
-/// With the time in which there is none, a step's stages are the whole; but for reading, which may overlap, none counts twice.
+/// With the time in which there is none, a step's stages are the whole; but for reading, which may overlap,
+/// none counts twice.
 #[test]
 #[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
 fn stages_and_what_is_between_them_are_the_whole_time() {

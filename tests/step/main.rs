@@ -1,4 +1,5 @@
-//! Gram matrices and natural-gradient steps from captures: against autograd's answers, and what must hold whatever the numbers.
+//! Gram matrices and natural-gradient steps from captures: against autograd's answers, and what must hold
+//! whatever the numbers.
 
 mod autograd;
 mod identities;

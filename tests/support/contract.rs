@@ -3,8 +3,9 @@
 //! Buffers are bound by position and uniform members are copied by offset, so a renamed binding or two swapped
 //! members would not fail: they would compute something else. Naga parses and reflects the shader, and each name,
 //! type, offset and access is compared with what the Rust side declares. The limits are WebGPU's default ones,
-//! which every device has, and each specialisation is translated to SPIR-V, MSL and HLSL; one that exchanges values in subgroups, which is
-//! for software Vulkan, to SPIR-V alone; one for matrix units, which HLSL and GLSL have not, to SPIR-V and MSL.
+//! which every device has, and each specialisation is translated to SPIR-V, MSL and HLSL; one that exchanges
+//! values in subgroups, which is for software Vulkan, to SPIR-V alone; one for matrix units, which HLSL and
+//! GLSL have not, to SPIR-V and MSL.
 
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};

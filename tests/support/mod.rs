@@ -1,4 +1,5 @@
-//! What test files share: the adapter that shader tests run on, the tool as a process, files, captures, and how near is near.
+//! What test files share: the adapter that shader tests run on, the tool as a process, files, captures, and
+//! how near is near.
 
 #![allow(dead_code, reason = "no test file uses all of it")]
 

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al. 2011): 128 random bits of a counter and a key, in integers alone, hence the same everywhere.
-// And arithmetic on 64 bits, as pairs of a low and a high word. Expects no part.
+// Philox4x32-10 (Salmon et al. 2011): 128 random bits of a counter and a key, in integers alone, hence the
+// same everywhere. And arithmetic on 64 bits, as pairs of a low and a high word. Expects no part.
 
 /// a · b.
 fn multiply(a: u32, b: u32) -> vec2<u32> {

@@ -5,7 +5,8 @@
 //   4 + 4 m .. : bad Fishers of model m and the first one's place, bad weights and the first one's place
 //   12 results that the storage type can't hold, and the first one's place
 // A place is stored as the complement of the index, so that the first is the maximum and zero means none.
-// Where a dispatch makes two steps, the second's words come NEXT words later, and what only the end shows is counted there.
+// Where a dispatch makes two steps, the second's words come NEXT words later, and what only the end shows is
+// counted there.
 
 var<private> fallback: u32;
 var<private> floored: u32;
@@ -30,7 +31,8 @@ fn is_bad(fisher: vec4<u32>) -> vec4<bool> {
     return (fisher > vec4<u32>(0x7f7fffffu)) & (fisher != vec4<u32>(0x80000000u));
 }
 
-/// A Fisher as it is used: minus zero is zero, and so is what is not a Fisher (the step is refused or the count reported).
+/// A Fisher as it is used: minus zero is zero, and so is what is not a Fisher (the step is refused or the
+/// count reported).
 fn checked(fisher: vec4<u32>) -> vec4<u32> {
     return select(fisher, vec4<u32>(0u), fisher > vec4<u32>(0x7f7fffffu));
 }

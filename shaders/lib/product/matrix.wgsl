@@ -1,11 +1,11 @@
-// The form for matrix units that multiply f16 and add up in f32: a workgroup owns a tile of 4 × 4 matrices, each of four
-// subgroups 2 × 2 of them.
+// The form for matrix units that multiply f16 and add up in f32: a workgroup owns a tile of 4 × 4 matrices,
+// each of four subgroups 2 × 2 of them.
 //
-// A factor of f32 is split into two of f16: x · 2^s = high + low · 2^-11, with a power of two for each row and column of
-// the tile that brings its largest magnitude over a square's positions to 2^14 … 2^15. Then x · y is high · high +
-// 2^-11 (high · low + low · high), and low · low is left out. Sums of the low products are kept apart, so that nothing
-// underflows. Cf. Ootomo and Yokota, Recovering single precision accuracy from Tensor Cores while surpassing the FP32
-// theoretical peak performance (2022).
+// A factor of f32 is split into two of f16: x · 2^s = high + low · 2^-11, with a power of two for each row
+// and column of the tile that brings its largest magnitude over a square's positions to 2^14 … 2^15. Then x ·
+// y is high · high + 2^-11 (high · low + low · high), and low · low is left out. Sums of the low products are
+// kept apart, so that nothing underflows. Cf. Ootomo and Yokota, Recovering single precision accuracy from
+// Tensor Cores while surpassing the FP32 theoretical peak performance (2022).
 //
 // The text before everything else must be `enable f16;` and `enable wgpu_cooperative_matrix;`, and where an
 // implementation asks for it, `enable subgroups;`.

@@ -1,6 +1,6 @@
 // The form for processors behind a graphics interface: no workgroup memory and no barrier (each would cost more than it
-// saves). An invocation owns 16 rows × 8 columns in registers, so that 24 factors serve 128 multiplications; a workgroup is
-// one row of invocations along the columns.
+// saves). An invocation owns 16 rows × 8 columns in registers, so that 24 factors serve 128 multiplications;
+// a workgroup is one row of invocations along the columns.
 // Expects lib/product/base.wgsl, lib/product/strips.wgsl, lib/product/left_own.wgsl or lib/product/left_shared.wgsl,
 // and a product kernel with WORKGROUP_X (WORKGROUP_Y is 1) and eight of its factors at a time: Columns, columns_of,
 // left_eight, right_eight. Those past the end may be anything.

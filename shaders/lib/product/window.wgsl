@@ -1,7 +1,8 @@
 // The form for convolutions with narrow groups on devices where loads cost most, with stride_w = dilation_w = 1 and
 // stride_h = dilation_h: one invocation has up to 4 x 4 neighbouring offsets of a kernel plane. Inputs slide along the
 // rows of an image, four positions a turn; of the rows that one row of positions meets, the next one meets all but the
-// first, so two of them are taken together. Lines and sums have names, not an index: see Strips in lib/product/strips.wgsl.
+// first, so two of them are taken together. Lines and sums have names, not an index: see Strips in
+// lib/product/strips.wgsl.
 // Expects lib/product/base.wgsl, lib/product/line.wgsl and fisher/conv_sq.wgsl; WORKGROUP_Y is 1.
 
 /// Four offsets along the height, each with four along the width.

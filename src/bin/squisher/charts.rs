@@ -1,4 +1,5 @@
-//! Charts as inline SVG. Text and axes take the page's colours; each mark carries a title for pointer and screen reader.
+//! Charts as inline SVG. Text and axes take the page's colours; each mark carries a title for pointer and
+//! screen reader.
 
 use std::fmt::Write as _;
 
@@ -335,8 +336,8 @@ pub(crate) struct Mark {
     pub(crate) title: String,
 }
 
-/// A place for a label of two digits near where it is wanted, on no other label and no dot: beside its own, else further to
-/// the right.
+/// A place for a label of two digits near where it is wanted, on no other label and no dot: beside its own,
+/// else further to the right.
 fn free_place(wanted: (f64, f64), labels: &[(f64, f64)], dots: &[(f64, f64)]) -> (f64, f64) {
     let meets = |(x, y): (f64, f64)| {
         let on_label = |other: &(f64, f64)| (x - other.0).abs() < 16.0 && (y - other.1).abs() < 11.0;

@@ -20,7 +20,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     known.map_or(1, Error::exit_code)
 }
 
-/// The chain on one line. A cause that the message before it already has is not said twice, nor is the command's own name.
+/// The chain on one line. A cause that the message before it already has is not said twice, nor is the
+/// command's own name.
 fn message(operation: &str, error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(said) {
@@ -36,7 +37,8 @@ fn message(operation: &str, error: &anyhow::Error) -> String {
     }
 }
 
-/// A cause without the library's name of what was asked for, where the rest says it: it is for those who program with it.
+/// A cause without the library's name of what was asked for, where the rest says it: it is for those who
+/// program with it.
 fn said(cause: &(dyn std::error::Error + 'static)) -> String {
     let text = cause.to_string();
     let op = match cause.downcast_ref::<Error>() {

@@ -11,10 +11,10 @@
 //! dtype: bfloat16
 //! ```
 //!
-//! `base_model`, with `base_fisher` and `delta` among the parameters, belongs to `ubgm`. The parameters also take `non_finite`
-//! (`error` or `zero`) and `allow_mixed`. A weight that is left out is 1; only ratios
-//! matter. Paths are relative to the recipe's folder. A key that would change the result in mergekit and does not
-//! here is refused by name, and so is any key that neither of the two knows.
+//! `base_model`, with `base_fisher` and `delta` among the parameters, belongs to `ubgm`. The parameters also
+//! take `non_finite` (`error` or `zero`) and `allow_mixed`. A weight that is left out is 1; only ratios
+//! matter. Paths are relative to the recipe's folder. A key that would change the result in mergekit and does
+//! not here is refused by name, and so is any key that neither of the two knows.
 
 use std::fmt;
 use std::fs::File;

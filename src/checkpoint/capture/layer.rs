@@ -53,7 +53,8 @@ pub struct LayerUse {
 }
 
 impl CaptureLayer {
-    /// Its tensors: the names of weight and bias, if it has one, with their shapes. Those that are another layer's are left out.
+    /// Its tensors: the names of weight and bias, if it has one, with their shapes. Those that are another
+    /// layer's are left out.
     #[must_use]
     pub fn parameters(&self) -> Vec<(String, Vec<u64>)> {
         let mut parameters = Vec::new();

@@ -8,7 +8,8 @@ use crate::error::{Error, Result, printable};
 
 const OP: &str = "captures";
 
-/// Requires that captures are batches of one network: the same layers, of the same kinds and shapes, under the same loss.
+/// Requires that captures are batches of one network: the same layers, of the same kinds and shapes, under
+/// the same loss.
 ///
 /// # Errors
 /// [`Error::Mismatch`] with the first difference and both files.

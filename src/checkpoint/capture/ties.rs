@@ -1,4 +1,5 @@
-//! Parameters that layers share: each has one owner, which is not tied itself, of the same shape and of a kind whose gradients add to it.
+//! Parameters that layers share: each has one owner, which is not tied itself, of the same shape and of a
+//! kind whose gradients add to it.
 
 use super::{CaptureLayer, LayerKind};
 use crate::checkpoint::Checkpoint;

@@ -60,7 +60,8 @@ impl Capture {
     /// A float tensor's bytes as stored, every value finite.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`](crate::checkpoint::Checkpoint::read); [`Error::Tensor`] with the index of the first NaN or infinity.
+    /// As [`Checkpoint::read`](crate::checkpoint::Checkpoint::read); [`Error::Tensor`] with the index of the
+    /// first NaN or infinity.
     pub fn read(&self, tensor: &TensorInfo) -> Result<Vec<u8>> {
         let mut bytes = vec![0; usize_of(tensor.bytes)];
         self.read_range(tensor, 0, &mut bytes)?;
@@ -113,7 +114,8 @@ impl Capture {
     /// Some ids of an embedding's input, counted over the tensor, every one below `rows`.
     ///
     /// # Errors
-    /// As [`Checkpoint::read`](crate::checkpoint::Checkpoint::read); [`Error::Tensor`] with the index of the first id out of range.
+    /// As [`Checkpoint::read`](crate::checkpoint::Checkpoint::read); [`Error::Tensor`] with the index of the
+    /// first id out of range.
     pub fn ids(&self, tensor: &TensorInfo, ids: Range<u64>, rows: u32) -> Result<Vec<u32>> {
         const BYTES: u64 = 8;
         let mut bytes = vec![0; usize_of(BYTES * (ids.end - ids.start))];
@@ -176,7 +178,8 @@ mod tests {
 
     use super::*;
 
-    /// −7 among smaller ones, at every place of lengths about every width of vectors; then infinity or NaN of either sign.
+    /// −7 among smaller ones, at every place of lengths about every width of vectors; then infinity or NaN of
+    /// either sign.
     #[test]
     fn the_greatest_magnitude_is_found_wherever_it_is_and_what_is_no_number_is_greater() {
         for len in [1, 7, 8, 31, 32, 33, 100] {

@@ -33,8 +33,8 @@ pub(super) fn is_running_statistic(name: &str) -> bool {
     matches!(last, "running_mean" | "running_var" | "num_batches_tracked")
 }
 
-/// A name without what wrappers add: DDP's `module.` in front, the parts of `torch.compile`, FSDP and activation checkpointing
-/// anywhere, and PEFT's adapter name.
+/// A name without what wrappers add: DDP's `module.` in front, the parts of `torch.compile`, FSDP and
+/// activation checkpointing anywhere, and PEFT's adapter name.
 fn bare(name: &str) -> String {
     const ANYWHERE: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
     let parts: Vec<&str> = name.split('.').filter(|part| !ANYWHERE.contains(part)).collect();

@@ -85,8 +85,8 @@ impl<'a> Question<'a> {
         })
     }
 
-    /// What to say of names that do not fit as they stand, and fit grouped as a known trainer groups them: `named_parameters()` gives
-    /// the model's order. Nothing where no rule fits, or where two do and differ.
+    /// What to say of names that do not fit as they stand, and fit grouped as a known trainer groups them:
+    /// `named_parameters()` gives the model's order. Nothing where no rule fits, or where two do and differ.
     fn regrouped(&self, names: &[String]) -> String {
         let Some(order) = names.iter().map(|name| self.lookup.find(name)).collect::<Option<Vec<usize>>>()
         else {
@@ -227,8 +227,8 @@ impl<'a> Question<'a> {
         groups.len() == 1 || are_settled(groups.map(|group| self.params_of(&[group])), order, self.model)
     }
 
-    /// An order as indices into the model. Nothing where one of the two has a tensor that the other lacks: the optimizer may know it, and
-    /// another of its shape would stand in its place.
+    /// An order as indices into the model. Nothing where one of the two has a tensor that the other lacks:
+    /// the optimizer may know it, and another of its shape would stand in its place.
     fn whole_order(&self, order: &[String]) -> Option<Vec<usize>> {
         let indices: Vec<usize> = order.iter().map(|name| self.lookup.find(name)).collect::<Option<_>>()?;
         let distinct: HashSet<usize> = indices.iter().copied().collect();
@@ -388,12 +388,14 @@ enum Laid {
     Never,
 }
 
-/// Whether the shapes alone say what each group holds, if every group keeps the model's order and nothing else is known of them: a trainer
-/// may list the head before the body, or pick the parameters of a group by name. The groups must fit in one way at least.
+/// Whether the shapes alone say what each group holds, if every group keeps the model's order and nothing
+/// else is known of them: a trainer may list the head before the body, or pick the parameters of a group by
+/// name. The groups must fit in one way at least.
 ///
-/// A group that is laid alone, from the left and from the right, tells between which tensors each of its parameters lies. Where both agree the
-/// tensor is taken, and the other groups are laid around it, until nothing more is settled. What is settled so is certain; what is not may
-/// still have one answer, and is refused: to search for a second one takes a time exponential in the groups.
+/// A group that is laid alone, from the left and from the right, tells between which tensors each of its
+/// parameters lies. Where both agree the tensor is taken, and the other groups are laid around it, until
+/// nothing more is settled. What is settled so is certain; what is not may still have one answer, and is
+/// refused: to search for a second one takes a time exponential in the groups.
 fn are_settled<'a>(groups: impl Iterator<Item = Vec<Laying<'a>>>, order: &[usize], model: &[Param]) -> bool {
     let mut open: Vec<_> = groups.enumerate().collect();
     // The group that has each tensor of the model.

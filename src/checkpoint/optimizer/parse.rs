@@ -270,7 +270,8 @@ impl Source<'_> {
             Number::Value(step) => Some(step),
             _ => settings.step,
         };
-        // Adagrad makes a state for every parameter at once. One whose parameter never had a gradient says no more than a missing one.
+        // Adagrad makes a state for every parameter at once. One whose parameter never had a gradient says no
+        // more than a missing one.
         let unused =
             entry.step == Some(0.0) && Accumulator::of(&entry, settings, false) == Ok(Accumulator::Sum);
         Ok((!unused).then_some(entry))

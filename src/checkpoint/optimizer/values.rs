@@ -50,9 +50,10 @@ pub(super) fn floats(dtype: Stored, bytes: &[u8]) -> Result<Vec<f32>, String> {
 
 /// Decode sums that began at `start`, as their own type holds it, without it.
 ///
-/// One rounding to f32 is all that this adds. What the sums lost when squares were added to the larger start, up to half a unit in the
-/// last place at every step, does not come back. A sum of squares is never below its start; one that is, but not below 0, becomes 0, and what
-/// is no sum of squares (negative, NaN) is left for the reader's check.
+/// One rounding to f32 is all that this adds. What the sums lost when squares were added to the larger start,
+/// up to half a unit in the last place at every step, does not come back. A sum of squares is never below its
+/// start; one that is, but not below 0, becomes 0, and what is no sum of squares (negative, NaN) is left for
+/// the reader's check.
 pub(super) fn floats_above(dtype: Stored, bytes: &[u8], start: f64) -> Result<Vec<f32>, String> {
     let above = |sum: f64, start: f64| match sum {
         _ if sum > start => sum - start,

@@ -151,7 +151,8 @@ fn directory_entries(path: &Path, start: u64) -> Result<usize> {
     file.seek(SeekFrom::Start(start)).map_err(io)?;
     let mut count = 0;
     let mut header = [0; 46];
-    // A header of 46 bytes begins with its signature and ends with a name, an extra field and a comment of its own lengths.
+    // A header of 46 bytes begins with its signature and ends with a name, an extra field and a comment of
+    // its own lengths.
     while file.read_exact(&mut header).is_ok() && header.starts_with(b"PK\x01\x02") {
         let length = |at: usize| i64::from(u16::from_le_bytes([header[at], header[at + 1]]));
         file.seek_relative(length(28) + length(30) + length(32)).map_err(io)?;

@@ -1,7 +1,8 @@
 //! A pickle is a program for a stack machine. This one keeps every value in one flat list and lets
 //! lists and dictionaries hold positions in it, so that a value that contains itself, or that is nested
 //! millions deep, costs no recursion. A call becomes a [`Node::Made`] that remembers who was called;
-//! only `OrderedDict` and its like become what they would have become. The work is bounded by [`MAX_STEPS`] and [`MAX_NODES`].
+//! only `OrderedDict` and its like become what they would have become. The work is bounded by [`MAX_STEPS`]
+//! and [`MAX_NODES`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::BufRead;

@@ -19,8 +19,8 @@ use crate::shape::DType;
 /// - `values`  v `[p]`, f32, updated in place
 ///
 /// Each element is loaded and stored once; 2 · `steps` operations an element, of which a thread has at least sixteen
-/// independent ones under way. Bitwise repeatable: no element depends on another. NaN and infinity in v stay. Definition:
-/// [`reference::ceiling::fma`].
+/// independent ones under way. Bitwise repeatable: no element depends on another. NaN and infinity in v stay.
+/// Definition: [`reference::ceiling::fma`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fma;
 
@@ -60,7 +60,7 @@ impl Kernel for Fma {
     }
 
     fn launch(&self, params: &FmaParams, args: &FmaArgs, caps: &Caps) -> Result<[u32; 3]> {
-        args.values.expect(Self::NAME, "values", params.len.into(), Some(DType::F32.into()))?;
+        args.values.check(Self::NAME, "values", params.len.into(), Some(DType::F32.into()))?;
         elementwise(Self::NAME, params.len.into(), caps)
     }
 

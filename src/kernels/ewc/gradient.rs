@@ -18,8 +18,9 @@ use crate::shape::DType;
 /// - `gradient`  `[p]`, f32, f16 or bf16, updated in place
 ///
 /// Several anchors add up: one step each. λ carries its own exponent and no product is formed before its exponents
-/// are added, so λ F may leave f32's range where the gradient does not. NaN and infinity in any input stay in the gradient.
-/// A loop that minimises a *mean* loss over N samples with a *sum* Fisher wants λ/N: both are the caller's convention.
+/// are added, so λ F may leave f32's range where the gradient does not. NaN and infinity in any input stay in
+/// the gradient. A loop that minimises a *mean* loss over N samples with a *sum* Fisher wants λ/N: both are
+/// the caller's convention.
 ///
 /// Moves each element of θ, θ*, F once and of the gradient twice (once where `add` is false); 4 operations an element.
 /// Bitwise repeatable: no element depends on another. Source: Kirkpatrick et al. (2017), equation 3; definition:
@@ -96,10 +97,10 @@ impl Kernel for Gradient {
 
     fn launch(&self, params: &GradientParams, args: &GradientArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
-        args.theta.expect(Self::NAME, "theta", len, Some(self.theta.into()))?;
-        args.anchor.expect(Self::NAME, "anchor", len, Some(self.anchor.into()))?;
-        args.fisher.expect(Self::NAME, "fisher", len, Some(self.fisher.into()))?;
-        args.gradient.expect(Self::NAME, "gradient", len, Some(self.gradient.into()))?;
+        args.theta.check(Self::NAME, "theta", len, Some(self.theta.into()))?;
+        args.anchor.check(Self::NAME, "anchor", len, Some(self.anchor.into()))?;
+        args.fisher.check(Self::NAME, "fisher", len, Some(self.fisher.into()))?;
+        args.gradient.check(Self::NAME, "gradient", len, Some(self.gradient.into()))?;
         elementwise(Self::NAME, len, caps)
     }
 
@@ -204,7 +205,8 @@ fn case(kernel: Gradient, len: usize, lambda: f64, magnitude: i32) -> Case<Gradi
     }
 }
 
-/// NaN and infinity come through; two equal parameters pull nothing; a negative F is the caller's, and counts as it stands.
+/// NaN and infinity come through; two equal parameters pull nothing; a negative F is the caller's, and counts
+/// as it stands.
 fn impossible(add: bool) -> Case<Gradient> {
     let f32 = DType::F32;
     let (nan, inf) = (f64::NAN, f64::INFINITY);

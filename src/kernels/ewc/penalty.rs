@@ -24,10 +24,11 @@ use crate::shape::DType;
 /// A parameter is *bad* if θ or θ* is NaN or infinite or F is NaN, infinite or negative: it adds nothing, and the first
 /// one's index in the share is recorded (−1 for none).
 ///
-/// Moves each element once and 20 bytes a share; 4 operations an element. No term is formed in its own units, so nothing
-/// overflows or vanishes whatever F is. A share's sum is off by at most 33 roundings where a workgroup has it, 73 where
-/// one invocation does. Bitwise repeatable: the order of summation is fixed. Source: Kirkpatrick et al. (2017),
-/// equation 3; definition: [`reference::ewc::penalty`](crate::reference::ewc::penalty).
+/// Moves each element once and 20 bytes a share; 4 operations an element. No term is formed in its own units,
+/// so nothing overflows or vanishes whatever F is. A share's sum is off by at most 33 roundings where a
+/// workgroup has it, 73 where one invocation does. Bitwise repeatable: the order of summation is fixed.
+/// Source: Kirkpatrick et al. (2017), equation 3; definition:
+/// [`reference::ewc::penalty`](crate::reference::ewc::penalty).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Penalty {
     /// Storage of θ.
@@ -131,10 +132,10 @@ impl Kernel for Penalty {
 
     fn launch(&self, params: &PenaltyParams, args: &PenaltyArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
-        args.theta.expect(Self::NAME, "theta", len, Some(self.theta.into()))?;
-        args.anchor.expect(Self::NAME, "anchor", len, Some(self.anchor.into()))?;
-        args.fisher.expect(Self::NAME, "fisher", len, Some(self.fisher.into()))?;
-        args.records.expect(Self::NAME, "records", self.records(len), Some(Element::F32))?;
+        args.theta.check(Self::NAME, "theta", len, Some(self.theta.into()))?;
+        args.anchor.check(Self::NAME, "anchor", len, Some(self.anchor.into()))?;
+        args.fisher.check(Self::NAME, "fisher", len, Some(self.fisher.into()))?;
+        args.records.check(Self::NAME, "records", self.records(len), Some(Element::F32))?;
         self.owner.grid(Self::NAME, len, OCTETS, caps)
     }
 
@@ -258,7 +259,8 @@ impl Tally {
     }
 }
 
-/// ⌊log₂ F⌋ + 2 ⌊log₂ |θ − θ*|⌋ with the difference rounded to f32, from the bits; far below every other for a term of 0.
+/// ⌊log₂ F⌋ + 2 ⌊log₂ |θ − θ*|⌋ with the difference rounded to f32, from the bits; far below every other for
+/// a term of 0.
 #[inline(always)]
 fn exponent_of(fisher: f32, theta: f32, anchor: f32) -> i32 {
     log2(fisher) + 2 * log2(0.5 * theta - 0.5 * anchor) + 2

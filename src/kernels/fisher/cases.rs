@@ -107,11 +107,12 @@ pub(super) struct Formed<'a> {
 /// What a form adds to the error of sums of products x · y, given the sums of |x| · |y| and of X · Y, where X and Y are
 /// the largest magnitudes that may share an exponent with x and y.
 ///
-/// [`Form::Matrix`] rounds x to two parts of 11 digits: it is off by 2⁻²³|x|, or by 2⁻³⁹X where one would be subnormal (2⁻²⁵ of what is
-/// at least 2¹⁴ for X). The same goes for y. The product of the low parts is left out: they are at most 2⁻¹¹|x| or, where the high one
-/// would be subnormal, 2⁻²⁸X. Together that is 2⁻²¹|x||y| + 2⁻³⁷XY, and what is small beside them. Matrix units may cut off
-/// what they add (Fasi et al., *Numerical behavior of NVIDIA tensor cores*, 2021): with `side` products and the sum
-/// before them, that is 2⁻²³ for each, and once more for the result.
+/// [`Form::Matrix`] rounds x to two parts of 11 digits: it is off by 2⁻²³|x|, or by 2⁻³⁹X where one would be
+/// subnormal (2⁻²⁵ of what is at least 2¹⁴ for X). The same goes for y. The product of the low parts is left
+/// out: they are at most 2⁻¹¹|x| or, where the high one would be subnormal, 2⁻²⁸X. Together that is
+/// 2⁻²¹|x||y| + 2⁻³⁷XY, and what is small beside them. Matrix units may cut off what they add (Fasi et al.,
+/// *Numerical behavior of NVIDIA tensor cores*, 2021): with `side` products and the sum before them, that is
+/// 2⁻²³ for each, and once more for the result.
 pub(super) fn added(form: Form, magnitudes: &[Vec<f64>], tops: &[Vec<f64>], terms: usize) -> Vec<Vec<f64>> {
     let Form::Matrix(MatrixUnits { side, .. }) = form else { return Vec::new() };
     let side = f64::from(side);
@@ -137,9 +138,9 @@ pub(super) fn tops(values: &[f64], row: impl Fn(usize) -> usize) -> Vec<f64> {
 
 /// The wanted result of sums of squares, or of the gradients themselves.
 ///
-/// A gradient is off by at most δ = 2u · (terms + 2) · Σ|terms| (a product, its sums, the scale), in whatever order it is summed, and
-/// what its form adds; hence its square by 2|g|δ + δ². A sum over squares adds a square, a weight and as many roundings as there are
-/// squares.
+/// A gradient is off by at most δ = 2u · (terms + 2) · Σ|terms| (a product, its sums, the scale), in whatever
+/// order it is summed, and what its form adds; hence its square by 2|g|δ + δ². A sum over squares adds a
+/// square, a weight and as many roundings as there are squares.
 pub(super) fn want(
     mode: Mode,
     numbers: Numbers,

@@ -23,7 +23,8 @@ pub(super) fn check_range(op: &str, what: &str, (first, count): (u32, u32), all:
 }
 
 /// Checks that `out` holds what a step writes: of every square its `output_count` outputs with [`Mode::Each`], else
-/// whole outputs from `out_first` on, with those of the step among them. Sizes are squares, outputs, elements of an output.
+/// whole outputs from `out_first` on, with those of the step among them. Sizes are squares, outputs, elements
+/// of an output.
 pub(super) fn check_out(
     op: &str,
     mode: Mode,
@@ -33,9 +34,9 @@ pub(super) fn check_out(
 ) -> Result<()> {
     if mode.each() {
         let all = len(op, &[squares, output_count.into(), width])?;
-        return out.expect(op, "out", all, Some(DType::F32.into()));
+        return out.check(op, "out", all, Some(DType::F32.into()));
     }
-    out.expect(op, "out", len(op, &[out.len()])?, Some(DType::F32.into()))?;
+    out.check(op, "out", len(op, &[out.len()])?, Some(DType::F32.into()))?;
     let held = out.len().checked_div(width).unwrap_or(outputs.saturating_sub(out_first.into()));
     let end = u64::from(out_first) + held;
     let (first, last) = (u64::from(first_output), u64::from(first_output) + u64::from(output_count));

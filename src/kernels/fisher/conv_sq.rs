@@ -153,7 +153,8 @@ crate::args! {
 }
 
 /// The last output position plus one along one axis, for an input of `input`:
-/// ⌊(input + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1, none where the kernel is larger than the padded input.
+/// ⌊(input + 2·padding − dilation·(kernel − 1) − 1) / stride⌋ + 1, none where the kernel is larger than the
+/// padded input.
 fn reach(input: u64, kernel: u64, stride: u64, padding: u64, dilation: u64) -> u64 {
     (input + 2 * padding).checked_sub(dilation * (kernel - 1) + 1).map_or(0, |room| room / stride + 1)
 }
@@ -281,10 +282,10 @@ impl Kernel for ConvSq {
             super::len(Self::NAME, &[first[0], first[1], sizes[0], sizes[1], sizes[2]])
         };
         let input = len([samples, channels], p.input())?;
-        args.input.expect(Self::NAME, "input", input, Some(self.input.into()))?;
+        args.input.check(Self::NAME, "input", input, Some(self.input.into()))?;
         let grad_output = len([samples, outputs], p.grad())?;
-        args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
-        args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
+        args.grad_output.check(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
+        args.weight.check(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
         let (blocks, rows, columns) = p.matrices();
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, columns])?;

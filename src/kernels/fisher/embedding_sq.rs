@@ -29,10 +29,10 @@ use crate::shape::DType;
 /// added; with an index [by run](EmbeddingIndex::by_run) that gives the gradient of every sample and row. To square the
 /// sum over several samples, index them as one.
 ///
-/// No one-hot matrix and no work on rows that no sample names. Reads each element of b once, writes each listed row once:
-/// 4·n·t·d + 8·r·d bytes, n·t·d additions. Bitwise repeatable: a row has one owner, which walks samples and positions in
-/// their order. A row that very many positions share is one long sum. Definition:
-/// [`reference::embedding::gradients`](crate::reference::embedding::gradients).
+/// No one-hot matrix and no work on rows that no sample names. Reads each element of b once, writes each
+/// listed row once: 4·n·t·d + 8·r·d bytes, n·t·d additions. Bitwise repeatable: a row has one owner, which
+/// walks samples and positions in their order. A row that very many positions share is one long sum.
+/// Definition: [`reference::embedding::gradients`](crate::reference::embedding::gradients).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EmbeddingSq {
     /// What becomes of the gradients: squares or gradients.
@@ -193,7 +193,7 @@ impl Kernel for EmbeddingSq {
     }
 
     fn launch(&self, params: &EmbeddingSqParams, args: &EmbeddingSqArgs, caps: &Caps) -> Result<[u32; 3]> {
-        let expect = |view: &crate::View, what, len| view.expect(Self::NAME, what, len, Some(Element::U32));
+        let expect = |view: &crate::View, what, len| view.check(Self::NAME, what, len, Some(Element::U32));
         if self.mode.each() {
             let problem =
                 "a result for every square; index each run as its own row instead (EmbeddingIndex::by_run)";
@@ -205,7 +205,7 @@ impl Kernel for EmbeddingSq {
             return Err(Error::argument(Self::NAME, problem));
         }
         let dim = u64::from(params.dim);
-        args.grad_output.expect(
+        args.grad_output.check(
             Self::NAME,
             "grad_output",
             args.grad_output.len(),
@@ -216,8 +216,8 @@ impl Kernel for EmbeddingSq {
         expect(&args.run_sample, "run_sample", args.run_sample.len())?;
         expect(&args.owner_run, "owner_run", u64::from(params.owners) + 1)?;
         expect(&args.owner_row, "owner_row", params.owners.into())?;
-        args.weight.expect(Self::NAME, "weight", args.weight.len(), Some(Element::F32))?;
-        args.out.expect(Self::NAME, "out", args.out.len(), Some(Element::F32))?;
+        args.weight.check(Self::NAME, "weight", args.weight.len(), Some(Element::F32))?;
+        args.out.check(Self::NAME, "out", args.out.len(), Some(Element::F32))?;
         for (what, view) in [("grad_output", &args.grad_output), ("out", &args.out)] {
             if dim > 0 && !view.len().is_multiple_of(dim) {
                 let got = format!("{} elements", view.len());

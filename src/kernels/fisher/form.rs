@@ -15,13 +15,14 @@ pub enum Form {
         /// Invocations along the rows.
         y: u32,
     },
-    /// Matrix units: a workgroup of four subgroups owns 4 × 4 matrices. Each f32 factor x is split into two of f16, scaled
-    /// by a power of two that the largest magnitude X of its row (or column) has over a square's positions. A product x · y is off
-    /// by 2⁻²¹|x||y| + 2⁻³⁷XY, and sums may be cut off where other forms round; so a sum keeps the digits of
-    /// f32 unless nearly all that it adds is 2¹⁶ times smaller than XY. What is not finite makes all of its row and column
-    /// so, as elsewhere; an infinite sum may have another sign, or be infinite where others are NaN. It reads factors twice.
-    /// Cf. Ootomo and Yokota, *Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical
-    /// peak performance* (2022).
+    /// Matrix units: a workgroup of four subgroups owns 4 × 4 matrices. Each f32 factor x is split into two
+    /// of f16, scaled by a power of two that the largest magnitude X of its row (or column) has over a
+    /// square's positions. A product x · y is off by 2⁻²¹|x||y| + 2⁻³⁷XY, and sums may be cut off where other
+    /// forms round; so a sum keeps the digits of f32 unless nearly all that it adds is 2¹⁶ times smaller than
+    /// XY. What is not finite makes all of its row and column so, as elsewhere; an infinite sum may have
+    /// another sign, or be infinite where others are NaN. It reads factors twice. Cf. Ootomo and Yokota,
+    /// *Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak
+    /// performance* (2022).
     Matrix(MatrixUnits),
     /// Registers only: a workgroup owns 16 rows × 64 columns. For processors behind a graphics interface.
     Register(Loads),
@@ -163,7 +164,8 @@ impl Form {
         Ok(())
     }
 
-    /// Workgroups for `blocks` matrices of rows × columns; of [`Form::Window`] and [`Form::Slide`], columns are windows.
+    /// Workgroups for `blocks` matrices of rows × columns; of [`Form::Window`] and [`Form::Slide`], columns
+    /// are windows.
     pub(crate) fn groups(self, blocks: u64, rows: u64, columns: u64) -> u64 {
         let tiles =
             |height: u32, width: u32| blocks * rows.div_ceil(height.into()) * columns.div_ceil(width.into());
@@ -186,7 +188,8 @@ impl Form {
     /// [`ConvSqParams`](super::ConvSqParams).)
     pub(super) fn turns(self, positions: u64) -> u64 {
         let turns = match self {
-            // Eight positions: one turn, some to load the factors, eight to multiply, and the ends of these three loops.
+            // Eight positions: one turn, some to load the factors, eight to multiply, and the ends of these
+            // three loops.
             Self::Tile { x, y } => {
                 let loads = 8_u64.div_ceil(u64::from(x / 2).max(1)) + 8_u64.div_ceil(u64::from(y / 2).max(1));
                 positions.div_ceil(8).saturating_mul(12 + loads)

@@ -29,7 +29,8 @@ use crate::shape::DType;
 ///
 /// Must move the ranges and out once; 2·m·n·p operations. Sums are f32, one after the other: sum long rows in pieces,
 /// and the pieces wider. Bitwise repeatable: each element has one owner and a fixed order. Nothing to sum gives zeros.
-/// Definition: [`reference::fisher::inner_products`]. Cf. Wu et al., *An Improved Empirical Fisher Approximation* (2024).
+/// Definition: [`reference::fisher::inner_products`]. Cf. Wu et al., *An Improved Empirical Fisher
+/// Approximation* (2024).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gram {
     /// The shader's form.
@@ -113,10 +114,10 @@ impl Kernel for Gram {
             if len > 0 {
                 super::check_range(Self::NAME, &format!("rows of {what}"), range, rows)?;
             }
-            view.expect(Self::NAME, what, super::len(Self::NAME, &[rows, len])?, Some(dtype.into()))?;
+            view.check(Self::NAME, what, super::len(Self::NAME, &[rows, len])?, Some(dtype.into()))?;
         }
         let (rows, columns) = (u64::from(p.rows), u64::from(p.columns));
-        args.out.expect(
+        args.out.check(
             Self::NAME,
             "out",
             super::len(Self::NAME, &[rows, columns])?,

@@ -1,8 +1,8 @@
-//! A model of what `shaders/lib/product/matrix.wgsl` does with factors, for tests where no device has matrix units: that the bounds of
-//! the cases hold for it, and that they find what could go wrong with it.
+//! A model of what `shaders/lib/product/matrix.wgsl` does with factors, for tests where no device has matrix
+//! units: that the bounds of the cases hold for it, and that they find what could go wrong with it.
 //!
-//! It is written from the paper (Ootomo and Yokota, 2022) and shares nothing with the shader: parts are made by the `half` crate, and
-//! sums are cut off after every matrix, as units may do.
+//! It is written from the paper (Ootomo and Yokota, 2022) and shares nothing with the shader: parts are made
+//! by the `half` crate, and sums are cut off after every matrix, as units may do.
 
 use half::f16;
 
@@ -100,8 +100,8 @@ fn share(x: &[f64], y: &[f64], units: MatrixUnits, planted: Planted) -> f64 {
     (product(x, y, units.side as usize, planted) - exact).abs() / (want.bound + added)
 }
 
-/// Rows and columns of several lengths: even ones, ones of which each value is half the one before, and one whose largest
-/// value meets a zero.
+/// Rows and columns of several lengths: even ones, ones of which each value is half the one before, and one
+/// whose largest value meets a zero.
 fn rows(magnitude: i32) -> Vec<(Vec<f64>, Vec<f64>)> {
     let row = |seed: u64, len: usize, falls: bool, by: i32| -> Vec<f64> {
         let power = |t: usize| by - if falls { i32::try_from(t % 40).expect("small") } else { 0 };

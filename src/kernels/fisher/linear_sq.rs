@@ -111,10 +111,10 @@ impl Kernel for LinearSq {
         super::check_range(Self::NAME, "samples", (p.first, p.count), samples)?;
         super::check_range(Self::NAME, "outputs", (p.first_output, p.output_count), outputs)?;
         let len = |shape: &[u64]| super::len(Self::NAME, shape);
-        args.input.expect(Self::NAME, "input", len(&[samples, inputs])?, Some(self.input.into()))?;
+        args.input.check(Self::NAME, "input", len(&[samples, inputs])?, Some(self.input.into()))?;
         let grad_output = len(&[samples, outputs])?;
-        args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
-        args.weight.expect(Self::NAME, "weight", samples, Some(DType::F32.into()))?;
+        args.grad_output.check(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
+        args.weight.check(Self::NAME, "weight", samples, Some(DType::F32.into()))?;
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, Mode::Squares, &args.out, range, [1, outputs, inputs])?;
         if matches!(self.form, Form::Matrix(_)) {

@@ -25,7 +25,8 @@ use crate::shape::DType;
 /// - `weight`       `[s]`, f32, one for each `fold` consecutive samples
 /// - `out`          `[o, i]`, f32
 ///
-/// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then `[o, i]` or `[s, output_count, i]`.
+/// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then `[o, i]` or
+/// `[s, output_count, i]`.
 ///
 /// The square does not factorise here: each square's gradient is its own matrix product, which exists one tile at a
 /// time. With `fold` = 1 a square is a sample. A parameter used several times is the same with its uses one after the
@@ -128,9 +129,9 @@ impl Kernel for LinearSqShared {
         super::check_range(Self::NAME, "outputs", (p.first_output, p.output_count), outputs)?;
         let input = super::len(Self::NAME, &[samples, positions, inputs])?;
         let grad_output = super::len(Self::NAME, &[samples, positions, outputs])?;
-        args.input.expect(Self::NAME, "input", input, Some(self.input.into()))?;
-        args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
-        args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
+        args.input.check(Self::NAME, "input", input, Some(self.input.into()))?;
+        args.grad_output.check(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
+        args.weight.check(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
         let rows = u64::from(p.output_count);
         let range = (p.out_first, p.first_output, p.output_count);
         super::check_out(Self::NAME, self.mode, &args.out, range, [squares, outputs, inputs])?;

@@ -6,15 +6,16 @@
 //!   out ← decay · out + gain · Σ_s weight_s · (gradient_scale · g_s)²
 //!
 //! with g_s the gradient of one *square* s: of `fold` consecutive samples, all of whose positions are added **before**
-//! squaring. `fold` = 1 is the per-sample Fisher; `fold` = B the minibatch-joint one, `fold` = N the joint one (the last
-//! square may have fewer samples). They differ only in what a gradient is: see each kernel.
+//! squaring. `fold` = 1 is the per-sample Fisher; `fold` = B the minibatch-joint one, `fold` = N the joint
+//! one (the last square may have fewer samples). They differ only in what a gradient is: see each kernel.
 //!
 //! - **A [`Mode`]** says what becomes of the gradients: their squares are summed, as above; or they are summed
 //!   themselves, as a
 //!   natural-gradient step Σ_n x_n g_n needs; or each is stored, as the inner products of a Gram matrix need for a few
 //!   parameters at a time.
-//! - **Weights** `[squares]`: one for each square. They serve padding masks, class balance, 1/k of Monte Carlo
-//!   samples, p(c) of the exact Fisher, 1/s of the improved empirical one. A square of weight 0 is left out, whatever it holds.
+//! - **Weights** `[squares]`: one for each square. They serve padding masks, class balance, 1/k of Monte
+//!   Carlo samples, p(c) of the exact Fisher, 1/s of the improved empirical one. A square of weight 0 is left
+//!   out, whatever it holds.
 //! - **What becomes of the old value** is an [`Epilogue`]: overwritten (never read), added to, or decayed. Streaming
 //!   consecutive ranges of squares (`first`, `count`) with [`Epilogue::Add`] gives the whole.
 //! - **`gradient_scale`** multiplies `grad_output` before anything else. A power of two keeps squares of gradients
@@ -23,8 +24,9 @@
 //! - **Ranges of outputs** (`first_output`, `output_count`) let one long step be cut into short dispatches. A result
 //!   that one buffer
 //!   cannot hold is kept in several: `out_first` is the first output that a step's `out` holds.
-//! - **Sums** run over positions in f32 and then over squares in f32, in a fixed order: the same inputs give the same
-//!   bits, on the host whatever the number of threads. Rounding grows with positions and squares, see the cases' bounds.
+//! - **Sums** run over positions in f32 and then over squares in f32, in a fixed order: the same inputs give
+//!   the same bits, on the host whatever the number of threads. Rounding grows with positions and squares,
+//!   see the cases' bounds.
 //! - NaN and infinity in a square of weight other than 0 reach every element they touch.
 
 mod cases;

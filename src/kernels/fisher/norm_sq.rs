@@ -29,10 +29,10 @@ use crate::shape::DType;
 /// - `weight`       `[s]` f32, one for each square: `fold` consecutive samples, whose gradients add before squaring
 /// - `out`          `[c]` f32
 ///
-/// x̂ is recomputed from x: inverting the affine would divide by weights that may be 0. Where x and b lie and which μ and
-/// scale an element has is a [`NormLayout`]. With `decay` 0 the old value is not read. `gradient_scale` is a power of two
-/// that keeps small squares from vanishing; `gain` undoes it. A square of weight 0 is left out, whatever
-/// it holds.
+/// x̂ is recomputed from x: inverting the affine would divide by weights that may be 0. Where x and b lie and
+/// which μ and scale an element has is a [`NormLayout`]. With `decay` 0 the old value is not read.
+/// `gradient_scale` is a power of two that keeps small squares from vanishing; `gain` undoes it. A square of
+/// weight 0 is left out, whatever it holds.
 ///
 /// A [`Mode`] other than squares sums or stores the gradients themselves; `out` is then `[c]` or `[s, c]`.
 ///
@@ -183,8 +183,8 @@ impl NormLayout {
 }
 
 impl NormSq {
-    /// The kernel for a layout: neighbouring invocations read neighbouring elements, and as many share a sample as it has
-    /// positions.
+    /// The kernel for a layout: neighbouring invocations read neighbouring elements, and as many share a
+    /// sample as it has positions.
     #[must_use]
     pub fn new(layout: &NormLayout, mode: Mode, input: DType, gradient: DType) -> Self {
         let channels = match *layout {
@@ -237,15 +237,15 @@ impl Kernel for NormSq {
         let [samples, positions, channels] =
             [params.samples, params.positions, params.channels].map(u64::from);
         let len = super::len(Self::NAME, &[samples, positions, channels])?;
-        args.input.expect(Self::NAME, "input", len, Some(self.input.into()))?;
-        args.grad_output.expect(Self::NAME, "grad_output", len, Some(self.gradient.into()))?;
+        args.input.check(Self::NAME, "input", len, Some(self.input.into()))?;
+        args.grad_output.check(Self::NAME, "grad_output", len, Some(self.gradient.into()))?;
         if params.fold == 0 || params.squares != params.samples.div_ceil(params.fold) {
             let problem = format!("{} squares of {} of {samples} samples", params.squares, params.fold);
             return Err(Error::argument(Self::NAME, problem));
         }
-        args.weight.expect(Self::NAME, "weight", params.squares.into(), Some(Element::F32))?;
+        args.weight.check(Self::NAME, "weight", params.squares.into(), Some(Element::F32))?;
         let results = self.mode.results(params.squares.into());
-        args.out.expect(
+        args.out.check(
             Self::NAME,
             "out",
             super::len(Self::NAME, &[results, channels])?,

@@ -20,8 +20,9 @@ use crate::shape::DType;
 /// - `stats`  `[g, 2]` f32: μ, then the scale
 ///
 /// The variance is divided by l, as PyTorch does, and made of distances from a mean: the difference of the mean square
-/// and the squared mean would lose all digits where |μ| is large. The host takes the distances in a second pass; a device takes those of 32
-/// elements from their own mean while it holds them, and joins such parts (Chan, Golub & LeVeque 1979).
+/// and the squared mean would lose all digits where |μ| is large. The host takes the distances in a second
+/// pass; a device takes those of 32 elements from their own mean while it holds them, and joins such parts
+/// (Chan, Golub & LeVeque 1979).
 ///
 /// Moves each element of x once; 5 operations an element. Bitwise repeatable. A constant
 /// run has the scale 1/√eps, which is infinite for `eps` 0. Source: Ba, Kiros & Hinton (2016), eq. 4; Zhang & Sennrich
@@ -95,8 +96,8 @@ impl Kernel for NormStats {
 
     fn launch(&self, params: &NormStatsParams, args: &NormStatsArgs, caps: &Caps) -> Result<[u32; 3]> {
         let (runs, len) = (u64::from(params.runs), u64::from(params.len));
-        args.input.expect(Self::NAME, "input", runs * len, Some(self.input.into()))?;
-        args.stats.expect(Self::NAME, "stats", 2 * runs, Some(Element::F32))?;
+        args.input.check(Self::NAME, "input", runs * len, Some(self.input.into()))?;
+        args.stats.check(Self::NAME, "stats", 2 * runs, Some(Element::F32))?;
         super::len(Self::NAME, &[runs * len])?;
         if runs > 0 && len == 0 {
             return Err(Error::argument(Self::NAME, "runs of 0 elements have no mean"));
@@ -227,15 +228,16 @@ fn case(kernel: NormStats, (runs, len): (usize, usize), offset: f64, eps: f32) -
     }
 }
 
-/// Bounds. The mean: l additions and a division of Σ|x|/l. The variance: the same of itself, with each distance off by its
-/// own rounding (counted twice by the square), plus the square of the mean's error, whose first power cancels against the
-/// distances' sum up to their roundings.
+/// Bounds. The mean: l additions and a division of Σ|x|/l. The variance: the same of itself, with each
+/// distance off by its own rounding (counted twice by the square), plus the square of the mean's error, whose
+/// first power cancels against the distances' sum up to their roundings.
 ///
 /// A device's parts add, where they are joined, the square of the distance d of two means times the weight w of that
 /// distance: six more roundings of itself, and the distance is off by Δ, what its means are: the additions of a turn,
-/// those of the turns and lanes before it, two divisions and a difference, of at most max|x|. As Σ w d² is within l times the variance and Σ w within l, that comes to
-/// 2 Δ σ + Δ², and Δ² once more, as a turn's own mean is off by less than Δ.
-/// The scale's relative error is half the variance's, plus root (3 units) and division (3).
+/// those of the turns and lanes before it, two divisions and a difference, of at most max|x|. As Σ w d² is
+/// within l times the variance and Σ w within l, that comes to 2 Δ σ + Δ², and Δ² once more, as a turn's own
+/// mean is off by less than Δ. The scale's relative error is half the variance's, plus root (3 units) and
+/// division (3).
 fn wanted(run: &[f64], eps: f64, centered: bool) -> [Want; 2] {
     let unit = 2.0 * DType::F32.unit_roundoff();
     let len = run.len() as f64;

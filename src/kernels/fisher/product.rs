@@ -34,7 +34,8 @@ impl Store {
     }
 }
 
-/// As long and as aligned as the longest vectors: none that is read from scratch memory straddles two lines of the cache.
+/// As long and as aligned as the longest vectors: none that is read from scratch memory straddles two lines
+/// of the cache.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; LINE]);
@@ -91,7 +92,8 @@ pub(super) trait Factors: Sync {
         scratch: &'a mut Scratch,
     ) -> Left<'a>;
 
-    /// Writes the right factor at a block of positions: `columns` of each, and zeros behind them up to `stride` elements.
+    /// Writes the right factor at a block of positions: `columns` of each, and zeros behind them up to
+    /// `stride` elements.
     fn right(
         &self,
         square: usize,
@@ -250,8 +252,8 @@ fn starts<F: Factors>(factors: &F, rows: &Range<usize>) -> Vec<usize> {
     filled.map(|row| factors.start(rows, row.min(last))).collect()
 }
 
-/// The columns of a tile in panels as wide as a register tile; the last one may be narrower. Sums lie panel by panel, and
-/// in a panel row by row.
+/// The columns of a tile in panels as wide as a register tile; the last one may be narrower. Sums lie panel
+/// by panel, and in a panel row by row.
 struct Panels<'a> {
     grain: Grain,
     rows: &'a Range<usize>,

@@ -1,9 +1,9 @@
 //! Products that never leave the registers: the innermost loop of the product kernels' host execution.
 //!
-//! A tile of six rows and up to four vectors of columns is summed over positions in registers, squared there, and only then
-//! added to the sums in cache. So a square costs its multiplications and a load and a store for each element, whatever the
-//! number of positions. Row elements are taken one at a time, from wherever they lie; vectors of columns from a block
-//! that the factors have laid out for it.
+//! A tile of six rows and up to four vectors of columns is summed over positions in registers, squared there,
+//! and only then added to the sums in cache. So a square costs its multiplications and a load and a store for
+//! each element, whatever the number of positions. Row elements are taken one at a time, from wherever they
+//! lie; vectors of columns from a block that the factors have laid out for it.
 //!
 //! Each element is one lane's sum over positions in their order, so its bits depend neither on the width of the vectors
 //! nor on the cut of the result. (They do on whether the processor has a fused multiply-add.)

@@ -143,10 +143,10 @@ impl Kernel for SumSq {
         let squares = samples.div_ceil(fold);
         super::check_range(Self::NAME, "squares", (p.first, p.count), squares)?;
         let grad_output = super::len(Self::NAME, &[samples, positions, outputs])?;
-        args.grad_output.expect(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
-        args.weight.expect(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
+        args.grad_output.check(Self::NAME, "grad_output", grad_output, Some(self.grad_output.into()))?;
+        args.weight.check(Self::NAME, "weight", squares, Some(DType::F32.into()))?;
         let out = super::len(Self::NAME, &[self.mode.results(squares), outputs])?;
-        args.out.expect(Self::NAME, "out", out, Some(DType::F32.into()))?;
+        args.out.check(Self::NAME, "out", out, Some(DType::F32.into()))?;
         super::check_octets(Self::NAME, self.octets, p.outputs, !self.channels_first)?;
         let groups = match self.octets {
             0 => outputs.div_ceil(u64::from(WORKGROUP / self.lanes)),
@@ -198,8 +198,8 @@ impl Kernel for SumSq {
     }
 }
 
-/// Outputs of one task of the host: long runs of each position, which the processor fetches ahead, and sums that stay in a
-/// first-level cache.
+/// Outputs of one task of the host: long runs of each position, which the processor fetches ahead, and sums
+/// that stay in a first-level cache.
 const OUTPUTS: usize = 2048;
 
 /// Positions of one output that are widened at a time where positions come last.

@@ -28,7 +28,8 @@ use crate::shape::DType;
 ///
 /// **Exactly the same on every device and on the host**: logits are rounded to multiples of 2⁻¹⁶, and from there on all
 /// is integers, exp included (nine terms of 2^−f and shifts). The price is a bias that no sample shows: the probability
-/// of any set of classes is off by less than 2⁻¹⁶ + c · 2⁻³², and a class below 2⁻³² of the likeliest one is never drawn.
+/// of any set of classes is off by less than 2⁻¹⁶ + c · 2⁻³², and a class below 2⁻³² of the likeliest one is
+/// never drawn.
 ///
 /// Reads the logits three times, and a 64th of them once more a draw; about 100 integer operations a logit. Definition:
 /// [`reference::likelihood::draw`](crate::reference::likelihood::draw).
@@ -98,13 +99,13 @@ impl Kernel for Draw {
     fn launch(&self, params: &DrawParams, args: &DrawArgs, caps: &Caps) -> Result<[u32; 3]> {
         let &DrawParams { samples, classes, draws, first_draw, .. } = params;
         let logits = len(Self::NAME, [samples, classes, 1])?;
-        args.logits.expect(Self::NAME, "logits", logits, Some(self.logits.into()))?;
+        args.logits.check(Self::NAME, "logits", logits, Some(self.logits.into()))?;
         if self.masked {
-            args.labels.expect(Self::NAME, "labels", samples.into(), Some(Element::U32))?;
+            args.labels.check(Self::NAME, "labels", samples.into(), Some(Element::U32))?;
         }
         let drawn = len(Self::NAME, [draws, samples, 1])?;
-        args.drawn.expect(Self::NAME, "drawn", drawn, Some(Element::U32))?;
-        args.fault.expect(Self::NAME, "fault", super::FAULTS, Some(Element::U32))?;
+        args.drawn.check(Self::NAME, "drawn", drawn, Some(Element::U32))?;
+        args.fault.check(Self::NAME, "fault", super::FAULTS, Some(Element::U32))?;
         if classes == 0 && samples > 0 {
             return Err(Error::argument(Self::NAME, "0 classes: there is nothing to draw"));
         }

@@ -37,7 +37,8 @@ use crate::shape::DType;
 ///
 /// **Noise** is exact and the same everywhere: (heads of 64 coins − 32) / 4, a binomial number on a lattice of ¼. Its
 /// mean is 0, its variance 1 and its skewness 0 without any error, so that a Monte Carlo Fisher, which is `E[(Jᵀε)²]`
-/// and depends on nothing else, has no bias; its kurtosis is 3 − 1/32, and |ε| ≤ 8. Coins are two words of Philox4x32-10 of (first_sample + n, first_round + r, ⌊c / 2⌋).
+/// and depends on nothing else, has no bias; its kurtosis is 3 − 1/32, and |ε| ≤ 8. Coins are two words of
+/// Philox4x32-10 of (first_sample + n, first_round + r, ⌊c / 2⌋).
 ///
 /// With `unit` the gradient is divided by its norm, as the improved empirical Fisher wants; a sample whose gradient is
 /// 0 (below 2⁻¹²⁶) then has weight 0. Moves outputs and gradients once; 4 operations an element. Bitwise repeatable.
@@ -153,13 +154,13 @@ impl Kernel for Gaussian {
         }
         if self.targets == Targets::Given {
             let len = len(Self::NAME, [samples, outputs, 1])?;
-            args.output.expect(Self::NAME, "output", len, Some(self.output.into()))?;
-            args.goal.expect(Self::NAME, "goal", len, Some(self.goal.into()))?;
+            args.output.check(Self::NAME, "output", len, Some(self.output.into()))?;
+            args.goal.check(Self::NAME, "goal", len, Some(self.goal.into()))?;
         }
-        args.gradient.expect(Self::NAME, "gradient", elements, Some(Element::F32))?;
-        args.weight.expect(Self::NAME, "weight", rows, Some(Element::F32))?;
-        args.norm_sq.expect(Self::NAME, "norm_sq", rows, Some(Element::F32))?;
-        args.fault.expect(Self::NAME, "fault", FAULTS, Some(Element::U32))?;
+        args.gradient.check(Self::NAME, "gradient", elements, Some(Element::F32))?;
+        args.weight.check(Self::NAME, "weight", rows, Some(Element::F32))?;
+        args.norm_sq.check(Self::NAME, "norm_sq", rows, Some(Element::F32))?;
+        args.fault.check(Self::NAME, "fault", FAULTS, Some(Element::U32))?;
         if outputs == 0 && rows > 0 {
             return Err(Error::argument(Self::NAME, "0 outputs: there is no loss"));
         }

@@ -40,8 +40,8 @@ use crate::kernel::{Slice, widen_into};
 use crate::kernels::shader;
 use crate::memory::Element;
 
-/// Words of `fault`: for an impossible output (NaN, infinite, no class possible), for a label that is not a class or a target
-/// that is not finite, and for outputs too large to draw from.
+/// Words of `fault`: for an impossible output (NaN, infinite, no class possible), for a label that is not a
+/// class or a target that is not finite, and for outputs too large to draw from.
 pub const FAULTS: u64 = 3;
 
 /// Counters and random bits.

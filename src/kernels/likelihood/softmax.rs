@@ -27,16 +27,18 @@ use crate::shape::DType;
 /// - `gradient` `[r, n, c]` f32, of the *summed* loss
 /// - `weight`   `[r, n]` f32
 /// - `norm_sq`  `[r, n]` f32: s of the improved empirical Fisher (Wu et al. 2024)
-/// - `fault`    [`FAULTS`] words: 0 for a NaN, plus infinity or no possible class, 1 for a label that is not a class; the
-///   row is NaN
+/// - `fault`    [`FAULTS`] words: 0 for a NaN, plus infinity or no possible class, 1 for a label that is not
+///   a class; the row is NaN
 ///
 /// At the label, p − 1 is taken from the *other* classes, −Σ_{c≠y} p_c, and all of them in units of the largest: where
 /// p_y rounds to one, a difference would leave 0 of gradient, norm and quotient. With `unit`, the gradient is divided
 /// by its norm, which is what the improved empirical Fisher squares (backpropagation is linear), at any magnitude,
-/// whereas `norm_sq` and quotients by it end at 1e-38; a sample whose gradient is 0 (one possible class) then has weight 0.
+/// whereas `norm_sq` and quotients by it end at 1e-38; a sample whose gradient is 0 (one possible class) then
+/// has weight 0.
 ///
 /// Reads the logits three times a row, writes the gradient once; two exponentials an element. Sums have a fixed order:
-/// bitwise repeatable. Definition: [`reference::likelihood::cross_entropy`](crate::reference::likelihood::cross_entropy).
+/// bitwise repeatable. Definition:
+/// [`reference::likelihood::cross_entropy`](crate::reference::likelihood::cross_entropy).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Softmax {
     /// Storage of the logits.
@@ -161,18 +163,18 @@ impl Kernel for Softmax {
                 format!("rounds for classes {first_class}..{end} of {classes}"),
             ));
         }
-        args.logits.expect(Self::NAME, "logits", logits, Some(self.logits.into()))?;
+        args.logits.check(Self::NAME, "logits", logits, Some(self.logits.into()))?;
         match self.labels {
-            Labels::Given => args.labels.expect(Self::NAME, "labels", rows, Some(Element::U32))?,
+            Labels::Given => args.labels.check(Self::NAME, "labels", rows, Some(Element::U32))?,
             Labels::Each { masked: true } => {
-                args.labels.expect(Self::NAME, "labels", samples.into(), Some(Element::U32))?;
+                args.labels.check(Self::NAME, "labels", samples.into(), Some(Element::U32))?;
             }
             Labels::Each { masked: false } => {}
         }
-        args.gradient.expect(Self::NAME, "gradient", elements, Some(Element::F32))?;
-        args.weight.expect(Self::NAME, "weight", rows, Some(Element::F32))?;
-        args.norm_sq.expect(Self::NAME, "norm_sq", rows, Some(Element::F32))?;
-        args.fault.expect(Self::NAME, "fault", FAULTS, Some(Element::U32))?;
+        args.gradient.check(Self::NAME, "gradient", elements, Some(Element::F32))?;
+        args.weight.check(Self::NAME, "weight", rows, Some(Element::F32))?;
+        args.norm_sq.check(Self::NAME, "norm_sq", rows, Some(Element::F32))?;
+        args.fault.check(Self::NAME, "fault", FAULTS, Some(Element::U32))?;
         if ![1, LANES].contains(&self.lanes) {
             return Err(Error::argument(Self::NAME, format!("{} lanes, expected 1 or {LANES}", self.lanes)));
         }
@@ -329,8 +331,8 @@ fn add((plain, squares): &mut ([f64; 8], [f64; 8]), block: &[f32; 8]) {
 /// exp(x) for x ≤ 0 (of the label alone perhaps above, and then of no use), without a branch so that it vectorises;
 /// what is below the normal numbers is 0.
 ///
-/// 2^n · exp(r) with x = n ln 2 + r, |r| ≤ ln(2)/2, by eight terms of the Taylor series, whose rest is below 2⁻²⁷. ln 2 is taken in two parts, of which the
-/// first has so few bits that n times it is exact.
+/// 2^n · exp(r) with x = n ln 2 + r, |r| ≤ ln(2)/2, by eight terms of the Taylor series, whose rest is below
+/// 2⁻²⁷. ln 2 is taken in two parts, of which the first has so few bits that n times it is exact.
 #[inline(always)]
 fn exp_of_negative(x: f32) -> f32 {
     const LN2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];

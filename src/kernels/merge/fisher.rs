@@ -129,16 +129,16 @@ impl Kernel for Fisher {
     fn launch(&self, params: &FisherParams, args: &FisherArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
         let expect =
-            |view: &View, what: &str, element: Element| view.expect(Self::NAME, what, len, Some(element));
-        self.expect_models(Self::NAME, params, args)?;
+            |view: &View, what: &str, element: Element| view.check(Self::NAME, what, len, Some(element));
+        self.check_models(Self::NAME, params, args)?;
         expect(&args.reference, "reference", self.reference.into())?;
         if !(self.first && self.last) {
-            args.state.expect(Self::NAME, "state", state_words(len), Some(Element::U32))?;
+            args.state.check(Self::NAME, "state", state_words(len), Some(Element::U32))?;
         }
         if self.last {
             expect(&args.merged, "merged", self.merged.into())?;
         }
-        args.counts.expect(Self::NAME, "counts", COUNT_WORDS, Some(Element::U32))?;
+        args.counts.check(Self::NAME, "counts", COUNT_WORDS, Some(Element::U32))?;
         super::grid(Self::NAME, len, self.owner, caps)
     }
 
@@ -226,16 +226,16 @@ impl FisherParams {
 
 impl Fisher {
     /// Checks the buffers of the models, and that floors are expected where there are some.
-    pub(super) fn expect_models(&self, op: &str, params: &FisherParams, args: &FisherArgs) -> Result<()> {
+    pub(super) fn check_models(&self, op: &str, params: &FisherParams, args: &FisherArgs) -> Result<()> {
         let models = [
             (&args.theta_a, &args.fisher_a, ["theta", "fisher"]),
             (&args.theta_b, &args.fisher_b, ["second theta", "second fisher"]),
         ];
         let wanted = if self.pair { 2 } else { 1 };
         for (m, (theta, fisher, [of_theta, of_fisher])) in models.into_iter().take(wanted).enumerate() {
-            theta.expect(op, of_theta, params.len.into(), Some(self.theta[m].into()))?;
+            theta.check(op, of_theta, params.len.into(), Some(self.theta[m].into()))?;
             if let Some(dtype) = self.fisher[m] {
-                fisher.expect(op, of_fisher, params.len.into(), Some(dtype.into()))?;
+                fisher.check(op, of_fisher, params.len.into(), Some(dtype.into()))?;
             }
         }
         if !self.floored && (params.floor_a, params.floor_b) != (0, 0) {

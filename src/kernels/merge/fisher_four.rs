@@ -212,7 +212,8 @@ impl FisherFourArgs {
 }
 
 impl FisherFour {
-    /// Whether a device binds enough buffers, and gains by it: on the host, steps of two models are merged in fast loops.
+    /// Whether a device binds enough buffers, and gains by it: on the host, steps of two models are merged in
+    /// fast loops.
     #[must_use]
     pub fn suits(caps: &Caps) -> bool {
         !caps.is_host && caps.max_storage_buffers >= Self::buffers()
@@ -275,17 +276,17 @@ impl Kernel for FisherFour {
             });
         }
         let (numbers, buffers) = (params.steps(), args.steps());
-        first.expect_models(Self::NAME, &numbers[0], &buffers[0])?;
-        second.expect_models(Self::NAME, &numbers[1], &buffers[1])?;
+        first.check_models(Self::NAME, &numbers[0], &buffers[0])?;
+        second.check_models(Self::NAME, &numbers[1], &buffers[1])?;
         let len = params.len.into();
-        args.reference.expect(Self::NAME, "reference", len, Some(second.reference.into()))?;
+        args.reference.check(Self::NAME, "reference", len, Some(second.reference.into()))?;
         if !self.is_whole() {
-            args.state.expect(Self::NAME, "state", state_words(len), Some(Element::U32))?;
+            args.state.check(Self::NAME, "state", state_words(len), Some(Element::U32))?;
         }
         if second.last {
-            args.merged.expect(Self::NAME, "merged", len, Some(second.merged.into()))?;
+            args.merged.check(Self::NAME, "merged", len, Some(second.merged.into()))?;
         }
-        args.counts.expect(Self::NAME, "counts", FOUR_COUNT_WORDS, Some(Element::U32))?;
+        args.counts.check(Self::NAME, "counts", FOUR_COUNT_WORDS, Some(Element::U32))?;
         super::grid(Self::NAME, len, second.owner, caps)
     }
 

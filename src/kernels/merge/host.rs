@@ -355,7 +355,8 @@ pub(super) struct Block<'a> {
     pub(super) merged: Option<SliceMut<'a>>,
 }
 
-/// Shares the blocks of `len` parameters out to the cores, compiled for the widest vectors, and adds up what they count.
+/// Shares the blocks of `len` parameters out to the cores, compiled for the widest vectors, and adds up what
+/// they count.
 pub(super) fn for_blocks(
     len: usize,
     state: Option<SliceMut<'_>>,

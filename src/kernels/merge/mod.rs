@@ -54,15 +54,16 @@ impl Factor {
     /// Nothing. Sums are formed at the largest exponent: that of a model which weighs nothing must not be it.
     pub const ZERO: Self = Self { mantissa: 0.0, exponent: host::NOTHING };
 
-    /// The factor nearest to a positive finite `value`; [`Factor::ZERO`] of every other: of zero, and of negative numbers,
-    /// infinities and NaN, which are not weights; jobs refuse those by name before they get here.
+    /// The factor nearest to a positive finite `value`; [`Factor::ZERO`] of every other: of zero, and of
+    /// negative numbers, infinities and NaN, which are not weights; jobs refuse those by name before they get
+    /// here.
     #[must_use]
     pub fn of(value: f64) -> Self {
         Self::product(value, 1.0)
     }
 
-    /// The factor nearest to `a` · `b`, which itself may lie outside of f64's range; [`Factor::ZERO`] if one of them is not
-    /// positive and finite.
+    /// The factor nearest to `a` · `b`, which itself may lie outside of f64's range; [`Factor::ZERO`] if one
+    /// of them is not positive and finite.
     #[must_use]
     pub fn product(a: f64, b: f64) -> Self {
         if [a, b].iter().any(|value| *value <= 0.0 || !value.is_finite()) {

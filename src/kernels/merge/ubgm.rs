@@ -129,15 +129,15 @@ impl Kernel for Ubgm {
             (&args.base_fisher, "base_fisher", self.base_fisher),
         ];
         for (view, what, dtype) in inputs {
-            view.expect(Self::NAME, what, len, Some(dtype.into()))?;
+            view.check(Self::NAME, what, len, Some(dtype.into()))?;
         }
         if !(self.first && self.last) {
-            args.state.expect(Self::NAME, "state", state_words(len), Some(Element::U32))?;
+            args.state.check(Self::NAME, "state", state_words(len), Some(Element::U32))?;
         }
         if self.last {
-            args.merged.expect(Self::NAME, "merged", len, Some(self.merged.into()))?;
+            args.merged.check(Self::NAME, "merged", len, Some(self.merged.into()))?;
         }
-        args.counts.expect(Self::NAME, "counts", COUNT_WORDS, Some(Element::U32))?;
+        args.counts.check(Self::NAME, "counts", COUNT_WORDS, Some(Element::U32))?;
         super::grid(Self::NAME, len, self.owner, caps)
     }
 

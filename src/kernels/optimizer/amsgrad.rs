@@ -68,9 +68,9 @@ impl Kernel for Amsgrad {
 
     fn launch(&self, params: &EmaParams, args: &AmsgradArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
-        args.gradient.expect(Self::NAME, "gradient", len, Some(self.gradient.into()))?;
-        args.exp_avg_sq.expect(Self::NAME, "exp_avg_sq", len, Some(self.accumulator.into()))?;
-        args.max_exp_avg_sq.expect(Self::NAME, "max_exp_avg_sq", len, Some(self.accumulator.into()))?;
+        args.gradient.check(Self::NAME, "gradient", len, Some(self.gradient.into()))?;
+        args.exp_avg_sq.check(Self::NAME, "exp_avg_sq", len, Some(self.accumulator.into()))?;
+        args.max_exp_avg_sq.check(Self::NAME, "max_exp_avg_sq", len, Some(self.accumulator.into()))?;
         elementwise(Self::NAME, len, caps)
     }
 

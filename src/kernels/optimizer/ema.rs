@@ -19,14 +19,15 @@ use crate::shape::DType;
 /// | Adagrad | 1 | 1 |
 ///
 /// - `gradient`    g `[p]`, f32, f16 or bf16
-/// - `exp_avg_sq`  v `[p]`, f32, f16 or bf16 (16 bits stall at β₂ = 0.999: one step is below half a unit), updated in place
+/// - `exp_avg_sq`  v `[p]`, f32, f16 or bf16 (16 bits stall at β₂ = 0.999: one step is below half a unit),
+///   updated in place
 ///
 /// `gradient_scale` multiplies g before it is squared: 1/S undoes a loss scale S, and a power of two keeps the squares
 /// of gradients below 1e-19 from vanishing (the accumulator is then in units of its square).
 ///
-/// Moves each element of g once and of v twice; 4 operations an element. Bitwise repeatable: no element depends on another.
-/// NaN and infinity in g or v stay in v. Source: Kingma & Ba, *Adam* (2015), algorithm 1; definition:
-/// [`reference::optimizer::ema`].
+/// Moves each element of g once and of v twice; 4 operations an element. Bitwise repeatable: no element
+/// depends on another. NaN and infinity in g or v stay in v. Source: Kingma & Ba, *Adam* (2015), algorithm 1;
+/// definition: [`reference::optimizer::ema`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ema {
     /// Storage of the gradient.
@@ -79,8 +80,8 @@ impl Kernel for Ema {
 
     fn launch(&self, params: &EmaParams, args: &EmaArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
-        args.gradient.expect(Self::NAME, "gradient", len, Some(self.gradient.into()))?;
-        args.exp_avg_sq.expect(Self::NAME, "exp_avg_sq", len, Some(self.accumulator.into()))?;
+        args.gradient.check(Self::NAME, "gradient", len, Some(self.gradient.into()))?;
+        args.exp_avg_sq.check(Self::NAME, "exp_avg_sq", len, Some(self.accumulator.into()))?;
         elementwise(Self::NAME, len, caps)
     }
 

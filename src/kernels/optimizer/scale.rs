@@ -84,8 +84,8 @@ impl Kernel for Scale {
 
     fn launch(&self, params: &ScaleParams, args: &ScaleArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
-        args.values.expect(Self::NAME, "values", len, Some(self.values.into()))?;
-        args.scaled.expect(Self::NAME, "scaled", len, Some(self.scaled.into()))?;
+        args.values.check(Self::NAME, "values", len, Some(self.values.into()))?;
+        args.scaled.check(Self::NAME, "scaled", len, Some(self.scaled.into()))?;
         elementwise(Self::NAME, len, caps)
     }
 

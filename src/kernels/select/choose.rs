@@ -71,11 +71,11 @@ impl Kernel for Choose {
 
     fn launch(&self, params: &ChooseParams, args: &ChooseArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = u64::from(params.len);
-        args.mask.expect(Self::NAME, "mask", mask_words(len), Some(Element::U32))?;
+        args.mask.check(Self::NAME, "mask", mask_words(len), Some(Element::U32))?;
         if !self.zero {
-            args.base.expect(Self::NAME, "base", len, Some(self.model.into()))?;
+            args.base.check(Self::NAME, "base", len, Some(self.model.into()))?;
         }
-        args.model.expect(Self::NAME, "model", len, Some(self.model.into()))?;
+        args.model.check(Self::NAME, "model", len, Some(self.model.into()))?;
         elementwise(Self::NAME, len, caps)
     }
 

@@ -25,7 +25,8 @@ use crate::shape::DType;
 /// - `above`  `[blocks + 1]`, the last word untouched: room for the total that [`Scan`](super::Scan) writes
 /// - `ties`   `[blocks + 1]`, the same
 ///
-/// Reads each input once. Exact. A score that cannot be ordered counts as above; [`Histogram`](super::Histogram) tells it.
+/// Reads each input once. Exact. A score that cannot be ordered counts as above;
+/// [`Histogram`](super::Histogram) tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Count {
     /// What is counted.
@@ -72,11 +73,11 @@ impl Kernel for Count {
 
     fn launch(&self, params: &CountParams, args: &CountArgs, caps: &Caps) -> Result<[u32; 3]> {
         const { assert!(BLOCK_LEN == 8 * WORKGROUP as u64 * OCTETS as u64, "a workgroup counts a block") };
-        self.scores.expect(Self::NAME, &args.theta, &args.fisher, params.len)?;
-        args.state.expect(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
+        self.scores.check(Self::NAME, &args.theta, &args.fisher, params.len)?;
+        args.state.check(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
         let words = u64::from(params.len).div_ceil(BLOCK_LEN) + 1;
-        args.above.expect(Self::NAME, "above", words, Some(Element::U32))?;
-        args.ties.expect(Self::NAME, "ties", words, Some(Element::U32))?;
+        args.above.check(Self::NAME, "above", words, Some(Element::U32))?;
+        args.ties.check(Self::NAME, "ties", words, Some(Element::U32))?;
         groups_for(Self::NAME, params.len.into(), BLOCK_LEN, caps)
     }
 

@@ -88,13 +88,13 @@ impl Kernel for Gather {
     }
 
     fn launch(&self, params: &GatherParams, args: &GatherArgs, caps: &Caps) -> Result<[u32; 3]> {
-        self.scores.expect(Self::NAME, &args.theta, &args.fisher, params.len)?;
-        args.state.expect(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
+        self.scores.check(Self::NAME, &args.theta, &args.fisher, params.len)?;
+        args.state.check(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
         let words = u64::from(params.len).div_ceil(BLOCK_LEN) + 1;
-        args.above.expect(Self::NAME, "above", words, Some(Element::U32))?;
-        args.ties.expect(Self::NAME, "ties", words, Some(Element::U32))?;
-        args.indices.expect(Self::NAME, "indices", params.room.into(), Some(Element::U32))?;
-        args.values.expect(Self::NAME, "values", params.room.into(), Some(Element::F32))?;
+        args.above.check(Self::NAME, "above", words, Some(Element::U32))?;
+        args.ties.check(Self::NAME, "ties", words, Some(Element::U32))?;
+        args.indices.check(Self::NAME, "indices", params.room.into(), Some(Element::U32))?;
+        args.values.check(Self::NAME, "values", params.room.into(), Some(Element::F32))?;
         groups_for(Self::NAME, params.len.into(), BLOCK_LEN, caps)
     }
 

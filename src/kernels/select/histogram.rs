@@ -96,10 +96,10 @@ impl Kernel for Histogram {
     }
 
     fn launch(&self, params: &HistogramParams, args: &HistogramArgs, caps: &Caps) -> Result<[u32; 3]> {
-        self.scores.expect(Self::NAME, &args.theta, &args.fisher, params.len)?;
-        args.state.expect(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
-        args.counts.expect(Self::NAME, "counts", u64::from(params.bins) + 2, Some(Element::U32))?;
-        args.fault.expect(Self::NAME, "fault", 1, Some(Element::U32))?;
+        self.scores.check(Self::NAME, &args.theta, &args.fisher, params.len)?;
+        args.state.check(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
+        args.counts.check(Self::NAME, "counts", u64::from(params.bins) + 2, Some(Element::U32))?;
+        args.fault.check(Self::NAME, "fault", 1, Some(Element::U32))?;
         if params.shift > 31 || params.bins == 0 || (self.local && params.bins > LOCAL_BINS) {
             let problem = format!(
                 "{} bins of 2^{}; expected 1 to {LOCAL_BINS} (more without workgroup memory) of at most 2^31",
@@ -113,7 +113,8 @@ impl Kernel for Histogram {
     fn host(&self, params: &HistogramParams, args: HistogramSlices<'_>) {
         let low = args.state.cast::<u32>()[0];
         let window = Window { low, shift: params.shift, bins: params.bins };
-        // Small tables are cheap to make and balance the threads; a large one, if it comes to that, is made once a thread.
+        // Small tables are cheap to make and balance the threads; a large one, if it comes to that, is made
+        // once a thread.
         let parts = rayon::current_num_threads() * if params.bins <= LOCAL_BINS { 4 } else { 1 };
         let parts = ranges(params.len as usize, parts, BLOCK);
         let counts = args.counts.cast::<u32>();

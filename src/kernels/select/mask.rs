@@ -79,11 +79,11 @@ impl Kernel for Mask {
     }
 
     fn launch(&self, params: &MaskParams, args: &MaskArgs, caps: &Caps) -> Result<[u32; 3]> {
-        self.scores.expect(Self::NAME, &args.theta, &args.fisher, params.len)?;
-        args.state.expect(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
+        self.scores.check(Self::NAME, &args.theta, &args.fisher, params.len)?;
+        args.state.check(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
         let words = u64::from(params.len).div_ceil(BLOCK_LEN) + 1;
-        args.ties.expect(Self::NAME, "ties", words, Some(Element::U32))?;
-        args.mask.expect(Self::NAME, "mask", mask_words(params.len.into()), Some(Element::U32))?;
+        args.ties.check(Self::NAME, "ties", words, Some(Element::U32))?;
+        args.mask.check(Self::NAME, "mask", mask_words(params.len.into()), Some(Element::U32))?;
         groups_for(Self::NAME, params.len.into(), BLOCK_LEN, caps)
     }
 

@@ -54,8 +54,8 @@ impl Kernel for Narrow {
     }
 
     fn launch(&self, params: &NarrowParams, args: &NarrowArgs, _: &Caps) -> Result<[u32; 3]> {
-        args.counts.expect(Self::NAME, "counts", u64::from(params.bins) + 2, Some(Element::U32))?;
-        args.state.expect(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
+        args.counts.check(Self::NAME, "counts", u64::from(params.bins) + 2, Some(Element::U32))?;
+        args.state.check(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
         Ok([1, 1, 1])
     }
 

@@ -25,11 +25,13 @@ use crate::shape::DType;
 /// - `theta`  θ `[p]`; F again for [`Score::Fish`]
 /// - `fisher` F `[p]`
 /// - `mask`   one byte an element, four a word ([`mask_words`]); to be cleared before
-/// - `fault`  `[1]`, becomes at least `!p` for every p whose score cannot be ordered, as in [`Histogram`](super::Histogram)
+/// - `fault`  `[1]`, becomes at least `!p` for every p whose score cannot be ordered, as in
+///   [`Histogram`](super::Histogram)
 ///
-/// Groups never span more than `size · stride` consecutive elements, of which `p` must be whole multiples. With the axis
-/// last, `stride` is 1; else it is the product of the axes behind. Reads each input once; `size` comparisons an element.
-/// Exact. Definition: [`reference::select::nm`]. Pattern: Mishra et al. 2021 (2:4).
+/// Groups never span more than `size · stride` consecutive elements, of which `p` must be whole multiples.
+/// With the axis last, `stride` is 1; else it is the product of the axes behind. Reads each input once;
+/// `size` comparisons an element. Exact. Definition: [`reference::select::nm`]. Pattern: Mishra et al. 2021
+/// (2:4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nm {
     /// What is compared.
@@ -111,9 +113,9 @@ impl Kernel for Nm {
 
     fn launch(&self, params: &NmParams, args: &NmArgs, caps: &Caps) -> Result<[u32; 3]> {
         let &NmParams { len, keep, size, stride } = params;
-        self.scores.expect(Self::NAME, &args.theta, &args.fisher, len)?;
-        args.mask.expect(Self::NAME, "mask", mask_words(len.into()), Some(Element::U32))?;
-        args.fault.expect(Self::NAME, "fault", 1, Some(Element::U32))?;
+        self.scores.check(Self::NAME, &args.theta, &args.fisher, len)?;
+        args.mask.check(Self::NAME, "mask", mask_words(len.into()), Some(Element::U32))?;
+        args.fault.check(Self::NAME, "fault", 1, Some(Element::U32))?;
         if size == 0 || size > MAX_GROUP || keep > size {
             let problem = format!(
                 "pattern {keep}:{size}; expected at most {MAX_GROUP} with no more kept than there are"

@@ -52,7 +52,7 @@ impl Kernel for Scan {
     }
 
     fn launch(&self, params: &ScanParams, args: &ScanArgs, _: &Caps) -> Result<[u32; 3]> {
-        args.counts.expect(Self::NAME, "counts", u64::from(params.len) + 1, Some(Element::U32))?;
+        args.counts.check(Self::NAME, "counts", u64::from(params.len) + 1, Some(Element::U32))?;
         Ok([1, 1, 1])
     }
 

@@ -11,8 +11,8 @@ use crate::shape::DType;
 pub enum Score {
     /// F, the diagonal Fisher (Sung et al. 2021, FISH Mask).
     Fish,
-    /// ½ θ² F: what the loss grows by when θ is set to zero, to second order (Theis et al. 2018). In f32, left to right:
-    /// ((0.5 · θ) · θ) · F.
+    /// ½ θ² F: what the loss grows by when θ is set to zero, to second order (Theis et al. 2018). In f32,
+    /// left to right: ((0.5 · θ) · θ) · F.
     Prune,
 }
 
@@ -44,9 +44,9 @@ impl Scores {
     }
 
     /// Checks the two inputs of a kernel.
-    pub(super) fn expect(self, op: &str, theta: &View, fisher: &View, len: u32) -> Result<()> {
-        theta.expect(op, "theta", len.into(), Some(self.theta.into()))?;
-        fisher.expect(op, "fisher", len.into(), Some(self.fisher.into()))
+    pub(super) fn check(self, op: &str, theta: &View, fisher: &View, len: u32) -> Result<()> {
+        theta.check(op, "theta", len.into(), Some(self.theta.into()))?;
+        fisher.check(op, "fisher", len.into(), Some(self.fisher.into()))
     }
 
     /// Bytes of the inputs of one element.

@@ -57,9 +57,9 @@ impl Kernel for Spend {
     }
 
     fn launch(&self, params: &SpendParams, args: &SpendArgs, _: &Caps) -> Result<[u32; 3]> {
-        args.ties.expect(Self::NAME, "ties", u64::from(params.len) + 1, Some(Element::U32))?;
-        args.left.expect(Self::NAME, "left", 2, Some(Element::U32))?;
-        args.state.expect(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
+        args.ties.check(Self::NAME, "ties", u64::from(params.len) + 1, Some(Element::U32))?;
+        args.left.check(Self::NAME, "left", 2, Some(Element::U32))?;
+        args.state.check(Self::NAME, "state", STATE_WORDS, Some(Element::U32))?;
         Ok([1, 1, 1])
     }
 

@@ -17,8 +17,9 @@ use crate::shape::DType;
 ///
 /// - `values`  F `[p]`, f32, f16 or bf16
 /// - `sums`    f32 `[share, 2]`
-/// - `counts`  words `[share, 5]`: max and min as bit patterns of f32 (0 and 0xffffffff where no value is good); zeros of
-///   either sign; the number of bad values; the flat index of the first (0xffffffff where there is none)
+/// - `counts`  words `[share, 5]`: max and min as bit patterns of f32 (0 and 0xffffffff where no value is
+///   good); zeros of either sign; the number of bad values; the flat index of the first (0xffffffff where
+///   there is none)
 ///
 /// A value is *bad* if it is NaN, infinite or negative, which no Fisher diagonal can be: told from the bits, counted,
 /// and left out of the rest. Sums are scaled by the share's own maximum, so that neither 3e38 squared nor a subnormal,
@@ -191,9 +192,9 @@ impl Kernel for Summary {
     fn launch(&self, params: &SummaryParams, args: &SummaryArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
         let (sums, counts) = self.records(len);
-        args.values.expect(Self::NAME, "values", len, Some(self.values.into()))?;
-        args.sums.expect(Self::NAME, "sums", sums, Some(Element::F32))?;
-        args.counts.expect(Self::NAME, "counts", counts, Some(Element::U32))?;
+        args.values.check(Self::NAME, "values", len, Some(self.values.into()))?;
+        args.sums.check(Self::NAME, "sums", sums, Some(Element::F32))?;
+        args.counts.check(Self::NAME, "counts", counts, Some(Element::U32))?;
         self.owner.grid(Self::NAME, len, OCTETS, caps)
     }
 

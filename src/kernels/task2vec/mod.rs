@@ -1,8 +1,8 @@
 //! Embeddings of tasks: means of a Fisher over groups of parameters, and what two Fishers have in common.
 //!
 //! Both kernels leave **records**: sums in units of a power of two that the record states, over shares short enough for
-//! f32, which the host folds in f64. So values anywhere in f32's range, subnormals included, neither overflow nor vanish,
-//! and a sum over any number of elements is as good as one over a share.
+//! f32, which the host folds in f64. So values anywhere in f32's range, subnormals included, neither overflow
+//! nor vanish, and a sum over any number of elements is as good as one over a share.
 
 mod row_mean;
 mod similarity;

@@ -160,7 +160,7 @@ impl Kernel for RowMean {
     fn launch(&self, params: &RowMeanParams, args: &RowMeanArgs, caps: &Caps) -> Result<[u32; 3]> {
         let (rows, width) = (u64::from(params.rows), u64::from(params.width));
         let len = args.values.len();
-        args.values.expect(Self::NAME, "values", len, Some(self.values.into()))?;
+        args.values.check(Self::NAME, "values", len, Some(self.values.into()))?;
         let end = rows.checked_mul(width).and_then(|block| block.checked_add(params.start.into()));
         if end.is_none_or(|end| end > len.min(u32::MAX.into())) {
             let expected = format!("{rows} rows of {width} elements from element {}", params.start);
@@ -177,7 +177,7 @@ impl Kernel for RowMean {
             let expected = format!("{} for rows of {width} elements", self.parts(width));
             return Err(Error::shape(Self::NAME, "parts", expected, params.parts.to_string()));
         }
-        args.records.expect(Self::NAME, "records", self.records(rows, width), Some(Element::F32))?;
+        args.records.check(Self::NAME, "records", self.records(rows, width), Some(Element::F32))?;
         groups_for(Self::NAME, rows * self.parts(width), (WORKGROUP / self.lanes).into(), caps)
     }
 

@@ -31,9 +31,10 @@ use crate::shape::DType;
 /// recorded (−1 for none). A pair of which one alone is 0 has no finite divergence: it adds nothing, and the first
 /// one's index is recorded.
 ///
-/// Moves each value once and 32 bytes a share. No product of values is formed in their own units, so nothing overflows or
-/// vanishes for F in [1e-38, 1e38], subnormals included. A share's sums are off by at most 31 roundings for `cosine`,
-/// 38 for `normalized`, 64 for `kl`, 59 for `jsd` where a workgroup has it, by 40 more where one invocation does.
+/// Moves each value once and 32 bytes a share. No product of values is formed in their own units, so nothing
+/// overflows or vanishes for F in [1e-38, 1e38], subnormals included. A share's sums are off by at most 31
+/// roundings for `cosine`, 38 for `normalized`, 64 for `kl`, 59 for `jsd` where a workgroup has it, by 40
+/// more where one invocation does.
 /// Bitwise repeatable. Definitions: [`reference::task2vec`](crate::reference::task2vec).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Similarity {
@@ -176,9 +177,9 @@ impl Kernel for Similarity {
 
     fn launch(&self, params: &SimilarityParams, args: &SimilarityArgs, caps: &Caps) -> Result<[u32; 3]> {
         let len = params.len.into();
-        args.a.expect(Self::NAME, "a", len, Some(self.a.into()))?;
-        args.b.expect(Self::NAME, "b", len, Some(self.b.into()))?;
-        args.records.expect(Self::NAME, "records", self.records(len), Some(Element::F32))?;
+        args.a.check(Self::NAME, "a", len, Some(self.a.into()))?;
+        args.b.check(Self::NAME, "b", len, Some(self.b.into()))?;
+        args.records.check(Self::NAME, "records", self.records(len), Some(Element::F32))?;
         self.owner.grid(Self::NAME, len, OCTETS, caps)
     }
 

@@ -11,7 +11,8 @@ pub(crate) struct Ahead<T> {
 }
 
 impl<T: Send> Ahead<T> {
-    /// Begins to read `items` on a thread of `scope`. Reading ends with the items, with the first error, or when this is dropped.
+    /// Begins to read `items` on a thread of `scope`. Reading ends with the items, with the first error, or
+    /// when this is dropped.
     pub(crate) fn new<'scope, I>(scope: &'scope Scope<'scope, '_>, items: I) -> Self
     where
         T: 'scope,

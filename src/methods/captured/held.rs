@@ -1,4 +1,5 @@
-//! Where a parameter's result is kept: in one buffer, or, where one binding cannot hold it, in several of consecutive rows.
+//! Where a parameter's result is kept: in one buffer, or, where one binding cannot hold it, in several of
+//! consecutive rows.
 
 use std::ops::Range;
 
@@ -84,8 +85,9 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Half of the budget for results, of which there are `copies`. The other half is for inputs and gradients of what is computed and of
-    /// what is read meanwhile, an eighth each: that is what bindings are taken to have.
+    /// Half of the budget for results, of which there are `copies`. The other half is for inputs and
+    /// gradients of what is computed and of what is read meanwhile, an eighth each: that is what bindings are
+    /// taken to have.
     pub(crate) fn of(budget: &Budget, caps: &Caps, copies: u64) -> (Self, Caps) {
         let all = if caps.is_host { budget.host_bytes } else { budget.device_bytes };
         let within = Caps { max_binding_bytes: caps.max_binding_bytes.min(all / 8), ..caps.clone() };

@@ -13,8 +13,8 @@
 //! group norm, batch norm          not divided
 //! ```
 //!
-//! A part of a convolution is a convolution without padding along that axis. The gradient of a transposed one's bias is a sum over its
-//! output, whose parts overlap there; it gets its own parts.
+//! A part of a convolution is a convolution without padding along that axis. The gradient of a transposed
+//! one's bias is a sum over its output, whose parts overlap there; it gets its own parts.
 
 use std::ops::Range;
 
@@ -24,8 +24,8 @@ use crate::checkpoint::{CaptureLayer, LayerKind, LayerUse, TensorInfo, Window};
 use crate::gpu::Caps;
 use crate::shape::elements;
 
-/// Bytes that are read at a time, of which the next may be read while some are computed; and samples: squares of more would lose digits in
-/// one sum.
+/// Bytes that are read at a time, of which the next may be read while some are computed; and samples: squares
+/// of more would lose digits in one sum.
 const PART_BYTES: u64 = 32 << 20;
 /// On the host: what a cache can keep from being read until it is computed.
 const CACHED_BYTES: u64 = 8 << 20;
@@ -53,7 +53,8 @@ pub(super) struct Bands {
     pub(super) grad_output: Band,
 }
 
-/// Consecutive rows along one axis of a sample `[outer, axis, inner]`. Those before its first and behind its last are zeros.
+/// Consecutive rows along one axis of a sample `[outer, axis, inner]`. Those before its first and behind its
+/// last are zeros.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Band {
     outer: u64,
@@ -177,14 +178,15 @@ impl InFile<'_> {
     }
 }
 
-/// Bytes of a portion of small samples. A portion's step reads and writes the whole result, so a portion should not be much less than that.
+/// Bytes of a portion of small samples. A portion's step reads and writes the whole result, so a portion
+/// should not be much less than that.
 fn part_bytes(layer: &CaptureLayer, caps: &Caps) -> u64 {
     let result = 4 * elements(&layer.weight).unwrap_or(0);
     if caps.is_host { result.clamp(CACHED_BYTES, PART_BYTES) } else { PART_BYTES }
 }
 
-/// Loop iterations for a position of a sample: an embedding may have one for its row and its run, too; eight invocations or
-/// more share those of a norm over channels.
+/// Loop iterations for a position of a sample: an embedding may have one for its row and its run, too; eight
+/// invocations or more share those of a norm over channels.
 fn turns(kind: &LayerKind, positions: u64) -> u64 {
     match kind {
         LayerKind::Embedding { .. } => positions.saturating_mul(3),

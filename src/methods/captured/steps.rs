@@ -40,7 +40,8 @@ impl Batch {
         }
     }
 
-    /// As [`Batch::record`], for some rows of the weight; `out` has these rows alone, or with [`Mode::Each`] those of every sample.
+    /// As [`Batch::record`], for some rows of the weight; `out` has these rows alone, or with [`Mode::Each`]
+    /// those of every sample.
     pub(crate) fn record_rows(
         &self,
         backend: &Backend,

@@ -30,7 +30,8 @@ pub(crate) fn has_several_sizes(layer: &CaptureLayer) -> bool {
     by_channels(layer) && layer.uses.iter().any(|one| one.input.shape != layer.uses[0].input.shape)
 }
 
-/// The layer as one or several of which a [`Batch`](super::Batch) can hold all uses, in the order in which sizes first occur.
+/// The layer as one or several of which a [`Batch`](super::Batch) can hold all uses, in the order in which
+/// sizes first occur.
 pub(crate) fn by_size(layer: &CaptureLayer) -> Vec<CaptureLayer> {
     if !has_several_sizes(layer) {
         return vec![layer.clone()];

@@ -25,8 +25,8 @@ pub(super) enum Way<'a> {
 }
 
 impl Way<'_> {
-    /// Bytes that are put at a time: whole groups of elements of every type. An upload submits pieces of this size as they come;
-    /// smaller ones wait in memory of the host, all of them, for the next submission.
+    /// Bytes that are put at a time: whole groups of elements of every type. An upload submits pieces of this
+    /// size as they come; smaller ones wait in memory of the host, all of them, for the next submission.
     pub(super) fn piece(&self) -> usize {
         match self {
             Self::Host(_) | Self::Mapped(_) => 1 << 20,

@@ -120,8 +120,8 @@ impl<'a> Job<'a> {
         self.captures[0].loss_reduction() == LossReduction::Mean
     }
 
-    /// Whether batches are summed in groups, and the groups' sums then. A moving average weighs what came before less and less, and
-    /// needs none.
+    /// Whether batches are summed in groups, and the groups' sums then. A moving average weighs what came
+    /// before less and less, and needs none.
     pub(super) fn is_grouped(&self) -> bool {
         self.captures.len() > GROUP && !self.options.kind.averages()
     }

@@ -1,4 +1,5 @@
-//! How the squares, or the gradients, of a part of a batch are summed: the factors and what is done with what the buffer holds.
+//! How the squares, or the gradients, of a part of a batch are summed: the factors and what is done with what
+//! the buffer holds.
 //!
 //! A result is `factor · Σ g²`, where the factor has the batch size (of a mean loss) and the weight of an average.
 //! f32 holds g² only for g between 1e-19 and 1e19, so gradients are multiplied before they are squared, by a power of
@@ -88,8 +89,8 @@ impl Job<'_> {
         let scale = bound.scale(factor, samples);
         let decay = rounded(beta);
         let (epilogue, factor) = match kind {
-            // The buffer begins with zeros; what was there before decays once a batch. 1 − β is that of the β that was asked for, not of
-            // its f32, which the step takes.
+            // The buffer begins with zeros; what was there before decays once a batch. 1 − β is that of the β
+            // that was asked for, not of its f32, which the step takes.
             Kind::Ema if first => (Epilogue::Ema { decay }, factor / (1.0 - f64::from(decay))),
             Kind::Ema => (Epilogue::Add, factor),
             _ if first && self.begins(step) => (Epilogue::Overwrite, factor),

@@ -1,8 +1,10 @@
-//! What is computed at a time and in which order it is read: unit by unit, pass by pass, file by file, portion by portion.
+//! What is computed at a time and in which order it is read: unit by unit, pass by pass, file by file,
+//! portion by portion.
 //!
-//! A *unit* is a layer, or several that share parameters. A *pass* is some rows of its parameters, all where they fit the budget, and goes
-//! over all files, each a *batch*. A batch is read in *portions*, which are the layers' own. Reader and computation walk the same
-//! iterators, so that what is read next is what is computed next.
+//! A *unit* is a layer, or several that share parameters. A *pass* is some rows of its parameters, all where
+//! they fit the budget, and goes over all files, each a *batch*. A batch is read in *portions*, which are the
+//! layers' own. Reader and computation walk the same iterators, so that what is read next is what is computed
+//! next.
 
 use std::ops::Range;
 
@@ -92,7 +94,8 @@ impl<'a> OfBatch<'a> {
         ranges(samples.max(1), at_once).map(move |range| range.start..range.end.min(samples))
     }
 
-    /// Samples whose gradients lie in memory at a time: as many as one step takes of every layer, and as keep the buffers small.
+    /// Samples whose gradients lie in memory at a time: as many as one step takes of every layer, and as keep
+    /// the buffers small.
     pub(super) fn samples_at_once(self) -> u64 {
         let bytes = |(rows, parameter): (&Vec<Range<u32>>, &Parameter)| {
             4 * parameter.rows.len * rows.iter().map(|range| range.len() as u64).sum::<u64>()
@@ -136,8 +139,8 @@ impl Job<'_> {
         Ok(Plan { unit, rows: passes(unit, &caps, share)?, caps })
     }
 
-    /// Whether the gradient of a sample is not to be had in one step, which squares it: where layers share a parameter, where uses are of
-    /// several sizes, and where a sample is too large.
+    /// Whether the gradient of a sample is not to be had in one step, which squares it: where layers share a
+    /// parameter, where uses are of several sizes, and where a sample is too large.
     pub(super) fn adds_by_sample(&self, unit: &Unit, capture: &Capture, caps: &Caps) -> bool {
         let divided = |&layer: &usize| {
             let layer = &capture.layers()[layer];

@@ -15,9 +15,9 @@ pub(super) fn of(model: &Checkpoint) -> Option<Value> {
     serde_json::from_str(&std::fs::read_to_string(config).ok()?).ok()
 }
 
-/// A configuration whose weights are stored as `dtype`: `torch_dtype`, `dtype` since transformers 5, by which loaders choose
-/// what they make of the weights. All else keeps its order and its values, and is written
-/// anew (1e-05 as 0.00001). Nothing where it says so already, or says nothing.
+/// A configuration whose weights are stored as `dtype`: `torch_dtype`, `dtype` since transformers 5, by which
+/// loaders choose what they make of the weights. All else keeps its order and its values, and is written anew
+/// (1e-05 as 0.00001). Nothing where it says so already, or says nothing.
 pub(super) fn stored_as(mut config: Value, dtype: DType) -> Option<String> {
     let stored = match dtype {
         DType::F32 => "float32",

@@ -1,9 +1,9 @@
 //! How far a merge is, so that one that ended early can go on.
 //!
-//! A chunk is done when its values are written and its counts taken, and chunks are done in the plan's order. So the pass,
-//! the number of its chunks that are done, and the counts so far say everything, as long as what they depend on is the same: that
-//! is the job's text, which the output keeps beside them. No value depends on another chunk, so the bytes are those of a merge
-//! that was never interrupted.
+//! A chunk is done when its values are written and its counts taken, and chunks are done in the plan's order.
+//! So the pass, the number of its chunks that are done, and the counts so far say everything, as long as what
+//! they depend on is the same: that is the job's text, which the output keeps beside them. No value depends
+//! on another chunk, so the bytes are those of a merge that was never interrupted.
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! How a layer's data of all files are read: several files together where one buffer takes them, or some samples of a file at a time.
+//! How a layer's data of all files are read: several files together where one buffer takes them, or some
+//! samples of a file at a time.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -53,8 +54,8 @@ pub(super) fn hold_bytes(job: &PerSample<'_>) -> u64 {
     HELD.min(job.run.budget.host_bytes / 2).min(device)
 }
 
-/// The chunks of a layer, or of those that share a parameter, and whether a sample of some file is taken in parts. `parts`: the layers of
-/// each file, by size.
+/// The chunks of a layer, or of those that share a parameter, and whether a sample of some file is taken in
+/// parts. `parts`: the layers of each file, by size.
 pub(super) fn chunks<'a>(
     job: &'a PerSample<'a>,
     members: &[usize],

@@ -14,7 +14,8 @@ use crate::shape::{DType, shape_text, usize_of};
 use crate::stream::Stage;
 
 impl PerSample<'_> {
-    /// J Δ: ⟨g_n, Δ⟩ of every sample. `direction` holds Δ under the parameters' names (other tensors are not looked at).
+    /// J Δ: ⟨g_n, Δ⟩ of every sample. `direction` holds Δ under the parameters' names (other tensors are not
+    /// looked at).
     ///
     /// # Errors
     /// As [`PerSample::norms`]; [`Error::Mismatch`] where a parameter is missing or has another shape,

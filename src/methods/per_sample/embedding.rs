@@ -1,4 +1,5 @@
-//! An embedding's gradients, which are 0 but in the rows that a sample names: kept as runs, one for each row of each sample.
+//! An embedding's gradients, which are 0 but in the rows that a sample names: kept as runs, one for each row
+//! of each sample.
 
 use std::ops::Range;
 

@@ -31,8 +31,9 @@ impl PerSample<'_> {
     /// K = J Jᵀ, `[N, N]`, row-major, exactly symmetric.
     ///
     /// # Errors
-    /// [`Error::Budget`] where 8·N² bytes are more than the host's budget or memory; [`Error::Tensor`] for values that are not finite or
-    /// ids out of range; what kernels and backend refuse; [`Error::Interrupted`] between slabs.
+    /// [`Error::Budget`] where 8·N² bytes are more than the host's budget or memory; [`Error::Tensor`] for
+    /// values that are not finite or ids out of range; what kernels and backend refuse;
+    /// [`Error::Interrupted`] between slabs.
     pub fn gram(&self) -> Result<Vec<f64>> {
         let samples = self.samples();
         let mut sum = GramSum { samples, gram: square_matrix(samples, self.run.budget.host_bytes)? };
@@ -155,8 +156,9 @@ impl Sum for GramSum {
     }
 }
 
-/// Blocks of samples of one chunk against those of another, of which every block's rows (positions) are within [`BLOCK`] where that is
-/// possible; of a chunk against itself, those that reach the diagonal or below.
+/// Blocks of samples of one chunk against those of another, of which every block's rows (positions) are
+/// within [`BLOCK`] where that is possible; of a chunk against itself, those that reach the diagonal or
+/// below.
 fn blocks(
     (m, m_positions): (usize, usize),
     (n, n_positions): (usize, usize),

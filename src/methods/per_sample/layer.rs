@@ -1,7 +1,8 @@
-//! One layer over all files, or those that share a parameter: its gradients are shown to a [`Sum`] in the form that costs it least.
+//! One layer over all files, or those that share a parameter: its gradients are shown to a [`Sum`] in the
+//! form that costs it least.
 //!
-//! Those of all samples are formed for a *slab* at a time: some rows of the weight, or the bias. An embedding's are kept as runs,
-//! and inner products of a linear layer can do without any.
+//! Those of all samples are formed for a *slab* at a time: some rows of the weight, or the bias. An
+//! embedding's are kept as runs, and inner products of a linear layer can do without any.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -35,7 +36,8 @@ pub(super) struct Layer<'a> {
     divided: bool,
 }
 
-/// A linear layer's numbers of samples and positions over all files, the positions of its longest sample, and its sizes.
+/// A linear layer's numbers of samples and positions over all files, the positions of its longest sample, and
+/// its sizes.
 pub(super) struct LinearSizes {
     pub(super) samples: f64,
     pub(super) positions: f64,

@@ -1,6 +1,7 @@
 //! Jᵀ x: a weighted sum of gradients, by the kernels that square them, in another mode.
 //!
-//! x is brought between −1 and 1 by a power of two, which is undone in f64 when the sum is written, so that sums are gradients, which f32 holds.
+//! x is brought between −1 and 1 by a power of two, which is undone in f64 when the sum is written, so that
+//! sums are gradients, which f32 holds.
 
 use std::ops::Range;
 
@@ -21,8 +22,8 @@ use crate::shape::{DType, usize_of};
 use crate::stream::Stage;
 
 impl PerSample<'_> {
-    /// Jᵀ x = Σ_n x_n g_n, x of either sign: calls `write` with a parameter's name, a flat index and the values from there on, piece by
-    /// piece, layer by layer.
+    /// Jᵀ x = Σ_n x_n g_n, x of either sign: calls `write` with a parameter's name, a flat index and the
+    /// values from there on, piece by piece, layer by layer.
     ///
     /// # Errors
     /// As [`PerSample::norms`], what `write` refuses, [`Error::Budget`] where a row of a parameter is beyond

@@ -45,8 +45,8 @@ pub(super) fn sums(selector: &mut Selector<'_>, plan: &Roles<'_>) -> Result<Vec<
     Ok(sums)
 }
 
-/// Writes the filters with the best scores and zeros in the place of the others; gives the last kept one's score, if there is one
-/// order for all.
+/// Writes the filters with the best scores and zeros in the place of the others; gives the last kept one's
+/// score, if there is one order for all.
 pub(super) fn keep_best(
     plan: &Roles<'_>,
     scores: &[Vec<f64>],

@@ -1,7 +1,8 @@
 //! `filter-gate`: what a gate on a filter is worth.
 //!
-//! With a gate of 1 in front of each filter, sample n's loss changes with gate o by Σ_{w ∈ o} θ_w g_nw: the filter's weights times
-//! their gradient. Half the gates' Fisher is Theis et al.'s score of a feature map (2018, eq. 12 with the filter's own weights):
+//! With a gate of 1 in front of each filter, sample n's loss changes with gate o by Σ_{w ∈ o} θ_w g_nw: the
+//! filter's weights times their gradient. Half the gates' Fisher is Theis et al.'s score of a feature map
+//! (2018, eq. 12 with the filter's own weights):
 //!
 //! ```text
 //! score[o] = ½ Σ_n weight[n] (Σ_{w ∈ o} θ_w g_nw)²
@@ -38,11 +39,12 @@ use crate::stream::Run;
 /// Gradients held at a time, where one group's are not more: 16 MiB.
 const TILE: u64 = 4 << 20;
 
-/// The `filter-gate` score of every filter of every layer with filters that `captures` describe, by the name of its weight.
+/// The `filter-gate` score of every filter of every layer with filters that `captures` describe, by the name
+/// of its weight.
 ///
 /// # Errors
-/// [`Error::Mismatch`] where the captures are not of `model`; [`Error::Tensor`] for values that are not numbers; what reading and
-/// the backend refuse.
+/// [`Error::Mismatch`] where the captures are not of `model`; [`Error::Tensor`] for values that are not
+/// numbers; what reading and the backend refuse.
 pub fn scores(model: &Path, captures: &[PathBuf], run: &Run<'_>) -> Result<BTreeMap<String, Vec<f64>>> {
     let (model, captures) = (&Checkpoint::open(model)?, &open(captures)?);
     let layers = layers(model, captures)?;
@@ -61,12 +63,14 @@ pub fn plan(model: &Path, captures: &[PathBuf], options: &PruneOptions) -> Resul
     plan_captured(&model, &captures, options).map(|(plan, _)| plan.shown(None))
 }
 
-/// Prunes whole filters of `model` by `filter-gate` from `captures` of it, and writes the result, and the mask where asked for.
+/// Prunes whole filters of `model` by `filter-gate` from `captures` of it, and writes the result, and the
+/// mask where asked for.
 ///
 /// # Errors
-/// [`Error::Argument`] for a budget that cannot be met or a structure other than filters; [`Error::Mismatch`] where the captures
-/// are not the model's, lack a layer, or a glob matches nothing; [`Error::Tensor`] for values that are not numbers; [`Error::Output`]
-/// for outputs that cannot be written; what reading and the backend refuse.
+/// [`Error::Argument`] for a budget that cannot be met or a structure other than filters; [`Error::Mismatch`]
+/// where the captures are not the model's, lack a layer, or a glob matches nothing; [`Error::Tensor`] for
+/// values that are not numbers; [`Error::Output`] for outputs that cannot be written; what reading and the
+/// backend refuse.
 pub fn prune(
     model: &Path,
     captures: &[PathBuf],
@@ -253,7 +257,8 @@ fn add_squares(sums: &mut [f64], theta: &[f32], gradients: &[f32], weights: &[f6
     });
 }
 
-/// What each sample's square counts: 1 of the data's labels, its weight of the model's; of a mean loss, times the batch's size squared.
+/// What each sample's square counts: 1 of the data's labels, its weight of the model's; of a mean loss, times
+/// the batch's size squared.
 fn weights(capture: &Capture) -> Result<Vec<f64>> {
     let samples = capture.samples() as f64;
     let factor = if capture.loss_reduction() == LossReduction::Mean { samples * samples } else { 1.0 };

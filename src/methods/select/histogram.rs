@@ -66,7 +66,8 @@ impl Histogram {
         Self { window, counts: vec![0; window.bins as usize], above: 0 }
     }
 
-    /// Adds counts as [`kernels::select::Histogram`](crate::kernels::select::Histogram) leaves them: below, bins, above.
+    /// Adds counts as [`kernels::select::Histogram`](crate::kernels::select::Histogram) leaves them: below,
+    /// bins, above.
     ///
     /// # Errors
     /// [`Error::Shape`] if they are not as many as the window's.

@@ -30,8 +30,8 @@ pub struct Indicator {
 /// are. Two passes of 2·N·t·i·o operations a linear layer; no N × N matrix.
 ///
 /// # Errors
-/// As [`PerSample::inner_products`]; [`Error::Mismatch`] for captures of other labels, and where `exact` and `data` are not of one
-/// network, or not of as many samples.
+/// As [`PerSample::inner_products`]; [`Error::Mismatch`] for captures of other labels, and where `exact` and
+/// `data` are not of one network, or not of as many samples.
 pub fn indicator(exact: &[PathBuf], data: &[PathBuf], direction: &Path, run: &Run<'_>) -> Result<Indicator> {
     let open = |paths: &[PathBuf]| paths.iter().map(Capture::open).collect::<Result<Vec<_>>>();
     let clock = Arc::new(Clock::start());

@@ -184,14 +184,15 @@ impl Inputs {
     }
 }
 
-/// The distances between every two of `inputs`: Fishers of one network, or files that [`embed`](super::embed::embed) wrote, not both.
+/// The distances between every two of `inputs`: Fishers of one network, or files that
+/// [`embed`](super::embed::embed) wrote, not both.
 ///
 /// Reads each file once. With [`Group::Element`] the Fishers pass through memory side by side, a chunk at a time.
 ///
 /// # Errors
-/// [`Error::Argument`] for fewer than two tasks, [`Error::Mismatch`] for tasks of different networks or without a distance (a
-/// vector of zeros has no cosine; a value that is 0 in one task alone has no divergence), [`Error::Tensor`] for a value that no
-/// Fisher can have, and everything files and devices do.
+/// [`Error::Argument`] for fewer than two tasks, [`Error::Mismatch`] for tasks of different networks or
+/// without a distance (a vector of zeros has no cosine; a value that is 0 in one task alone has no
+/// divergence), [`Error::Tensor`] for a value that no Fisher can have, and everything files and devices do.
 pub fn distance(inputs: &[PathBuf], options: &DistanceOptions, run: &Run<'_>) -> Result<DistanceReport> {
     let started = Instant::now();
     let Inputs { paths, files, embeddings } = Inputs::open(inputs, options)?;

@@ -145,8 +145,8 @@ pub fn embed(fishers: &[PathBuf], options: &EmbedOptions, out: &Path, run: &Run<
     })
 }
 
-/// How tensors are cut into rows: runs of elements beside each other, of which a row has one, or, where its outputs lie along the second
-/// axis, one for each index of the first.
+/// How tensors are cut into rows: runs of elements beside each other, of which a row has one, or, where its
+/// outputs lie along the second axis, one for each index of the first.
 pub(super) struct Rows {
     /// Elements of a run of each tensor.
     widths: Vec<u64>,

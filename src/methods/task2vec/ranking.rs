@@ -18,8 +18,9 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Reads a table in CSV: the first row names the target tasks after a cell of any text, each other row is a source task and its
-    /// score for every target; an empty cell is a score that is not known, as is a row that is missing.
+    /// Reads a table in CSV: the first row names the target tasks after a cell of any text, each other row is
+    /// a source task and its score for every target; an empty cell is a score that is not known, as is a row
+    /// that is missing.
     ///
     /// ```text
     /// source,cola,mnli
@@ -143,7 +144,8 @@ pub struct Ranking {
     pub targets: u64,
     /// ρ: the mean rank, by distance, of the source with the best score; 1 is best.
     pub average_rank: f64,
-    /// DCG of the sources by distance over that of the sources by score; DCG = Σ_i (2^score_i − 1) / log₂(i + 1). 1 is best.
+    /// DCG of the sources by distance over that of the sources by score; DCG = Σ_i (2^score_i − 1) / log₂(i +
+    /// 1). 1 is best.
     pub ndcg: f64,
     /// The mean of 1 over that rank; 1 is best.
     pub mean_reciprocal_rank: f64,
@@ -151,8 +153,8 @@ pub struct Ranking {
 
 /// Ranks each target's sources by `matrix` `[source, target]`, smallest first, and holds that against known scores.
 ///
-/// Sources at equal distances keep the order of `names`. Of several best scores, the one nearest by distance counts. Where every gain
-/// 2^score − 1 of a target is 0, its NDCG is 1: no order is better than another.
+/// Sources at equal distances keep the order of `names`. Of several best scores, the one nearest by distance
+/// counts. Where every gain 2^score − 1 of a target is 0, its NDCG is 1: no order is better than another.
 ///
 /// # Errors
 /// [`Error::Mismatch`] if a task has no scores or no target has two; [`Error::Argument`] for scores outside [0, 1000].
@@ -235,7 +237,8 @@ mod tests {
 
     #[test]
     fn the_metrics_are_their_definitions() {
-        // Target a: b (0.2) before c (0.8), rank 2. Target b: c (0.7) before a (0.5), rank 1. Target c: b (0.1) before a (0.9), rank 2.
+        // Target a: b (0.2) before c (0.8), rank 2. Target b: c (0.7) before a (0.5), rank 1. Target c: b
+        // (0.1) before a (0.9), rank 2.
         let matrix = vec![vec![0.0, 0.9, 0.9], vec![0.1, 0.0, 0.1], vec![0.9, 0.1, 0.0]];
         let got = rank(&names(&["a", "b", "c"]), &matrix, &scores()).expect("all are known");
         assert!((got.average_rank - 5.0 / 3.0).abs() < 1e-15);

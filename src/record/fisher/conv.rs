@@ -8,10 +8,11 @@ use crate::error::{Error, Result};
 use crate::kernels::fisher::{ConvSq, ConvSqArgs, ConvSqParams, STORES};
 use crate::record::Recording;
 
-/// A convolution's or transposed convolution's sizes. Sizes are d, h, w; lower ranks have leading sizes of 1 (and no padding).
+/// A convolution's or transposed convolution's sizes. Sizes are d, h, w; lower ranks have leading sizes of 1
+/// (and no padding).
 ///
-/// Input `[samples, inputs, d, h, w]`, output gradient `[samples, outputs, d, h, w]`; weight `[outputs, inputs / groups, kernel]`, of
-/// a transposed one `[inputs, outputs / groups, kernel]`.
+/// Input `[samples, inputs, d, h, w]`, output gradient `[samples, outputs, d, h, w]`; weight
+/// `[outputs, inputs / groups, kernel]`, of a transposed one `[inputs, outputs / groups, kernel]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv {
     /// Number of samples n.
@@ -171,8 +172,8 @@ impl Conv {
         }
     }
 
-    /// Checks the output's sizes against the input's. A transposed convolution may have up to max(stride, dilation) − 1 more, its
-    /// `output_padding`.
+    /// Checks the output's sizes against the input's. A transposed convolution may have up to max(stride,
+    /// dilation) − 1 more, its `output_padding`.
     fn check_output(&self) -> Result<()> {
         for (axis, name) in ["d", "h", "w"].into_iter().enumerate() {
             let [input, output, kernel, stride, padding, dilation] =

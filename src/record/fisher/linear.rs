@@ -34,8 +34,9 @@ impl Linear {
         self.record_outputs(recording, 0..self.outputs, squares, buffers)
     }
 
-    /// As [`Linear::record`], for a range of outputs alone. `out` is `[outputs of the range, inputs]` (with [`Mode::Each`],
-    /// `[squares, outputs of the range, inputs]`), or of the whole weight, whose other outputs stay as they were.
+    /// As [`Linear::record`], for a range of outputs alone. `out` is `[outputs of the range, inputs]` (with
+    /// [`Mode::Each`], `[squares, outputs of the range, inputs]`), or of the whole weight, whose other
+    /// outputs stay as they were.
     ///
     /// # Errors
     /// As [`Linear::record`].

@@ -43,9 +43,9 @@ pub(super) struct Work {
     pub(super) iterations: u64,
 }
 
-/// Cuts a step into dispatches of at most [`FLOPS`] operations and no more loop iterations than the device makes. Outputs
-/// are cut at multiples of `multiple`; where each square has a result, which holds its outputs without a gap, they are not. The host has no
-/// watchdog and gets one piece.
+/// Cuts a step into dispatches of at most [`FLOPS`] operations and no more loop iterations than the device
+/// makes. Outputs are cut at multiples of `multiple`; where each square has a result, which holds its outputs
+/// without a gap, they are not. The host has no watchdog and gets one piece.
 pub(super) fn pieces(
     recording: &Recording,
     mode: Mode,

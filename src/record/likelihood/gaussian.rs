@@ -77,7 +77,8 @@ impl Gaussian {
         self.gradients(recording, kernel, self.params(0..1, 1.0), (output, target), out)
     }
 
-    /// Records noise as gradient, as if targets had been drawn from the model: the Monte Carlo Fisher. The outputs do not matter.
+    /// Records noise as gradient, as if targets had been drawn from the model: the Monte Carlo Fisher. The
+    /// outputs do not matter.
     ///
     /// # Errors
     /// As [`Gaussian::empirical`].
@@ -101,7 +102,8 @@ impl Gaussian {
         )
     }
 
-    /// Records unit directions: over all outputs, the exact Fisher, for the loss's Hessian is I. The outputs' values do not matter.
+    /// Records unit directions: over all outputs, the exact Fisher, for the loss's Hessian is I. The outputs'
+    /// values do not matter.
     ///
     /// # Errors
     /// As [`Gaussian::empirical`].

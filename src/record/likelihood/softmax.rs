@@ -50,7 +50,8 @@ impl Softmax {
         self.gradients(recording, kernel, self.params(0..1, 1.0), (logits, labels), out)
     }
 
-    /// Records the gradients of the data's labels `[n]`, each scaled to length 1: squared, they are the improved empirical Fisher.
+    /// Records the gradients of the data's labels `[n]`, each scaled to length 1: squared, they are the
+    /// improved empirical Fisher.
     ///
     /// # Errors
     /// As [`Softmax::empirical`].

@@ -5,12 +5,13 @@ use crate::error::{Error, Result};
 use crate::shape::DType;
 use crate::stream::{Budget, Memories};
 
-/// Bytes of one slot beyond which larger chunks gain nothing on a device: a chunk of this size takes milliseconds to move, and its
-/// fixed costs (a dispatch, a file call) microseconds.
+/// Bytes of one slot beyond which larger chunks gain nothing on a device: a chunk of this size takes
+/// milliseconds to move, and its fixed costs (a dispatch, a file call) microseconds.
 const DEVICE_SLOT: u64 = 32 << 20;
 
-/// The same on the host, where a chunk that stays in the cores' caches from its read to its write spares the memory. Measured with
-/// slots of 1 to 32 MiB: a merge takes a quarter less processor time at 1 to 3 MiB than at 32, and no less below.
+/// The same on the host, where a chunk that stays in the cores' caches from its read to its write spares the
+/// memory. Measured with slots of 1 to 32 MiB: a merge takes a quarter less processor time at 1 to 3 MiB than
+/// at 32, and no less below.
 const HOST_SLOT: u64 = 2 << 20;
 
 /// Chunks are no smaller, unless the data are: below, fixed costs would rule.
@@ -19,7 +20,8 @@ const MIN_ELEMENTS: u64 = 16 << 10;
 /// A combination of types makes no more chunks than this: a plan is a list, and must stay small beside the data.
 const MAX_CHUNKS: u64 = 1 << 20;
 
-/// Bytes of memory by the length of a chunk. A slot's buffers serve every combination of types, so each stream counts with its widest.
+/// Bytes of memory by the length of a chunk. A slot's buffers serve every combination of types, so each
+/// stream counts with its widest.
 pub(super) struct Sizes {
     read: Vec<DType>,
     written: Vec<DType>,

@@ -22,14 +22,16 @@ Examples:
 
 /// Time every kernel against what this device can do
 ///
-/// First the ceilings, measured in the same run: a large copy, multiply-adds in registers (on the host matrix products in cache too),
-/// the way to the device and back, and the smallest step. Then every kernel, checked before it is timed, at sizes from those that
-/// a launch dominates to 256 Mi elements, and products at the sizes of real layers. OF ROOF is the share that it reaches of what
-/// the ceilings allow: the copy's rate or the arithmetic's, whichever its fewest bytes and operations meet first. A kernel and its
-/// ceiling take turns, since machines change their speed. A share above 100 % says something about the ceiling: small sizes stay in
-/// a cache.
+/// First the ceilings, measured in the same run: a large copy, multiply-adds in registers (on the host matrix
+/// products in cache too), the way to the device and back, and the smallest step. Then every kernel, checked
+/// before it is timed, at sizes from those that a launch dominates to 256 Mi elements, and products at the
+/// sizes of real layers. OF ROOF is the share that it reaches of what the ceilings allow: the copy's rate or
+/// the arithmetic's, whichever its fewest bytes and operations meet first. A kernel and its ceiling take
+/// turns, since machines change their speed. A share above 100 % says something about the ceiling: small
+/// sizes stay in a cache.
 ///
-/// Sizes whose buffers exceed the memory (--device-memory, on the host --host-memory; 2 GiB without), or the time, are left out.
+/// Sizes whose buffers exceed the memory (--device-memory, on the host --host-memory; 2 GiB without), or the
+/// time, are left out.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Bench {

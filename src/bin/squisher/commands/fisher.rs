@@ -21,8 +21,9 @@ Captures are written by a few hooks in PyTorch: see examples/pytorch/capture.py.
 
 /// Compute a Fisher diagonal from captured activations and gradients
 ///
-/// Every capture holds one batch: each layer's input and the gradient at its output, taken in evaluation mode. The positions of
-/// a sample (tokens, pixels, uses of a shared layer) are added before its gradient is squared.
+/// Every capture holds one batch: each layer's input and the gradient at its output, taken in evaluation
+/// mode. The positions of a sample (tokens, pixels, uses of a shared layer) are added before its gradient is
+/// squared.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Fisher {

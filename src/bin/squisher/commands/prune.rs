@@ -21,11 +21,19 @@ Examples:
   squisher prune model --captures captures/*.safetensors --score filter-gate \\
       --sparsity 0.3 --exclude '*embed*' -o pruned";
 
+const USAGE: &str = "squisher prune <MODEL> <--fisher <F>|--captures <C>...> \
+                     <--keep <X>|--sparsity <X>|--pattern <N:M>> -o <OUT> [OPTIONS]";
+
+/// The flags of which one says how much is removed; which go together is refused in words of its own.
+fn amount() -> ArgGroup {
+    ArgGroup::new("amount").args(["keep", "sparsity", "pattern"]).required(true).multiple(true)
+}
+
 /// Zero the parameters that the loss needs least: the smallest ½ θ² F, or whole filters
 ///
 /// What is kept stays bit for bit; types, names and files are the model's. Of equal scores the earlier element is kept.
 #[derive(Args)]
-#[command(after_help = EXAMPLES, override_usage = "squisher prune <MODEL> <--fisher <F>|--captures <C>...> <--keep <X>|--sparsity <X>|--pattern <N:M>> -o <OUT> [OPTIONS]", group = ArgGroup::new("amount").args(["keep", "sparsity", "pattern"]).required(true).multiple(true))]
+#[command(after_help = EXAMPLES, override_usage = USAGE, group = amount())]
 pub(crate) struct Prune {
     /// The model: a safetensors file, a folder, or an index
     model: PathBuf,

@@ -22,13 +22,15 @@ Examples:
 The step is to be subtracted from the parameters, times a learning rate. The improved empirical Fisher needs logit_grad
 in the captures: see examples/pytorch/README.md.";
 
+const USAGE: &str = "squisher step <CAPTURE>... --kind <KIND> --damping <L> -o <OUT> [OPTIONS]";
+
 /// Compute a natural-gradient step Δ = Jᵀ (K + λI)⁻¹ s from captured activations and gradients
 ///
 /// J are the per-sample gradients, K = J Jᵀ their Gram matrix. The empirical Fisher (ef) has s = 1, the
 /// improved one (ief) s_n = ‖∂ℓ_n/∂z_n‖², z being the logits. Nothing of the size of J is ever in memory; K
 /// has 8·N² bytes for N samples.
 #[derive(Args)]
-#[command(after_help = EXAMPLES, override_usage = "squisher step <CAPTURE>... --kind <KIND> --damping <L> -o <OUT> [OPTIONS]")]
+#[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub(crate) struct Step {
     /// Capture files, one a batch
     #[arg(required = true, value_name = "CAPTURE")]

@@ -190,8 +190,8 @@ impl Checked for ConvSq {
     }
 }
 
-/// Every small geometry of one axis, inputs narrower than kernels, strides and padding among them: too many for all devices,
-/// and quick on the host, whose windows depend on it.
+/// Every small geometry of one axis, inputs narrower than kernels, strides and padding among them: too many
+/// for all devices, and quick on the host, whose windows depend on it.
 #[cfg(test)]
 pub(super) fn small_geometries() -> Vec<Case<ConvSq>> {
     let mut out = Vec::new();
@@ -279,7 +279,8 @@ fn in_windows() -> Vec<Case<ConvSq>> {
     shapes.map(|shape| case(plain(Form::Window), shape, Numbers::OVERWRITE, None)).into()
 }
 
-/// Kernels around four offsets, rows around four positions that begin anywhere, channels around 16 rows and 8 invocations.
+/// Kernels around four offsets, rows around four positions that begin anywhere, channels around 16 rows and 8
+/// invocations.
 fn in_slides() -> Vec<Case<ConvSq>> {
     let kernel = plain(Form::Slide);
     let deep = Shape::new((2, [3, 9, 8]), (17, 2, 1, 1, 1), 1);

@@ -25,7 +25,8 @@ impl Group<'_> {
     }
 }
 
-/// Rows are weight elements of an output channel, whose patches lie in a window as they are; columns are output channels.
+/// Rows are weight elements of an output channel, whose patches lie in a window as they are; columns are
+/// output channels.
 impl Factors for Group<'_> {
     const TRANSPOSED: bool = true;
     const TILE: (usize, usize) = (768, 128);

@@ -117,8 +117,8 @@ impl<'a> Layer<'a> {
         POSITIONS.min(self.grad[2])
     }
 
-    /// Phases of an axis that taps meet: elements of the input a stride apart lie side by side in a window, each such phase
-    /// behind the other.
+    /// Phases of an axis that taps meet: elements of the input a stride apart lie side by side in a window,
+    /// each such phase behind the other.
     fn phases(&self, axis: usize) -> usize {
         self.stride[axis].min(self.reach(axis) + 1)
     }

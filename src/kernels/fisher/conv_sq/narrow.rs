@@ -75,8 +75,8 @@ impl Layer<'_> {
     }
 }
 
-/// Output channels that follow each other in memory and are taken together: one alone is read too shortly at a time to be
-/// fetched ahead.
+/// Output channels that follow each other in memory and are taken together: one alone is read too shortly at
+/// a time to be fetched ahead.
 pub(super) const OUTPUTS: usize = 16;
 
 /// Interleaved sums of a dot product: four vectors that do not wait for each other.

@@ -51,7 +51,8 @@ impl Checked for EmbeddingSq {
         layer(&Caps::host(), positions, positions, 1024)
     }
 
-    /// The second: a batch of 16 x 512 tokens in a vocabulary of 32,000, which is less than a binding of software Vulkan.
+    /// The second: a batch of 16 x 512 tokens in a vocabulary of 32,000, which is less than a binding of
+    /// software Vulkan.
     fn layers(caps: &Caps) -> Vec<Bench<Self>> {
         [(64, 1000, 64), (8192, 32_000, 768)]
             .map(|(positions, rows, dim)| layer(caps, positions, rows, dim))

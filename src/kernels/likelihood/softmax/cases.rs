@@ -239,7 +239,8 @@ fn exp_error(z: f64, top: f64) -> f64 {
 /// How far the parts of a row may be off, relative to themselves.
 ///
 /// Relative errors add up along each product; sums add their depth: an octet's two fours, a lane's octets one after the
-/// other, the four, and the steps of a tree. Each factor and product may be flushed where it is below the normal numbers.
+/// other, the four, and the steps of a tree. Each factor and product may be flushed where it is below the
+/// normal numbers.
 struct Errors {
     /// Of Σ e over the other classes, which is `others` itself.
     sum: f64,

@@ -108,8 +108,8 @@ pub(in crate::kernels::merge) fn fisher_of_many(
 
 /// One or two models of a Fisher merge, parameter by parameter.
 ///
-/// Every array is a separate argument: only then does the compiler know that no two overlap, and vectorises the loop. For
-/// the same reason it is one loop, and one function.
+/// Every array is a separate argument: only then does the compiler know that no two overlap, and vectorises
+/// the loop. For the same reason it is one loop, and one function.
 #[expect(clippy::too_many_arguments, reason = "see above")]
 #[inline(always)]
 fn fisher_loop<const START: u8, const END: u8, const PAIR: bool, const FLOOR: bool>(

@@ -18,7 +18,8 @@ use crate::args::Global;
 use crate::commands::report;
 use crate::merge_request::Method;
 
-/// The accumulators saw different numbers of steps (the base 50, the specialists 760). The bias correction puts them on one scale.
+/// The accumulators saw different numbers of steps (the base 50, the specialists 760). The bias correction
+/// puts them on one scale.
 const SCALE: (&str, Scale) = ("unbiased", Scale::Unbiased);
 
 /// The specialists, which are merged.

@@ -31,8 +31,9 @@ Examples:
 
 /// Measure how far apart tasks are, by their Fishers (Task2Vec)
 ///
-/// Takes Fishers of one network, or files of `squisher embed`. cosine is blind to the scale of each Fisher, the others to a common
-/// scale only. Rows of the matrix are where from, columns where to; only asymmetric tells them apart.
+/// Takes Fishers of one network, or files of `squisher embed`. cosine is blind to the scale of each Fisher,
+/// the others to a common scale only. Rows of the matrix are where from, columns where to; only asymmetric
+/// tells them apart.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Distance {
@@ -62,8 +63,8 @@ pub(crate) struct Distance {
 
     /// Tell how well the distances rank known scores of transfers: a CSV table, sources down, targets across
     ///
-    /// The first row names the targets after a cell of any text; an empty cell is a score that is not known. Printed are the mean
-    /// rank of each target's best source, NDCG, and the mean reciprocal rank.
+    /// The first row names the targets after a cell of any text; an empty cell is a score that is not known.
+    /// Printed are the mean rank of each target's best source, NDCG, and the mean reciprocal rank.
     #[arg(long, value_name = "FILE")]
     scores: Option<PathBuf>,
 

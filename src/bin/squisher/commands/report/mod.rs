@@ -28,9 +28,9 @@ Examples:
 
 /// Show Fishers, masks and bench records as one page to look at
 ///
-/// One self-contained HTML file: where the mass lies (a heatmap of layers and modules on a log scale), how the values are
-/// distributed, how much the largest hold, the sparsity of masks, how two Fishers agree, and the roofline of what `squisher bench
-/// --record` kept. It needs no network and reads in light and dark.
+/// One self-contained HTML file: where the mass lies (a heatmap of layers and modules on a log scale), how
+/// the values are distributed, how much the largest hold, the sparsity of masks, how two Fishers agree, and
+/// the roofline of what `squisher bench --record` kept. It needs no network and reads in light and dark.
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Report {

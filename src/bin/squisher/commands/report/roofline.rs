@@ -31,7 +31,8 @@ pub(super) fn section(record: &Record) -> String {
             &roofline(record, &largest),
             "Each number is a kernel at its largest measured size: how much it computes for each byte that it must move, and how \
              fast. The line is the roof: left of its edge the copy's rate, right of it the arithmetic's. The broken line below it is half \
-             of it. It is drawn at the best of the whole run, and shares are of what the device did in turns with a kernel. Points above the roof stayed in a cache. Kernels that compute nothing are in the next figure only.",
+             of it. It is drawn at the best of the whole run, and shares are of what the device did in turns with a kernel. \
+             Points above the roof stayed in a cache. Kernels that compute nothing are in the next figure only.",
         ),
         figure(
             &shares("share of the roof by kernel", &bars(&largest)),
@@ -130,7 +131,8 @@ fn bars(rows: &[&Row]) -> Vec<(String, f64, String)> {
 
 fn table(rows: &[&Row]) -> String {
     let mut html = String::from(
-        "<details><summary>numbers</summary><table><tr><th></th><th>kernel</th><th>size</th><th>time</th><th>GB/s</th><th>GFLOP/s</th><th>of roof</th></tr>",
+        "<details><summary>numbers</summary><table><tr><th></th><th>kernel</th><th>size</th><th>time</th>\
+         <th>GB/s</th><th>GFLOP/s</th><th>of roof</th></tr>",
     );
     for (number, row) in (1..).zip(rows) {
         let _ = write!(
