@@ -87,6 +87,7 @@ fn a_device_is_not_asked_for_in_vain() {
         ("extract s --model m -o o --backend gl", "extract: has no --backend but host"),
         ("inspect m --adapter 0", "inspect: has no --adapter"),
         ("report m -o o --backend vulkan", "report: has no --backend but host"),
+        ("inspect m --matrix-units", "inspect: has no --matrix-units"),
     ] {
         bench.refuses(line, 2, &[says]);
     }

@@ -274,7 +274,8 @@ fn a_folders_config_says_how_the_merged_weights_are_stored() {
     let path = folder.path().join("a");
     fs::create_dir(&path).expect("a fresh folder");
     write(&path.join("model.safetensors"), &[floats("w", F, &[1.0; 4])]);
-    let config = r#"{"architectures": ["X"], "torch_dtype": "float32", "eps": 1e-05}"#;
+    let config = r#"{"architectures": ["X"], "torch_dtype": "float32", "eps": 1e-05,
+        "scale": 0.17677669529663687}"#;
     fs::write(path.join("config.json"), config).expect("it can be written");
     let merged = |dtype| {
         let output = folder.path().join("out");
@@ -285,7 +286,9 @@ fn a_folders_config_says_how_the_merged_weights_are_stored() {
     assert_eq!((merged(None).as_str(), merged(Some(DType::F32)).as_str()), (config, config));
     let stored = merged(Some(DType::BF16));
     assert!(
-        stored.contains(r#""torch_dtype": "bfloat16""#) && stored.contains(r#""eps": 0.00001"#),
+        stored.contains(r#""torch_dtype": "bfloat16""#)
+            && stored.contains(r#""eps": 0.00001"#)
+            && stored.contains(r#""scale": 0.17677669529663687"#),
         "{stored}"
     );
 }

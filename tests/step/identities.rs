@@ -190,6 +190,21 @@ fn no_samples_give_a_step_of_zeros() {
     assert_eq!((got["fc.weight"].as_slice(), report.samples), (&[0.0, 0.0][..], 0));
 }
 
+#[test]
+#[cfg_attr(skip_gpu_tests, ignore = "SQUISHER_SKIP_GPU_TESTS is set")]
+fn samples_without_positions_give_a_step_of_zeros() {
+    let folder = folder();
+    let wide = r#"{"fc": {"kind": "linear", "bias": false}}"#;
+    let path = Draft::new(wide).with("fc.input", &[2, 0, 40], &[]).with("fc.grad_output", &[2, 0, 30], &[]);
+    let paths = [path.write(&folder, "none")];
+    for backend in support::backends() {
+        let out = files::folder();
+        let (got, report) =
+            run(&backend, &paths, &options(StepKind::Ef, 1.0), out.path()).expect("nothing to do");
+        assert!(got["fc.weight"].iter().all(|&value| value == 0.0) && report.samples == 2, "{got:?}");
+    }
+}
+
 /// With the time in which there is none, a step's stages are the whole; but for reading, which may overlap,
 /// none counts twice.
 #[test]

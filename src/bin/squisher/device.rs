@@ -91,6 +91,7 @@ impl DeviceFlags {
             (Some(_), _) => "--adapter",
             (None, Some(backend)) if backend != Interface::Host => "--backend but host",
             _ if self.matrix_units => "--matrix-units",
+            _ if self.matrix_units => "--matrix-units",
             _ => return Ok(()),
         };
         Err(Error::argument(command, format!("has no {flag}; it runs on the host's threads")))

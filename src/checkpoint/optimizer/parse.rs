@@ -77,6 +77,12 @@ impl Source<'_> {
         group.step = number("step")?;
         group.weight_decay = number("weight_decay")?.unwrap_or(0.0);
         group.initial_accumulator_value = number("initial_accumulator_value")?.unwrap_or(0.0);
+        let start = group.initial_accumulator_value;
+        if !(start.is_finite() && start >= 0.0) {
+            return self.refuse(format!(
+                "param_groups[{index}] has initial_accumulator_value {start}, expected at least 0"
+            ));
+        }
         group.decoupled_weight_decay = number("decoupled_weight_decay")?.map(|flag| flag != 0.0);
         group.betas = self.betas(id, &place("betas"), &mut group.foreign)?;
         group.params = self.params(index, id)?;

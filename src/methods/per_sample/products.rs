@@ -45,6 +45,9 @@ impl Matrices<'_> {
         };
         let pieces: Vec<u32> = (0..self.len).step_by(TERMS as usize).collect();
         let each = u64::from(rows) * u64::from(columns);
+        if each == 0 {
+            return Ok(Vec::new());
+        }
         // Where a view may begin, whatever the device.
         let apart = each.next_multiple_of(64);
         let room = TOGETHER.min(caps.max_binding_bytes);
