@@ -51,7 +51,7 @@ impl Matrices<'_> {
         // Where a view may begin, whatever the device.
         let apart = each.next_multiple_of(64);
         let room = TOGETHER.min(caps.max_binding_bytes);
-        let together = usize_of(room / (4 * apart).max(1)).clamp(1, pieces.len().max(1));
+        let together = usize_of(room / (4 * apart)).clamp(1, pieces.len().max(1));
         let elements = |pieces: usize| apart * (pieces as u64 - 1) + each;
         let out = self.backend.alloc(elements(together), DType::F32)?;
         let mut sums = vec![0.0; usize_of(each)];
@@ -62,11 +62,8 @@ impl Matrices<'_> {
                 let params =
                     GramParams { len: self.len, first, count, first_row, rows, first_column, columns };
                 let out = View::new(out.memory().clone(), offset, each, Element::F32)?;
-                recording.dispatch(
-                    &kernel,
-                    params,
-                    GramArgs { x: self.x.clone(), y: self.y.clone(), out },
-                )?;
+                let args = GramArgs { x: self.x.clone(), y: self.y.clone(), out };
+                recording.dispatch(&kernel, params, args)?;
             }
             self.backend.run(&recording)?;
             let all: Vec<f32> = self.backend.download(&out.first(elements(pieces.len()))?)?;
